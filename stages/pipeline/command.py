@@ -1,0 +1,68 @@
+"""The command line that every stage shares: options from the stage's signature, parameters from params.yaml."""
+
+import argparse
+import dataclasses
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.pipeline.config import load_params
+
+
+def run(stage: Callable[..., None], argv: Sequence[str] | None = None) -> None:
+    """Run a stage from the command line.
+
+    Each parameter of `stage` that is annotated with a dataclass is loaded from params.yaml (`config` from the section named
+    as the stage's file, any other from the section of its own name); every other parameter becomes an option.
+    A `ValueError` or `OSError` ends the process with one line and status 1; set PIPELINE_TRACEBACK=1 to see where it arose.
+    """
+    name = Path(inspect.getfile(stage)).stem
+    options = _parser(stage, name).parse_args(argv)
+    try:
+        configs = {
+            parameter: load_params(name if parameter == "config" else parameter, schema)
+            for parameter, schema in config_schemas(stage).items()
+        }
+        stage(**configs, **vars(options))
+    except (ValueError, OSError) as error:
+        if os.environ.get("PIPELINE_TRACEBACK"):
+            raise
+        print("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def config_schemas(stage: Callable[..., None]) -> dict[str, Any]:
+    """The parameters of a stage that are configs, with their dataclasses."""
+    hints = typing.get_type_hints(stage)
+    return {parameter: hint for parameter, hint in hints.items() if dataclasses.is_dataclass(hint)}
+
+
+def _parser(stage: Callable[..., None], name: str) -> argparse.ArgumentParser:
+    """Build the options from the signature of the stage; its module's docstring is the help."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{name}",
+        description=inspect.getdoc(inspect.getmodule(stage)),
+        epilog=f"Parameters come from the section `{name}` of params.yaml.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    hints = typing.get_type_hints(stage)
+    for parameter in inspect.signature(stage).parameters.values():
+        hint = hints[parameter.name]
+        if dataclasses.is_dataclass(hint):
+            continue
+        if isinstance(hint, types.UnionType):
+            hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+        required = parameter.default is inspect.Parameter.empty
+        parser.add_argument(
+            f"--{parameter.name.replace('_', '-')}",
+            type=hint,
+            required=required,
+            default=None if required else parameter.default,
+            metavar=getattr(hint, "__name__", str(hint)).upper(),
+        )
+    return parser

@@ -1,0 +1,187 @@
+"""Typed parameters: the building blocks of every stage's config, and their loading from params.yaml.
+
+Configs are frozen pydantic dataclasses without defaults (conf/ is the only home of values); a wrong value is refused with
+its path, what was given and what is allowed.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic.dataclasses import dataclass
+
+PARAMS_FILE = Path("params.yaml")
+
+strict = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+T = TypeVar("T")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A number in [0, 1]."""
+
+
+def _as_written(value: Any, validate_float: ValidatorFunctionWrapHandler) -> Any:
+    checked = validate_float(value)
+    return value if isinstance(value, int) else checked
+
+
+Alpha = Annotated[float, Field(ge=0, le=1), WrapValidator(_as_written)]
+"""A merge weight in [0, 1]; a whole number stays one, because stages and folders are named as it is written."""
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+"""A whole number of at least 1."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
+Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+"""Pixels of one side; a multiple of 8, the reduction of Stable Diffusion's VAE."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class ParamsError(ValueError):
+    """params.yaml does not hold what a stage's config allows; the message is one line a leaf."""
+
+
+@dataclass(frozen=True, config=strict)
+class Source:
+    """Where a checkpoint, a model or a configuration comes from: a local path, or a pinned file or folder of the hub.
+
+    Attributes:
+        path: a local file or directory; null for the hub.
+        repo: hub id, "owner/name"; null for a local path.
+        revision: the commit, 40 hex digits. A branch name would change under the experiment's feet; it is allowed only
+            where the sha256 of the file pins the content.
+        file: one file of the repo, a folder of it, or null for all of it.
+        sha256: expected digest of that one file; null where it is not known.
+    """
+
+    path: Path | None
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
+    revision: str | None
+    file: str | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+
+    def __post_init__(self) -> None:
+        """Check that exactly one kind of source is given, and that it can be found again."""
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give either path (a local file or directory) or repo (a hub id), not both and not neither")
+        if self.path is not None and not self.path.exists():
+            raise ValueError(f"path: no such file or directory: {self.path}")
+        if self.repo is not None and not COMMIT.fullmatch(self.revision or "") and not (self.file and self.sha256):
+            raise ValueError(f"revision: {self.revision!r} is not a commit of 40 hex digits; pin the one you mean")
+
+    @property
+    def name(self) -> str:
+        """What to call it in a report and in a file's metadata: the hub id with its commit, or the last part of the path."""
+        if self.path is not None:
+            return self.path.name
+        return "/".join(filter(None, (f"{self.repo}@{self.revision}", self.file)))
+
+
+@dataclass(frozen=True, config=strict)
+class RuntimeConfig:
+    """Where a stage computes. The bytes of a result depend on the device, the thread count and the dtype.
+
+    Attributes:
+        device: "cuda" refuses to run without a GPU; "auto" takes one where there is one.
+        threads: CPU threads of torch's operators.
+        dtype: of frozen weights and activations; trained weights are always float32.
+    """
+
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Annotated[int, Field(ge=1, le=256)]
+    dtype: Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, config=strict)
+class SweepConfig:
+    """The values that the matrix stages follow.
+
+    Attributes:
+        alpha: merge weights of theta1, in [0, 1]; 0 is theta0 alone, 1 is theta1 alone.
+        rank: LoRA ranks of the text-to-image LoRA.
+        dreambooth_rank: LoRA ranks of the DreamBooth LoRA; an empty list leaves DreamBooth out.
+        bases: which originals get images of their own: theta0, theta1, both or none.
+    """
+
+    alpha: Annotated[tuple[Alpha, ...], Field(min_length=1)]
+    rank: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
+    dreambooth_rank: tuple[Annotated[int, Field(ge=1, le=1024)], ...]
+    bases: tuple[Literal["theta0", "theta1"], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a value that stands twice: its stages would have the same name."""
+        for name in ("alpha", "rank", "dreambooth_rank", "bases"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}: {list(values)} holds a value twice")
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of all variants that are compared: originals, merges, and either LoRA on each merge."""
+        return (
+            *self.bases,
+            *(f"a{alpha}" for alpha in self.alpha),
+            *(f"text2img-a{alpha}-r{rank}" for alpha in self.alpha for rank in self.rank),
+            *(f"dreambooth-a{alpha}-r{rank}" for alpha in self.alpha for rank in self.dreambooth_rank),
+        )
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """Read params.yaml; `ParamsError` if it is missing or not a mapping."""
+    try:
+        params = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path} is missing: run `python -m stages.pipeline.compose`") from error
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(params, dict):
+        raise ParamsError(f"{path} holds no sections: run `python -m stages.pipeline.compose`")
+    return params
+
+
+def validate(section: str, schema: type[T], values: object) -> T:
+    """Check one section of the parameters against its schema.
+
+    Raises:
+        ParamsError: one line for each wrong leaf: its path, what was given, what is allowed.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        items = [item for item in error.errors() if not _is_consequence(item, error)]
+        raise ParamsError("\n".join(_explain(section, item) for item in items)) from error
+
+
+def load_params(section: str, schema: type[T], path: Path = PARAMS_FILE) -> T:
+    """Load and check one section of params.yaml."""
+    params = read_params(path)
+    if section not in params:
+        raise ParamsError(f"{section}: this section is missing in {path}: run `python -m stages.pipeline.compose`")
+    return validate(section, schema, params[section])
+
+
+def _is_consequence(item: Mapping[str, Any], error: ValidationError) -> bool:
+    """Whether a list is called too short only because its wrong items were left out."""
+    return item["type"] == "too_short" and any(
+        len(other["loc"]) > len(item["loc"]) and other["loc"][: len(item["loc"])] == item["loc"] for other in error.errors()
+    )
+
+
+def _explain(section: str, item: Mapping[str, Any]) -> str:
+    """Write one pydantic error as `leaf: given …: what is allowed`."""
+    leaf = ".".join([section, *(str(part) for part in item["loc"] if not str(part).startswith(("function-", "tagged-")))])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(item["input"], dict):
+        return f"{leaf}: {message}" if ": " not in message else f"{leaf}.{message}"
+    if item["type"] == "unexpected_keyword_argument":
+        return f"{leaf}: no such parameter"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{leaf}: is missing"
+    if item["input"] == "???":
+        return f"{leaf}: is mandatory and not set yet; the comment beside it in conf/ says what to put there"
+    return f"{leaf}: given {item['input']!r}: {message}"

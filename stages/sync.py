@@ -1,0 +1,77 @@
+"""Guard the pipeline: the first stage of every run.
+
+Reads conf/, params.yaml, the code of all stages and the lock file. Refuses a params.yaml that is not what conf/ composes
+to, and any value that a stage's config does not allow, before any long work starts. Writes one code fingerprint a stage to
+data/code/<stage>, which that stage depends on, so that a comment reruns nothing and an edit reruns its users only; and
+removes the cells of values that are no longer in the sweep, so that the comparison sees the sweep's cells alone.
+
+It is a stage of its own so that plain `dvc repro` needs no step before it.
+"""
+
+import importlib
+import pkgutil
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import stages
+from stages.pipeline.command import config_schemas, run
+from stages.pipeline.config import ParamsError, SweepConfig, read_params, validate
+from stages.pipeline.fingerprints import fingerprint, read_pins
+from stages.pipeline.outputs import atomic_file
+from stages.pipeline.provenance import check
+
+LOCK_FILE = Path("requirements.lock")
+
+
+def stage_modules() -> dict[str, ModuleType]:
+    """The stage modules by name: every module of the package that has a `stage` function."""
+    names = [module.name for module in pkgutil.iter_modules(stages.__path__) if not module.ispkg and module.name != "sync"]
+    modules = {name: importlib.import_module(f"stages.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "stage")}
+
+
+def stage(conf: Path, cells: Path, out: Path) -> None:
+    """Check the parameters, write the fingerprints to `out`/<stage> and prune `cells`/{images,scores}."""
+    params = read_params()
+    check(params, conf)
+    sweep = validate_all(params)
+    root = Path(stages.__path__[0]).parent
+    pins = read_pins(LOCK_FILE)
+    for name in stage_modules():
+        with atomic_file(out / name) as part:
+            part.write_text(fingerprint(f"stages.{name}", root, pins) + "\n")
+    prune(cells, sweep)
+
+
+def validate_all(params: dict[str, object]) -> SweepConfig:
+    """Check every section against its stage's schema; all that is wrong is listed, a line each."""
+    schemas = {"sweep": SweepConfig}
+    for name, module in stage_modules().items():
+        for parameter, schema in config_schemas(module.stage).items():
+            schemas[name if parameter == "config" else parameter] = schema
+    wrong = []
+    for section, schema in schemas.items():
+        try:
+            validate(section, schema, params.get(section))
+        except ParamsError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ParamsError("\n".join(wrong))
+    return validate("sweep", SweepConfig, params["sweep"])
+
+
+def prune(cells: Path, sweep: SweepConfig) -> None:
+    """Remove images and scores of variants that the sweep no longer names; they stay in DVC's cache."""
+    for folder in (cells / "images", cells / "scores"):
+        for cell in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if cell.name.removesuffix(".csv") in sweep.variants:
+                continue
+            if cell.is_dir():
+                shutil.rmtree(cell)
+            else:
+                cell.unlink()
+
+
+if __name__ == "__main__":
+    run(stage)

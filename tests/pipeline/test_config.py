@@ -1,0 +1,92 @@
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from stages.pipeline.config import ParamsError, RuntimeConfig, Source, SweepConfig, load_params, read_params, strict, validate
+
+
+@dataclass(frozen=True, config=strict)
+class Inner:
+    lr: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=strict)
+class Outer:
+    inner: Inner
+    steps: int
+
+
+def message(schema, values) -> str:
+    with pytest.raises(ParamsError) as error:
+        validate("train", schema, values)
+    return str(error.value)
+
+
+def test_a_wrong_value_names_leaf_given_and_allowed():
+    assert message(Outer, {"inner": {"lr": -1}, "steps": 2}) == "train.inner.lr: given -1: Input should be greater than 0"
+
+
+def test_every_wrong_leaf_is_listed():
+    lines = message(Outer, {"inner": {"lr": float("nan"), "x": 1}}).splitlines()
+    assert "train.inner.x: no such parameter" in lines
+    assert "train.steps: is missing" in lines
+    assert any(line.startswith("train.inner.lr: given nan") for line in lines)
+
+
+def test_a_mandatory_leaf_says_that_it_is_not_set():
+    assert "train.steps: is mandatory and not set" in message(Outer, {"inner": {"lr": 1}, "steps": "???"})
+
+
+def source(**values):
+    return {"path": None, "repo": None, "revision": None, "file": None, "sha256": None} | values
+
+
+def test_source_needs_exactly_one_origin(tmp_path):
+    assert "either path" in message(Source, source())
+    assert "either path" in message(Source, source(path=str(tmp_path), repo="a/b"))
+
+
+def test_source_refuses_a_missing_path_and_a_branch():
+    assert message(Source, source(path="no/such/file")) == "train.path: no such file or directory: no/such/file"
+    assert "train.revision: 'main' is not a commit" in message(Source, source(repo="a/b", revision="main"))
+
+
+def test_source_takes_a_commit_or_a_branch_with_a_digest():
+    validate("x", Source, source(repo="a/b", revision="0" * 40))
+    validate("x", Source, source(repo="a/b", revision="main", file="f.ckpt", sha256="0" * 64))
+
+
+def sweep(**values):
+    return {"alpha": [0.5], "rank": [4], "dreambooth_rank": [], "bases": ["theta0"]} | values
+
+
+def test_variants_are_named_as_the_numbers_are_written():
+    variants = validate("sweep", SweepConfig, sweep(alpha=[0, 0.5, 1.0], dreambooth_rank=[2])).variants
+    assert variants[:4] == ("theta0", "a0", "a0.5", "a1.0")
+    assert "text2img-a0-r4" in variants
+    assert "dreambooth-a1.0-r2" in variants
+
+
+WRONG = [{"alpha": [1.1]}, {"alpha": []}, {"rank": [0]}, {"bases": ["theta2"]}, {"alpha": [0.5, 0.5]}]
+
+
+@pytest.mark.parametrize("values", WRONG)
+def test_sweep_refuses(values):
+    assert message(SweepConfig, sweep(**values)).startswith("train.")
+
+
+def test_runtime_refuses_an_unknown_device():
+    assert "'auto', 'cpu' or 'cuda'" in message(RuntimeConfig, {"device": "gpu", "threads": 2, "dtype": "float32"})
+
+
+def test_missing_file_and_section(tmp_path):
+    with pytest.raises(ParamsError, match="is missing: run"):
+        read_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(ParamsError, match="is not YAML"):
+        read_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: 1")
+    with pytest.raises(ParamsError, match="train: this section is missing"):
+        load_params("train", Outer, tmp_path / "params.yaml")
