@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help venv repro test lint params lock grids mini-world clean
 
-PYTHON ?= python3.11
+PYTHON ?= python3
 VENV := .venv
 EXPERIMENT ?= mini
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -40,7 +40,7 @@ params: venv ## Compose conf/ into params.yaml (EXPERIMENT=mini)
 	python -m stages.pipeline.compose experiment=$(EXPERIMENT)
 
 grids: venv ## What CI runs: fetch what is missing from the DVC remote, regenerate the comparison
-	python -m stages.pipeline.grids
+	python -m stages.pipeline.grids $(GRIDS)
 
 mini-world: venv ## Rebuild the small models of data/mini (hours on a CPU; says how long beforehand)
 	python -m stages.mini.rebuild

@@ -1,0 +1,83 @@
+"""BLIP, the captioning model (Li et al. 2022, arXiv:2201.12086): loading it, and asking it about images."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from stages.dataset.hub import plain_errors
+
+
+def load_blip(
+    source: str | Path, revision: str | None, device: torch.device, dtype: torch.dtype
+) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+    """Load BLIP and its processor.
+
+    The tokenizer and the image processor are named by class: the automatic choice of the latter asks for torchvision.
+
+    Args:
+        source: a local directory in the transformers layout, or a hub id.
+        revision: commit of the hub id; None for a directory.
+        device: where it computes.
+        dtype: of weights and activations.
+
+    Raises:
+        OSError: the files cannot be had, or are not a BLIP captioner.
+    """
+    name = f"captioner {source}@{revision}" if revision else f"captioner {source}"
+    commit = revision or "main"
+    if revision is None and not (Path(source) / "config.json").is_file():  # transformers would take BLIP's original config
+        raise OSError(f"{name} is not a model in the transformers layout: config.json is missing")
+    with plain_errors(name):
+        config = BlipConfig.from_pretrained(source, revision=commit)
+        tokenizer = BertTokenizer.from_pretrained(source, revision=commit)
+        image_processor = BlipImageProcessorPil.from_pretrained(source, revision=commit)
+        loaded: Any = BlipForConditionalGeneration.from_pretrained(
+            source, config=config, revision=commit, dtype=dtype, output_loading_info=True
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise OSError(f"{name} is not a BLIP captioning model: it lacks {len(missing)} weights, first {missing[0]}")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what BertTokenizer makes of a directory without its files
+        raise OSError(f"{name} has no vocabulary: tokenizer.json or vocab.txt is missing")
+    return model.to(device).eval(), BlipProcessor(image_processor, tokenizer)
+
+
+@torch.inference_mode()
+def generate_captions(
+    model: BlipForConditionalGeneration,
+    processor: BlipProcessor,
+    files: Sequence[Path],
+    *,
+    prompt: str | None,
+    num_beams: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> Iterator[str]:
+    """Describe images, in their order, as the model words it; nothing is drawn at random.
+
+    Args:
+        model: from `load_blip`.
+        processor: from `load_blip`.
+        files: images.
+        prompt: words that each caption begins with (conditional captioning); None lets the model begin.
+        num_beams: 1 is greedy search.
+        max_new_tokens: most tokens after the prompt.
+        batch_size: images at once; another size can change a close call between two words.
+
+    Yields:
+        A caption for each file.
+    """
+    for start in range(0, len(files), batch_size):
+        images = [Image.open(file).convert("RGB") for file in files[start : start + batch_size]]
+        text = [prompt] * len(images) if prompt else None
+        inputs = processor(images=images, text=text, return_tensors="pt")  # pyright: ignore[reportCallIssue]
+        inputs = inputs.to(model.device, model.dtype)
+        tokens = model.generate(**inputs, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False)
+        words = tokens[:, 1:]  # the first is [DEC], which is no word and not in every vocabulary
+        yield from processor.batch_decode(words, skip_special_tokens=True)

@@ -1,0 +1,87 @@
+"""From candidates of any source to a folder of checked images with standard names and a manifest."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from stages.dataset.images import RefusedImageError, pixel_digest, save_png
+from stages.dataset.metadata import ManifestRow, write_manifest
+from stages.dataset.sources import Candidate
+from stages.pipeline.progress import track
+
+
+def collect(
+    candidates: Sequence[Candidate],
+    folder: Path,
+    decode: Callable[[bytes], Image.Image],
+    on_bad: str,
+    max_images: int | None,
+) -> list[ManifestRow]:
+    """Write the usable candidates as 0001.png, 0002.png … in their order, and manifest.csv beside them.
+
+    A candidate that shows exactly what an earlier one shows is left out, with a line that says so.
+
+    Args:
+        candidates: of one source; read one at a time.
+        folder: where to write; it exists and is empty.
+        decode: bytes of a file to an RGB image; raises `RefusedImageError`.
+        on_bad: "fail" ends at the first candidate that cannot be used, "skip" leaves it out with a line that says why.
+        max_images: where to stop; None for all.
+
+    Returns:
+        The rows of the manifest.
+
+    Raises:
+        RefusedImageError: a candidate cannot be used, and `on_bad` is "fail".
+    """
+    digits = max(4, len(str(len(candidates))))
+    usable = _distinct(_usable(track(candidates, "images"), decode, on_bad))
+    rows = []
+    for number, (candidate, data, image) in enumerate(islice(usable, max_images), start=1):
+        path = folder / f"{number:0{digits}d}.png"
+        save_png(image, path)
+        rows.append(
+            ManifestRow(
+                file_name=path.name,
+                source=candidate.source,
+                source_sha256=hashlib.sha256(data).hexdigest(),
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                licence=candidate.licence,
+                width=image.width,
+                height=image.height,
+            )
+        )
+    write_manifest(folder, rows)
+    return rows
+
+
+Decoded = tuple[Candidate, bytes, Image.Image]
+
+
+def _usable(candidates: Iterator[Candidate], decode: Callable[[bytes], Image.Image], on_bad: str) -> Iterator[Decoded]:
+    for candidate in candidates:
+        try:
+            data = candidate.read()
+            image = decode(data)
+        except RefusedImageError as error:
+            message = f"{candidate.name}: {' '.join(str(error).split())}"
+            if on_bad == "fail":
+                raise RefusedImageError(f"{message}; remove it, or set download.on_bad=skip") from error
+            print(f"skipped {message}", file=sys.stderr)
+        else:
+            yield candidate, data, image
+
+
+def _distinct(decoded: Iterator[Decoded]) -> Iterator[Decoded]:
+    seen: dict[str, str] = {}
+    for candidate, data, image in decoded:
+        digest = pixel_digest(image)
+        if digest in seen:
+            print(f"skipped {candidate.name}: shows the same as {seen[digest]}", file=sys.stderr)
+            continue
+        seen[digest] = candidate.name
+        yield candidate, data, image

@@ -1,0 +1,99 @@
+"""Images from addresses of the web: a list that pins them, or a Bing search that does not."""
+
+import urllib.error
+import urllib.request
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from stages.dataset.images import RefusedImageError, looks_like_image
+from stages.dataset.metadata import read_table
+from stages.dataset.sources import Candidate
+
+MAX_BYTES = 64 * 2**20
+USER_AGENT = "sd-merge-lora (dataset download; Python urllib)"
+
+
+def fetch(url: str, timeout: float) -> bytes:
+    """The bytes at an http or https address.
+
+    Args:
+        url: other schemes are refused: a list from elsewhere must not read files of this machine.
+        timeout: seconds without an answer.
+
+    Raises:
+        RefusedImageError: not an http address, more than `MAX_BYTES`, or no good answer.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise RefusedImageError("is not an http or https address")
+    request = urllib.request.Request(quote(url, safe=":/?#[]@!$&'()*+,;=%"), headers={"User-Agent": USER_AGENT})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            data = answer.read(MAX_BYTES + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        raise RefusedImageError(f"cannot be downloaded ({error or type(error).__name__})") from error
+    if len(data) > MAX_BYTES:
+        raise RefusedImageError(f"is larger than {MAX_BYTES // 2**20} MiB")
+    return data
+
+
+def url_candidates(addresses: Path, timeout: float) -> list[Candidate]:
+    """The images of an address list, in its order.
+
+    Args:
+        addresses: a csv file with the columns source (http or https), source_sha256 and licence: the manifest.csv of an
+            earlier download from the web serves as it is, which is how a search is made reproducible.
+        timeout: seconds without an answer.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: the list is empty, lacks a column, or an address has no digest.
+    """
+    rows = read_table(addresses, ("source", "source_sha256", "licence"))
+    if not rows:
+        raise ValueError(f"{addresses} lists no addresses")
+    for row in rows:
+        if len(row["source_sha256"]) != 64:
+            raise ValueError(f"{addresses}: {row['source']} has no source_sha256, and addresses change what they give")
+    return [
+        Candidate(row["source"], row["source"], row["licence"], row["source_sha256"], partial(fetch, row["source"], timeout))
+        for row in rows
+    ]
+
+
+def search_candidates(query: str, limit: int, folder: Path, timeout: int) -> list[Candidate]:
+    """The first images that a Bing search finds today, in its order.
+
+    Nobody can repeat a search: another day finds other images, and the images' licences are unknown. What was found is
+    pinned by the manifest alone; give it to `url_candidates` to have the same images again.
+
+    Args:
+        query: search words.
+        limit: how many to download; fewer where Bing has no more.
+        folder: where the downloads go, an existing one.
+        timeout: seconds without an answer, for each image.
+
+    Raises:
+        OSError: Bing cannot be reached, or finds nothing.
+    """
+    from bing_image_downloader.bing import Bing
+
+    class Recorder(Bing):
+        """Bing's loop, which keeps each address beside its file (the package only prints it) and trusts no scheme."""
+
+        def save_image(self, link: str, file_path: Path) -> None:
+            data = fetch(link, self.timeout)
+            if not looks_like_image(data):
+                raise RefusedImageError("is not an image")  # so that it does not count towards the limit
+            file_path.write_bytes(data)
+            found.append(Candidate(link, link, "", None, file_path.read_bytes))
+
+    found: list[Candidate] = []
+    try:
+        Recorder(query, limit, folder, adult="strict", timeout=timeout, verbose=False).run()
+    except (OSError, HTTPException) as error:
+        raise OSError(f"Bing cannot be reached ({error}); use a list made earlier: download/source=urls") from error
+    if not found:
+        raise OSError(f"Bing finds no image for {query!r}; try other words, or another source")
+    return found

@@ -1,0 +1,91 @@
+"""A Hugging Face hub of one dataset repository on this machine: the routes that the real client asks for."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """The server. A file that is changed after the start keeps its digest in every answer, as a damaged one would."""
+
+    def __init__(self, repo: str, files: dict[str, bytes]):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repo, self.files = repo, files
+        self.digests = {name: hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() for name, data in files.items()}
+
+    def tree(self, folder: str, recursive: bool) -> list[dict[str, object]]:
+        """What a folder holds: files at any depth, or its own files and subfolders."""
+        inside = [name for name in self.files if name.startswith(f"{folder}/" if folder else "")]
+        depth = len(Path(folder).parts) + 1
+        own = [name for name in inside if recursive or len(Path(name).parts) == depth]
+        below = sorted({"/".join(Path(name).parts[:depth]) for name in inside if name not in own})
+        return [
+            *({"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in below),
+            *({"type": "file", "path": name, "size": len(self.files[name]), "oid": self.digests[name]} for name in own),
+        ]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        hub = self.hub
+        path = unquote(urlsplit(self.path).path)
+        api, resolve = f"/api/datasets/{hub.repo}", f"/datasets/{hub.repo}/resolve/{COMMIT}/"
+        if path.startswith(resolve) and path.removeprefix(resolve) in hub.files:
+            name = path.removeprefix(resolve)
+            self.answer(hub.files[name], ETag=f'"{hub.digests[name]}"')
+        elif path in (api, f"{api}/revision/{COMMIT}"):
+            siblings = [{"rfilename": name} for name in hub.files]
+            self.answer_json({"id": hub.repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
+        elif path.startswith(f"{api}/tree/{COMMIT}"):
+            folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
+            self.answer_json(hub.tree(folder, "recursive=true" in self.path.lower()))
+        else:
+            missing = (
+                "EntryNotFound" if path.startswith(resolve) else "RevisionNotFound" if hub.repo in path else "RepoNotFound"
+            )
+            self.answer(b"{}", status=404, **{"X-Error-Code": missing, "X-Error-Message": "not found"})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}").get("paths", [])
+        self.answer_json([item for item in self.hub.tree("", True) if item["path"] in asked])
+
+    @property
+    def hub(self) -> Hub:
+        assert isinstance(self.server, Hub)
+        return self.server
+
+    def answer_json(self, content: object) -> None:
+        self.answer(json.dumps(content).encode())
+
+    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+
+@contextmanager
+def loopback_hub(repo: str, files: dict[str, bytes]) -> Iterator[str]:
+    """Serve the files as dataset `repo` at `COMMIT`; gives the endpoint."""
+    with Hub(repo, files) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

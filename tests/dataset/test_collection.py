@@ -1,0 +1,71 @@
+import hashlib
+from functools import partial
+
+import pytest
+from PIL import Image
+
+from stages.dataset.collection import collect
+from stages.dataset.images import RefusedImageError, decode
+from stages.dataset.metadata import read_manifest
+from stages.dataset.sources import Candidate
+from tests.dataset.pictures import encoded, noise
+
+DECODE = partial(decode, min_size=8, max_pixels=10_000)
+
+
+def candidate(name: str, data: bytes) -> Candidate:
+    return Candidate(name, f"source of {name}", "CC0", None, lambda: data)
+
+
+PICTURES = [candidate(f"{seed}.png", encoded(noise(seed))) for seed in range(3)]
+BROKEN = candidate("broken.png", encoded(noise(9))[:99])
+SMALL = candidate("small.png", encoded(noise(9, (7, 9))))
+
+
+def test_files_are_numbered_in_order_and_the_manifest_says_what_they_are(tmp_path):
+    rows = collect(PICTURES, tmp_path, DECODE, "fail", None)
+    assert [row.file_name for row in rows] == ["0001.png", "0002.png", "0003.png"]
+    assert read_manifest(tmp_path) == rows
+    second = rows[1]
+    assert second.sha256 == hashlib.sha256((tmp_path / "0002.png").read_bytes()).hexdigest()
+    assert second.source_sha256 == hashlib.sha256(PICTURES[1].read()).hexdigest()
+    assert (second.source, second.licence, second.width, second.height) == ("source of 1.png", "CC0", 20, 16)
+    with Image.open(tmp_path / "0002.png") as image:
+        assert image.tobytes() == noise(1).tobytes()
+
+
+def test_two_runs_write_the_same_bytes(tmp_path):
+    written = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        collect(PICTURES, tmp_path / name, DECODE, "fail", None)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert written[0] == written[1]
+    assert len(written[0]) == 4
+
+
+def test_the_same_picture_in_another_file_is_left_out_and_named(tmp_path, capsys):
+    twin = candidate("twin.bmp", encoded(noise(0), "BMP"))
+    rows = collect([*PICTURES, twin], tmp_path, DECODE, "fail", None)
+    assert len(rows) == 3
+    assert "skipped twin.bmp: shows the same as 0.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("bad", "reason"), [(BROKEN, "cannot be decoded"), (SMALL, "min_size is 8")])
+def test_a_bad_image_fails_or_is_skipped_by_name(tmp_path, capsys, bad, reason):
+    with pytest.raises(RefusedImageError, match=rf"{bad.name}.*{reason}.*on_bad=skip"):
+        collect([PICTURES[0], bad, PICTURES[1]], tmp_path, DECODE, "fail", None)
+    rows = collect([PICTURES[0], bad, PICTURES[1]], tmp_path, DECODE, "skip", None)
+    assert [row.source for row in rows] == ["source of 0.png", "source of 1.png"]
+    assert f"skipped {bad.name}" in capsys.readouterr().err
+
+
+def test_candidates_after_the_last_wanted_one_are_not_read(tmp_path):
+    rows = collect([*PICTURES[:2], BROKEN], tmp_path, DECODE, "fail", 2)
+    assert len(rows) == 2
+
+
+def test_names_have_digits_enough_to_sort_by(tmp_path):
+    many = [candidate(f"{value}", encoded(Image.new("RGB", (8, 8), (value % 256, value // 256, 0)))) for value in range(10_000)]
+    rows = collect(many, tmp_path, DECODE, "fail", 1)
+    assert rows[0].file_name == "00001.png"

@@ -1,0 +1,106 @@
+import hashlib
+import html
+import io
+import urllib.error
+import urllib.request
+
+import pytest
+
+from stages.dataset import web
+from stages.dataset.images import RefusedImageError
+from tests.dataset.pictures import encoded, noise
+
+DATA = encoded(noise(0))
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """The web: address to bytes or an error; what is not in it cannot be reached."""
+    pages = {}
+
+    def urlopen(request, timeout):
+        answer = pages.get(request.full_url.split("?")[0], urllib.error.URLError("no route"))
+        if isinstance(answer, Exception):
+            raise answer
+        return io.BytesIO(answer.pop(0) if isinstance(answer, list) else answer)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return pages
+
+
+def address_list(tmp_path, *rows):
+    path = tmp_path / "list.csv"
+    path.write_text("source,source_sha256,licence\n" + "".join(f"{row}\n" for row in rows))
+    return path
+
+
+def test_a_list_gives_its_images_in_order_and_checks_them(tmp_path, answers):
+    answers["https://a.org/%C3%A9.png"] = DATA
+    answers["https://b.org/x"] = DATA + b"x"
+    listed = address_list(tmp_path, f"https://a.org/é.png,{DIGEST},CC0", f"https://b.org/x,{DIGEST},")
+    good, changed = web.url_candidates(listed, 1)
+    assert (good.read(), good.licence) == (DATA, "CC0")
+    with pytest.raises(RefusedImageError, match="it was changed since"):
+        changed.read()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([], "lists no addresses"), (["https://a.org/x.png,,CC0"], r"https://a\.org/x\.png has no source_sha256")],
+)
+def test_a_list_that_pins_nothing_is_refused(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        web.url_candidates(address_list(tmp_path, *rows), 1)
+
+
+def test_addresses_of_this_machine_are_refused(tmp_path):
+    path = tmp_path / "secret.png"
+    path.write_bytes(DATA)
+    for url in (path.as_uri(), str(path), "ftp://example.org/x.png"):
+        with pytest.raises(RefusedImageError, match="not an http"):
+            web.fetch(url, 1)
+
+
+def test_an_unreachable_address_and_an_endless_answer_are_refused(answers, monkeypatch):
+    with pytest.raises(RefusedImageError, match=r"cannot be downloaded .*no route"):
+        web.fetch("https://nowhere.org", 1)
+    monkeypatch.setattr(web, "MAX_BYTES", 10)
+    answers["https://a.org"] = b"x" * 11
+    with pytest.raises(RefusedImageError, match="larger"):
+        web.fetch("https://a.org", 1)
+
+
+def bing_page(*links: str) -> bytes:
+    return "".join(html.escape(f'"murl":"{link}"') for link in links).encode()
+
+
+SEARCH = "https://www.bing.com/images/async"
+
+
+def test_a_search_keeps_the_address_of_each_image(tmp_path, answers):
+    answers[SEARCH] = [
+        bing_page(
+            "https://a.org/1.png", "https://gone.org/2.png", "file:///etc/passwd", "https://b.org/", "https://a.org/3.png"
+        ),
+        b"",
+    ]
+    answers["https://a.org/1.png"] = answers["https://a.org/3.png"] = DATA
+    answers["https://b.org/"] = b"<html>buy this picture</html>"
+    found = web.search_candidates("8-bit", 3, tmp_path, 1)
+    assert [item.source for item in found] == ["https://a.org/1.png", "https://a.org/3.png"]
+    assert found[1].read() == DATA
+
+
+def test_a_search_stops_at_its_limit(tmp_path, answers):
+    answers[SEARCH] = [bing_page(*(f"https://a.org/{number}" for number in range(5)))]
+    answers.update({f"https://a.org/{number}": DATA for number in range(5)})
+    assert len(web.search_candidates("8-bit", 2, tmp_path, 1)) == 2
+
+
+def test_an_unreachable_and_a_fruitless_search_say_what_to_do(tmp_path, answers):
+    with pytest.raises(OSError, match=r"Bing cannot be reached .*download/source=urls"):
+        web.search_candidates("8-bit", 2, tmp_path, 1)
+    answers[SEARCH] = b""
+    with pytest.raises(OSError, match="finds no image for '8-bit'"):
+        web.search_candidates("8-bit", 2, tmp_path, 1)

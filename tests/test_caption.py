@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+
+from stages.caption import CaptionConfig, stage
+from stages.dataset.metadata import read_captions
+from stages.download import DownloadConfig
+from stages.download import stage as download
+from stages.pipeline.config import ParamsError, RuntimeConfig, validate
+from tests.dataset.pictures import save_noise
+
+RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
+LEAVES = {
+    "prompt": None,
+    "num_beams": 1,
+    "max_new_tokens": 6,
+    "batch_size": 2,
+    "prefix": "asuka",
+    "drop_phrases": [],
+    "drop_common_phrases": None,
+    "suffix": None,
+}
+
+
+def config(captioner: Path, **leaves) -> CaptionConfig:
+    source = {"path": str(captioner), "repo": None, "revision": None, "file": None, "sha256": None}
+    return validate("caption", CaptionConfig, {"model": source, **LEAVES, **leaves})
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value"),
+    [
+        ("prompt", ""),
+        ("num_beams", 0),
+        ("max_new_tokens", 0),
+        ("batch_size", 0),
+        ("prefix", ""),
+        ("drop_phrases", "*hair*"),
+        ("drop_common_phrases", 0),
+        ("drop_common_phrases", 1.5),
+        ("suffix", 3),
+    ],
+)
+def test_a_wrong_leaf_is_refused_by_name(tmp_path, leaf, value):
+    with pytest.raises(ParamsError, match=rf"^caption\.{leaf}: given {value!r}".replace("*", r"\*")):
+        config(tmp_path, **{leaf: value})
+
+
+def test_a_missing_captioner_is_refused_by_its_leaf(tmp_path):
+    with pytest.raises(ParamsError, match=r"^caption\.model\.path: no such file or directory"):
+        config(tmp_path / "absent")
+
+
+def test_a_single_file_is_no_captioner(tmp_path):
+    source = {"path": None, "repo": "a/b", "revision": "0" * 40, "file": "x.safetensors", "sha256": None}
+    with pytest.raises(ParamsError, match=r"^caption\.model\.file: a captioner is a whole directory"):
+        config(tmp_path, model=source)
+
+
+def test_a_folder_without_manifest_is_refused_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*manifest\.csv"):
+        stage(config(tmp_path), RUNTIME, tmp_path, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    from tests.dataset.tiny_blip import save_tiny_blip
+
+    return save_tiny_blip(tmp_path_factory.mktemp("models") / "blip")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    source = {"kind": "folder", "path": str(save_noise(folder / "mine", "a.png", "b.png", "c.png"))}
+    leaves = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
+    download(validate("download", DownloadConfig, {**leaves, "source": source}), folder / "raw")
+    return folder / "raw"
+
+
+@pytest.mark.stage
+def test_the_dataset_loads_as_an_imagefolder_with_the_same_pictures(captioner, raw, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    from datasets import load_dataset
+
+    stage(config(captioner), RUNTIME, raw, tmp_path / "dataset")
+    table = load_dataset("imagefolder", data_dir=str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert table.column_names == ["image", "caption"]
+    captions = read_captions(tmp_path / "dataset")
+    assert list(table["caption"]) == list(captions.values())
+    assert all(caption.startswith("asuka") for caption in captions.values())
+    for name in ("0001.png", "0002.png", "0003.png"):
+        assert (tmp_path / "dataset" / name).read_bytes() == (raw / name).read_bytes()
+
+
+@pytest.mark.stage
+def test_two_runs_write_the_same_table(captioner, raw, tmp_path):
+    for name in ("first", "second"):
+        stage(config(captioner), RUNTIME, raw, tmp_path / name)
+    assert (tmp_path / "first/metadata.csv").read_bytes() == (tmp_path / "second/metadata.csv").read_bytes()
+
+
+@pytest.mark.stage
+def test_editing_reaches_the_table(captioner, raw, tmp_path):
+    stage(config(captioner, drop_phrases=["*"], suffix="8-bit illustration"), RUNTIME, raw, tmp_path / "dataset")
+    assert set(read_captions(tmp_path / "dataset").values()) == {"asuka, 8-bit illustration"}
+
+
+@pytest.mark.stage
+def test_captions_without_a_word_left_fail_by_file_name_and_leave_nothing(captioner, raw, tmp_path):
+    with pytest.raises(ValueError, match=r"^0001\.png: its caption is empty.*caption\.prefix"):
+        stage(config(captioner, prefix=None, drop_phrases=["*"]), RUNTIME, raw, tmp_path / "dataset")
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.stage
+def test_a_caption_that_will_be_cut_is_named(captioner, raw, tmp_path, capsys):
+    stage(config(captioner, prefix=" ".join(["word"] * 80)), RUNTIME, raw, tmp_path / "dataset")
+    assert "warning: 0002.png: its caption has over 77 tokens" in capsys.readouterr().err

@@ -1,0 +1,185 @@
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.dataset.metadata import read_manifest
+from stages.download import DownloadConfig, stage
+from stages.pipeline.config import ParamsError, validate
+from tests.dataset.loopback_hub import COMMIT, loopback_hub
+from tests.dataset.pictures import encoded, noise, save_noise
+
+ROOT = Path(__file__).parents[1]
+LEAVES = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
+
+
+def config(source: dict, **leaves) -> DownloadConfig:
+    return validate("download", DownloadConfig, {**LEAVES, "source": source, **leaves})
+
+
+def folder_source(path: Path) -> dict:
+    return {"kind": "folder", "path": str(path)}
+
+
+def test_a_folder_becomes_numbered_pngs_with_a_manifest(tmp_path):
+    source = save_noise(tmp_path / "mine", "b.jpg", "a.webp")
+    stage(config(folder_source(source)), tmp_path / "raw")
+    assert [row.source for row in read_manifest(tmp_path / "raw")] == ["mine/a.webp", "mine/b.jpg"]
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["0001.png", "0002.png", "manifest.csv"]
+
+
+def test_a_failing_run_leaves_the_earlier_output_alone(tmp_path):
+    source = save_noise(tmp_path / "mine", "a.png")
+    stage(config(folder_source(source)), tmp_path / "raw")
+    (source / "b.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"b\.png"):
+        stage(config(folder_source(source)), tmp_path / "raw")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "raw"]
+    assert len(read_manifest(tmp_path / "raw")) == 1
+
+
+def test_too_few_usable_images_fail(tmp_path):
+    source = save_noise(tmp_path / "mine", "a.png", "b.png")
+    (source / "b.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"1 of 2 images are usable; download\.min_images is 2"):
+        stage(config(folder_source(source), on_bad="skip", min_images=2), tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "leaf"),
+    [
+        ({"kind": "folder", "path": "nowhere"}, "path"),
+        ({"kind": "hub_files", "repo": "noslash", "revision": COMMIT, "patterns": ["*"]}, "repo"),
+        ({"kind": "hub_files", "repo": "a/b", "revision": "main", "patterns": ["*"]}, "revision"),
+        ({"kind": "hub_files", "repo": "a/b", "revision": COMMIT, "patterns": []}, "patterns"),
+        ({"kind": "hub_dataset", "repo": "a/b", "revision": COMMIT, "split": "", "image_column": "image"}, "split"),
+        ({"kind": "urls", "list": "nowhere.csv", "timeout": 30}, "list"),
+        ({"kind": "bing", "query": "x", "limit": 0, "timeout": 30}, "limit"),
+        ({"kind": "bing", "query": "x", "limit": 9, "timeout": 30, "adult": True}, "adult"),
+    ],
+)
+def test_a_wrong_source_is_refused_by_its_leaf(source, leaf):
+    with pytest.raises(ParamsError, match=rf"^download\.source\.([a-z_]+\.)?{leaf}: ") as refused:
+        config(source)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_kind_is_refused_with_the_kinds_there_are():
+    with pytest.raises(ParamsError, match=r"^download\.source.*'folder', 'hub_files', 'hub_dataset', 'urls', 'bing'"):
+        config({"kind": "ftp"})
+
+
+def test_contradicting_counts_are_refused(tmp_path):
+    with pytest.raises(ParamsError, match=r"^download\.max_images: 3 is less than min_images, 4"):
+        config(folder_source(tmp_path), min_images=4, max_images=3)
+
+
+def run_download(folder: Path, source: dict, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the stage as DVC does, in a process of its own: the hub's client reads its environment at import."""
+    folder.mkdir(exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump({"download": {**LEAVES, "source": source}}))
+    return subprocess.run(
+        [sys.executable, "-m", "stages.download", "--out", "raw"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("download: error: ")]
+    assert "Traceback" not in done.stderr
+    return line
+
+
+CARD = b"---\nlicense: cc-by-4.0\n---\nDrawings."
+HUB_FILES = {"kind": "hub_files", "repo": "org/drawings", "revision": COMMIT, "patterns": ["train/*"]}
+
+
+@pytest.mark.stage
+def test_hub_files_come_with_address_and_licence_and_again_from_the_cache(tmp_path):
+    files = {"README.md": CARD, "train/b.png": encoded(noise(1)), "train/a.png": encoded(noise(0)), "test/c.png": b"x"}
+    with loopback_hub("org/drawings", files) as endpoint:
+        done = run_download(tmp_path, HUB_FILES, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    rows = read_manifest(tmp_path / "raw")
+    address = f"hf://datasets/org/drawings@{COMMIT}/train"
+    assert [(row.source, row.licence) for row in rows] == [(f"{address}/{name}.png", "cc-by-4.0") for name in "ab"]
+    assert run_download(tmp_path, HUB_FILES, HF_HUB_OFFLINE="1").returncode == 0
+    assert read_manifest(tmp_path / "raw") == rows
+
+
+@pytest.mark.stage
+def test_a_body_that_is_not_what_the_hub_lists_is_refused(tmp_path):
+    files = {"train/a.png": encoded(noise(0))}
+    with loopback_hub("org/drawings", files) as endpoint:
+        files["train/a.png"] = files["train/a.png"][:-1] + b"x"
+        done = run_download(tmp_path, HUB_FILES, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert "org/drawings: train/a.png: is damaged in the hub cache: remove" in error_line(done)
+
+
+@pytest.mark.stage
+def test_a_hub_dataset_gives_the_images_of_a_column(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    images = [{"bytes": encoded(noise(seed)), "path": None} for seed in range(2)]
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": images, "label": [0, 1]}), file)
+    files = {
+        "README.md": b"---\nlicense: cc0-1.0\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n"
+        b"  - name: label\n    dtype: int64\n---\n",
+        "data/train-00000-of-00001.parquet": file.getvalue(),
+    }
+    source = {"kind": "hub_dataset", "repo": "org/drawings", "revision": COMMIT, "split": "train", "image_column": "image"}
+    with loopback_hub("org/drawings", files) as endpoint:
+        done = run_download(tmp_path, source, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+        wrong = run_download(tmp_path, {**source, "image_column": "label"}, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+        absent = run_download(tmp_path, {**source, "split": "test"}, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    rows = read_manifest(tmp_path / "raw")
+    assert [(row.source, row.licence) for row in rows] == [
+        (f"hf://datasets/org/drawings@{COMMIT}#train/{row}", "cc0-1.0") for row in range(2)
+    ]
+    assert "has no column 'label' of images; it has: image (Image), label (Value)" in error_line(wrong)
+    assert "test" in error_line(absent)
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize("kind", ["hub_files", "hub_dataset"])
+def test_an_unreachable_hub_is_one_line_that_names_the_dataset_and_the_fix(tmp_path, kind):
+    leaves = {"patterns": ["*"]} if kind == "hub_files" else {"split": "train", "image_column": "image"}
+    source = {"kind": kind, "repo": "org/drawings", "revision": COMMIT, **leaves}
+    offline = run_download(tmp_path / "offline", source, HF_HUB_OFFLINE="1")
+    assert f"dataset org/drawings@{COMMIT}: it is not in the local cache" in error_line(offline)
+    assert "HF_HUB_OFFLINE" in error_line(offline)
+    with loopback_hub("org/other", {}) as endpoint:
+        unknown = run_download(tmp_path / "unknown", source, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert "check the name, or set HF_TOKEN" in error_line(unknown)
+
+
+@pytest.mark.stage
+def test_the_manifest_of_one_download_is_the_address_list_of_another(tmp_path):
+    files = {"a.png": encoded(noise(0)), "b.png": encoded(noise(1))}
+    with loopback_hub("org/drawings", files) as endpoint:
+        rows = [{"source": f"{endpoint}/datasets/org/drawings/resolve/{COMMIT}/{name}", "licence": "CC0"} for name in files]
+        stage(config(folder_source(save_noise(tmp_path / "mine", "a.png", "b.png"))), tmp_path / "first")
+        for row, first in zip(rows, read_manifest(tmp_path / "first"), strict=True):
+            row["source_sha256"] = first.source_sha256
+        with (tmp_path / "list.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        done = run_download(tmp_path / "again", {"kind": "urls", "list": str(tmp_path / "list.csv"), "timeout": 5})
+    assert done.returncode == 0, done.stderr
+    for name in ("0001.png", "0002.png"):
+        assert (tmp_path / "again" / "raw" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
