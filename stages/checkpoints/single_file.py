@@ -1,0 +1,36 @@
+"""Writing a model as one file in the LDM layout, which A1111 and ComfyUI read."""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.checkpoints.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
+from stages.checkpoints.model import Component, Model
+from stages.checkpoints.tensors import LazyTensor, write_safetensors
+
+
+def write_single_file(model: Model, out: Path, dtype: str) -> None:
+    """Write all components of a model, with the recipes of its parts, into one .safetensors file.
+
+    Raises:
+        ValueError: The text encoder is not that of SD1, whose single-file layout is the one known here.
+    """
+    _check_sd1(model.components["text_encoder"])
+    tensors: dict[str, LazyTensor] = {}
+    for name, component in model.components.items():
+        tensors |= to_ldm(component.tensors, component_specs(name, component.config))
+    tensors[f"{TEXT_ENCODER_PREFIX}embeddings.position_ids"] = _position_ids(model.components["text_encoder"])
+    write_safetensors(out, tensors, dtype, {name: component.recipe for name, component in model.components.items()})
+
+
+def _check_sd1(text_encoder: Component) -> None:
+    if text_encoder.config.get("hidden_act", "quick_gelu") != "quick_gelu":
+        raise ValueError(
+            f"{text_encoder.file}: the OpenCLIP text encoder of SD2; single files are written for SD1-type models only"
+        )
+
+
+def _position_ids(text_encoder: Component) -> LazyTensor:
+    """A constant of the layout that older readers insist on, written anew because mergers have been known to spoil it."""
+    length = text_encoder.config.get("max_position_embeddings", 77)
+    return LazyTensor((1, length), "I64", lambda: np.arange(length, dtype=np.int64))

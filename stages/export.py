@@ -1,0 +1,49 @@
+"""Write what people take away: a single-file checkpoint, or a LoRA file, for A1111 and ComfyUI.
+
+Reads a model in the diffusers layout, or the directory of a trained LoRA. Writes one .safetensors file: the model in the
+LDM layout, or the LoRA in kohya's keys with the alpha that it was trained with. The recipe is in the file's metadata.
+
+It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from stages.pipeline.command import run
+from stages.pipeline.config import strict
+from stages.pipeline.outputs import atomic_file
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True, config=strict)
+class ExportConfig:
+    """How to write.
+
+    Attributes:
+        dtype: Of a single-file checkpoint's weights.
+        lora_dtype: Of a LoRA's weights.
+    """
+
+    dtype: Literal["float16", "float32"]
+    lora_dtype: Literal["float16", "float32"]
+
+
+def stage(config: ExportConfig, source: Path, out: Path) -> None:
+    """Write the model or the LoRA in the directory `source` to the file `out`."""
+    with atomic_file(out) as part:
+        if (source / LORA_FILE).is_file():
+            from stages.checkpoints.kohya import write_kohya
+
+            write_kohya(source / LORA_FILE, part, config.lora_dtype)
+        else:
+            from stages.checkpoints.model import read_model
+            from stages.checkpoints.single_file import write_single_file
+
+            write_single_file(read_model(source, None), part, config.dtype)
+
+
+if __name__ == "__main__":
+    run(stage)

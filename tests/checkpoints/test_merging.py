@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+
+from stages.checkpoints.merging import MERGE_METHODS, MergePlan, merge_models, merge_tensors, weighted_sum
+from stages.checkpoints.model import read_model
+from stages.checkpoints.tensors import LazyTensor
+from tests.checkpoints.tiny import CONFIGS, SCHEDULER, TEXT_ENCODER, UNET, random_weights, save_diffusers
+
+PLAN = MergePlan("weighted_sum", 0.7, "merged")
+
+
+@pytest.fixture
+def models(tmp_path):
+    return [read_model(save_diffusers(tmp_path / f"theta{seed}", random_weights(seed)), None) for seed in (0, 1)]
+
+
+def read(tmp_path, name, configs=CONFIGS, scheduler=SCHEDULER):
+    return read_model(save_diffusers(tmp_path / name, random_weights(1, configs), configs, scheduler), None)
+
+
+def test_weighted_sum_of_two_by_two():
+    theta0, theta1 = np.array([[0, 4], [8, -4]], np.float32), np.array([[4, 4], [0, 4]], np.float32)
+    assert weighted_sum(theta0, theta1, 0.25).tolist() == [[1, 4], [6, -2]]
+
+
+@pytest.mark.parametrize(("alpha", "winner"), [(0.0, 0), (1.0, 1)])
+def test_alpha_is_the_weight_of_theta1(models, alpha, winner):
+    merged = merge_models(models[0], models[1], MergePlan("weighted_sum", alpha, "merged"))
+    for name in ("unet", "text_encoder"):
+        for key, tensor in merged.components[name].tensors.items():
+            assert np.array_equal(tensor.read(), models[winner].components[name].tensors[key].read())
+
+
+def test_half_precision_is_merged_in_float32():
+    theta0, theta1 = (np.random.default_rng(seed).normal(size=999).astype(np.float16) for seed in (0, 1))
+    tensors = [{"x": LazyTensor(theta.shape, "F16", lambda theta=theta: theta)} for theta in (theta0, theta1)]
+    merged = merge_tensors(tensors[0], tensors[1], "weighted_sum", 0.7)["x"].read()
+    exact = 0.3 * theta0.astype(np.float64) + 0.7 * theta1.astype(np.float64)
+    assert merged.dtype == np.float32
+    assert np.abs(merged - exact).max() < 1e-6
+
+
+def test_integers_are_copied():
+    ids = LazyTensor((77,), "I64", lambda: np.arange(77))
+    assert np.array_equal(merge_tensors({"ids": ids}, {"ids": ids}, "weighted_sum", 0.1)["ids"].read(), np.arange(77))
+
+
+@pytest.mark.parametrize(("policy", "index"), [("theta0", 0), ("theta1", 1)])
+def test_text_encoder_taken_whole(models, policy, index):
+    merged = merge_models(models[0], models[1], MergePlan("weighted_sum", 0.7, policy))
+    for key, tensor in merged.components["text_encoder"].tensors.items():
+        assert np.array_equal(tensor.read(), models[index].components["text_encoder"].tensors[key].read())
+    assert not np.array_equal(
+        merged.components["unet"].tensors["conv_in.weight"].read(),
+        models[index].components["unet"].tensors["conv_in.weight"].read(),
+    )
+
+
+def test_the_vae_is_not_merged(models):
+    assert merge_models(models[0], models[1], PLAN).components.keys() == {"unet", "text_encoder"}
+
+
+def test_passthrough_is_theta0(models):
+    merged = merge_models(models[0], None, MergePlan("passthrough", 0.7, "merged"))
+    assert merged.components["unet"].tensors == models[0].components["unet"].tensors
+
+
+def test_number_of_models_must_fit_the_method(models):
+    with pytest.raises(ValueError, match="weighted_sum merges two models"):
+        merge_models(models[0], None, PLAN)
+    with pytest.raises(ValueError, match="passthrough takes theta0 as it is"):
+        merge_models(models[0], models[1], MergePlan("passthrough", 0.7, "merged"))
+
+
+@pytest.mark.parametrize(
+    ("configs", "scheduler", "message"),
+    [
+        (
+            {"unet": UNET | {"cross_attention_dim": 1024, "use_linear_projection": True}},
+            {},
+            r"theta0 is SD1-type \(context width 8\), theta1 is SD2-type \(context width 1024\)",
+        ),
+        ({}, {"prediction_type": "v_prediction"}, "theta0 predicts epsilon, theta1 predicts v_prediction"),
+        ({"unet": UNET | {"block_out_channels": [4, 16, 16]}}, {}, r"unet: down_blocks.1.*: theta0 has shape .* theta1 has"),
+        ({"text_encoder": TEXT_ENCODER | {"num_hidden_layers": 1}}, {}, "text_encoder: only one of theta0 and theta1 has"),
+    ],
+)
+def test_different_models_are_refused(tmp_path, models, configs, scheduler, message):
+    other = read(tmp_path, "other", CONFIGS | configs, SCHEDULER | scheduler)
+    with pytest.raises(ValueError, match=message):
+        merge_models(models[0], other, PLAN)
+
+
+def test_the_recipe_names_both_originals(models):
+    merged = merge_models(models[0].from_source("toon"), models[1].from_source("anime"), PLAN)
+    recipe = merged.components["unet"].recipe
+    assert (recipe["method"], recipe["alpha"]) == ("weighted_sum", 0.7)
+    assert [recipe[theta]["source"] for theta in ("theta0", "theta1")] == ["toon", "anime"]
+    assert len({recipe[theta]["sha256"] for theta in ("theta0", "theta1")}) == 2
+
+
+def test_every_method_has_a_source():
+    assert all(method.source for method in MERGE_METHODS.values())

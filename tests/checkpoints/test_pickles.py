@@ -1,0 +1,120 @@
+"""Pickles: the weights are read, leftovers of trainers are ignored, and nothing is ever executed."""
+
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from stages.checkpoints.model import read_model
+from stages.checkpoints.pickles import open_ckpt
+from tests.checkpoints.tiny import ldm_weights, random_weights, save_configs
+
+WEIGHTS = {"a.weight": torch.arange(6, dtype=torch.float16).reshape(2, 3), "b": torch.tensor([1.5, -2.0])}
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.marker)!r}, 'w').close()",)
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """A class of a trainer that is installed while the file is written, and gone when it is read."""
+    names = ("pytorch_lightning", "pytorch_lightning.callbacks")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    callback = type("ModelCheckpoint", (), {"__module__": names[1]})
+    sys.modules[names[1]].ModelCheckpoint = callback  # pyright: ignore[reportAttributeAccessIssue]
+    return callback
+
+
+def assert_weights(path):
+    tensors = open_ckpt(path)
+    assert tensors.keys() == WEIGHTS.keys()
+    assert tensors["a.weight"].dtype == "F16"
+    assert np.array_equal(tensors["a.weight"].read(), WEIGHTS["a.weight"].numpy())
+
+
+@pytest.mark.parametrize("nest", [dict, lambda weights: {"state_dict": weights, "epoch": 3}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_at_the_top_or_nested(tmp_path, nest, zipped):
+    torch.save(nest(WEIGHTS), tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    assert_weights(tmp_path / "model.ckpt")
+
+
+def test_entries_that_are_no_tensors_are_left_out(tmp_path):
+    torch.save({"state_dict": {**WEIGHTS, "note": "text", "step": 3}}, tmp_path / "model.ckpt")
+    assert_weights(tmp_path / "model.ckpt")
+
+
+def test_callbacks_of_a_trainer_are_ignored(tmp_path, trainer, monkeypatch):
+    callback = trainer()
+    callback.best = 3
+    torch.save({"callbacks": {trainer: {"best": 1}, "other": callback}, "state_dict": WEIGHTS}, tmp_path / "model.ckpt")
+    monkeypatch.delitem(sys.modules, "pytorch_lightning.callbacks")
+    assert_weights(tmp_path / "model.ckpt")
+
+
+def test_bfloat16_is_read_exactly(tmp_path):
+    values = torch.tensor([1.0, 3.140625, -1e30], dtype=torch.bfloat16)
+    torch.save({"a": values}, tmp_path / "model.ckpt")
+    assert np.array_equal(open_ckpt(tmp_path / "model.ckpt")["a"].read(), values.float().numpy())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, zipped):
+    marker = tmp_path / "ran"
+    content = {"state_dict": {**WEIGHTS, "bad": Malicious(marker)}}
+    torch.save(content, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"model.ckpt: refused: it names exec, which could run code"):
+        open_ckpt(tmp_path / "model.ckpt")
+    assert not marker.exists()
+    torch.load(tmp_path / "model.ckpt", weights_only=False)
+    assert marker.exists(), "the file of this test does nothing, so the test shows nothing"
+
+
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
+    marker = tmp_path / "ran"
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Malicious(marker), protocol=2))
+    with pytest.raises(ValueError, match=r"model.ckpt: "):
+        open_ckpt(tmp_path / "model.ckpt")
+    assert not marker.exists()
+
+
+def test_a_stub_does_not_let_a_harmful_global_through(tmp_path, trainer):
+    torch.save({"callbacks": trainer(), "state_dict": {"bad": Malicious(tmp_path / "ran")}}, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match="it names exec"):
+        open_ckpt(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1, 2]])
+def test_other_files_are_refused(tmp_path, content):
+    if isinstance(content, bytes):
+        (tmp_path / "model.ckpt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match=r"model.ckpt: .*not a checkpoint"):
+        open_ckpt(tmp_path / "model.ckpt")
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "model.ckpt")
+    whole = (tmp_path / "model.ckpt").read_bytes()
+    (tmp_path / "model.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.ckpt: truncated"):
+        open_ckpt(tmp_path / "model.ckpt")
+
+
+def test_a_whole_model(tmp_path):
+    weights = random_weights()
+    tensors = {key: torch.from_numpy(value) for key, value in ldm_weights(weights).items()}
+    torch.save({"state_dict": tensors, "global_step": 875000}, tmp_path / "model.ckpt")
+    model = read_model(tmp_path / "model.ckpt", save_configs(tmp_path / "configs"))
+    for name, component in weights.items():
+        assert all(np.array_equal(model.components[name].tensors[key].read(), value) for key, value in component.items())

@@ -1,0 +1,110 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from stages.base import BaseConfig, stage
+from stages.pipeline.config import Source, validate
+from tests.checkpoints.tiny import SCHEDULER, WEIGHTS, ldm_weights, random_weights, save_configs, save_diffusers, tree
+
+
+def local(path):
+    return Source(path=path, repo=None, revision=None, file=None, sha256=None)
+
+
+def base_config(source, config=None, dtype="float32"):
+    checkpoint = {"source": local(source), "config": config and local(config)}
+    return validate("base", BaseConfig, {"theta0": checkpoint, "theta1": None, "dtype": dtype})
+
+
+@pytest.fixture
+def single_file(tmp_path):
+    save_file(ldm_weights(random_weights()), tmp_path / "anime.safetensors")
+    return tmp_path / "anime.safetensors"
+
+
+@pytest.fixture
+def configs(tmp_path):
+    return save_configs(tmp_path / "configs")
+
+
+@pytest.mark.stage
+def test_single_file_and_ckpt_and_directory_give_the_same_weights(tmp_path, single_file, configs):
+    import torch
+
+    torch.save({"state_dict": {k: torch.from_numpy(v) for k, v in load_file(single_file).items()}}, tmp_path / "a.ckpt")
+    save_diffusers(tmp_path / "model", random_weights())
+    for name, config in (("anime.safetensors", configs), ("a.ckpt", configs), ("model", None)):
+        stage(base_config(tmp_path / name, config), "theta0", tmp_path / "out" / name)
+    written = [
+        {part: load_file(tmp_path / "out" / name / part / WEIGHTS[part]) for part in WEIGHTS}
+        for name in ("anime.safetensors", "a.ckpt", "model")
+    ]
+    for part, tensors in random_weights().items():
+        for model in written:
+            assert model[part].keys() == tensors.keys()
+            assert all(np.array_equal(model[part][key], value) for key, value in tensors.items())
+
+
+@pytest.mark.stage
+def test_layout(tmp_path, single_file, configs):
+    stage(base_config(single_file, configs), "theta0", tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        *(f"{part}/config.json" for part in WEIGHTS),
+        *(f"{part}/{name}" for part, name in WEIGHTS.items()),
+    }
+    assert json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text()) == SCHEDULER
+
+
+@pytest.mark.stage
+def test_two_runs_give_the_same_bytes_and_no_path(tmp_path, single_file, configs):
+    for name in ("a", "b"):
+        stage(base_config(single_file, configs, "float16"), "theta0", tmp_path / name)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert not [path for path, content in tree(tmp_path / "a").items() if str(tmp_path).encode() in content]
+
+
+@pytest.mark.stage
+def test_the_recipe_names_source_and_digest(tmp_path, single_file, configs):
+    stage(base_config(single_file, configs), "theta0", tmp_path / "out")
+    with safe_open(tmp_path / "out" / "vae" / WEIGHTS["vae"], "np") as file:
+        recipe = json.loads(file.metadata()["recipe"])
+    assert recipe["source"] == "anime.safetensors"
+    assert re.fullmatch(r"[0-9a-f]{64}", recipe["sha256"])
+
+
+@pytest.mark.stage
+def test_no_theta1_is_an_empty_directory(tmp_path, single_file, configs):
+    stage(base_config(single_file, configs), "theta1", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.stage
+def test_a_wrong_checkpoint_names_its_leaf_and_leaves_nothing(tmp_path, single_file, configs):
+    save_file({"conv_in.weight": np.zeros(1)}, single_file)
+    with pytest.raises(ValueError, match=r"^base\.theta0: .*anime\.safetensors: holds no unet"):
+        stage(base_config(single_file, configs), "theta0", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["anime.safetensors", "configs"]
+
+
+def test_wrong_name(tmp_path, single_file):
+    with pytest.raises(ValueError, match="theta0 or theta1"):
+        stage(base_config(single_file), "theta2", tmp_path / "out")
+
+
+def test_conf_holds_every_leaf(tmp_path):
+    values = yaml.safe_load((Path(__file__).parents[1] / "conf" / "base" / "default.yaml").read_text())
+    for name in ("theta0", "theta1"):
+        for leaf in ("source", "config"):
+            values[name][leaf]["path"] = str(tmp_path)
+    assert validate("base", BaseConfig, values).dtype == "float32"

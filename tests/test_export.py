@@ -1,0 +1,120 @@
+"""What people take away: checked with diffusers' own loaders."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from stages.export import ExportConfig, stage
+from tests.checkpoints.tiny import ldm_weights, random_weights, save_configs, save_diffusers
+
+pytestmark = pytest.mark.stage
+
+NOTHING = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+CONFIG = ExportConfig(dtype="float32", lora_dtype="float32")
+
+
+@pytest.fixture
+def model(tmp_path):
+    return save_diffusers(tmp_path / "model", random_weights())
+
+
+def test_ldm_to_diffusers_to_ldm_is_bitwise(tmp_path):
+    from stages.checkpoints.model import read_model, write_model
+
+    expected = ldm_weights(random_weights(dtype=np.float16))
+    save_file(expected, tmp_path / "in.safetensors")
+    read = read_model(tmp_path / "in.safetensors", save_configs(tmp_path / "configs"))
+    write_model(tmp_path / "diffusers", read, "float16")
+    stage(ExportConfig(dtype="float16", lora_dtype="float32"), tmp_path / "diffusers", tmp_path / "out.safetensors")
+    written = load_file(tmp_path / "out.safetensors")
+    ids = written.pop("cond_stage_model.transformer.text_model.embeddings.position_ids")
+    assert (ids.dtype, ids.tolist()) == (np.int64, [list(range(77))])
+    assert written.keys() == expected.keys()
+    assert all(written[key].tobytes() == value.tobytes() for key, value in expected.items())
+    assert all(written[key].shape == value.shape for key, value in expected.items())
+
+
+def test_two_runs_give_the_same_bytes(tmp_path, model):
+    for name in ("a", "b"):
+        stage(CONFIG, model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_recipes_of_the_parts_are_in_the_metadata(tmp_path, model):
+    stage(CONFIG, model, tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "np") as file:
+        assert json.loads(file.metadata()["recipe"]).keys() == {"unet", "vae", "text_encoder"}
+
+
+def test_something_else_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"model_index.json is missing"):
+        stage(CONFIG, tmp_path / "folder", tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_diffusers_loads_the_single_file_with_the_same_weights_and_image(tmp_path, model):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    stage(CONFIG, model, tmp_path / "out.safetensors")
+    expected = StableDiffusionPipeline.from_pretrained(model, local_files_only=True, **NOTHING)
+    loaded = StableDiffusionPipeline.from_single_file(
+        str(tmp_path / "out.safetensors"), config=str(model), local_files_only=True, **NOTHING
+    )
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(expected, part).state_dict(), getattr(loaded, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    images = [draw(pipeline) for pipeline in (expected, loaded)]
+    assert np.array_equal(images[0], images[1])
+    assert np.ptp(images[0]) > 0
+
+
+def draw(pipeline):
+    import torch
+
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    size = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "np"}
+    return np.asarray(pipeline("a b", generator=generator, **size).images)
+
+
+# Not alpha_pattern: diffusers 0.42 applies one alpha to all modules of a kohya file (its alphas' keys end in
+# `processor.to_q_lora.down.weight`, which match no module); tests/checkpoints/test_kohya.py covers it.
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"(to_q|q_proj)": 2}}])
+def test_diffusers_draws_the_same_with_the_kohya_file(tmp_path, model, settings):
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+
+    pipeline = StableDiffusionPipeline.from_pretrained(model, local_files_only=True, **NOTHING)
+    plain = draw(pipeline)
+    torch.manual_seed(0)
+    targets = {"unet": ["to_q", "to_v", "to_out.0", "proj_in"], "text_encoder": ["q_proj", "out_proj"]}
+    for part, modules in targets.items():
+        lora = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=modules, **settings)
+        getattr(pipeline, part).add_adapter(lora)
+    save_lora(pipeline, tmp_path / "lora")
+    expected = draw(pipeline)
+    stage(CONFIG, tmp_path / "lora", tmp_path / "kohya.safetensors")
+    fresh = StableDiffusionPipeline.from_pretrained(model, local_files_only=True, **NOTHING)
+    fresh.load_lora_weights(tmp_path / "kohya.safetensors")
+    assert np.array_equal(draw(fresh), expected)
+    assert not np.array_equal(expected, plain)
+
+
+def save_lora(pipeline, folder):
+    from peft import get_peft_model_state_dict
+
+    tensors, settings = {}, {}
+    for part in ("unet", "text_encoder"):
+        module = getattr(pipeline, part)
+        tensors |= {f"{part}.{key}": value.detach().numpy() for key, value in get_peft_model_state_dict(module).items()}
+        settings |= {f"{part}.{key}": value for key, value in module.peft_config["default"].to_dict().items()}
+    folder.mkdir()
+    metadata = {"lora_adapter_metadata": json.dumps(settings, sort_keys=True, default=sorted)}
+    save_file(tensors, folder / "pytorch_lora_weights.safetensors", metadata=metadata)

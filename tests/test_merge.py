@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from stages.merge import MergeConfig, stage
+from stages.pipeline.config import validate
+from stages.vae import VaeConfig
+from stages.vae import stage as vae_stage
+from tests.checkpoints.tiny import WEIGHTS, random_weights, save_diffusers, tree
+
+Folders = tuple[Path, Path, Path]
+pytestmark = pytest.mark.stage
+
+
+@pytest.fixture
+def folders(tmp_path):
+    save_diffusers(tmp_path / "theta0", random_weights(0, dtype=np.float16))
+    save_diffusers(tmp_path / "theta1", random_weights(1))
+    vae_stage(
+        VaeConfig(source="theta0", other=None, dtype="float16"), tmp_path / "theta0", tmp_path / "theta1", tmp_path / "vae"
+    )
+    return tmp_path / "theta0", tmp_path / "theta1", tmp_path / "vae"
+
+
+def merge_config(method="weighted_sum", text_encoder="merged", dtype="float16"):
+    return validate("merge", MergeConfig, {"method": method, "text_encoder": text_encoder, "dtype": dtype})
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.7, 1.0])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_merge_is_the_float32_formula_rounded_once(folders: Folders, tmp_path, alpha, dtype):
+    stage(merge_config(dtype=dtype), *folders, alpha, tmp_path / "out")
+    thetas = random_weights(0, dtype=np.float16), random_weights(1)
+    for part in ("unet", "text_encoder"):
+        written = load_file(tmp_path / "out" / part / WEIGHTS[part])
+        assert written.keys() == thetas[0][part].keys()
+        for key, value in written.items():
+            theta0, theta1 = (theta[part][key].astype(np.float32) for theta in thetas)
+            expected = np.float32(1 - alpha) * theta0 + np.float32(alpha) * theta1
+            assert value.tobytes() == expected.astype(dtype).tobytes(), key
+
+
+def test_the_vae_is_copied_byte_by_byte(folders: Folders, tmp_path):
+    stage(merge_config(), *folders, 0.7, tmp_path / "out")
+    assert tree(tmp_path / "out" / "vae") == tree(tmp_path / "vae")
+
+
+def test_two_runs_give_the_same_bytes(folders: Folders, tmp_path):
+    for name in ("a", "b"):
+        stage(merge_config(), *folders, 0.7, tmp_path / name)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_configs_scheduler_and_tokenizer_are_those_of_theta0(folders: Folders, tmp_path):
+    stage(merge_config(), *folders, 0.7, tmp_path / "out")
+    theta0, out = tree(tmp_path / "theta0"), tree(tmp_path / "out")
+    assert all(out[path] == content for path, content in theta0.items() if path.startswith(("scheduler", "tokenizer")))
+    assert json.loads(out["unet/config.json"]) == json.loads(theta0["unet/config.json"])
+
+
+def test_passthrough_is_theta0_in_the_dtype(folders: Folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    stage(merge_config(method="passthrough"), folders[0], tmp_path / "empty", folders[2], 0.7, tmp_path / "out")
+    for part in ("unet", "text_encoder"):
+        assert load_file(tmp_path / "out" / part / WEIGHTS[part]).keys() == load_file(folders[0] / part / WEIGHTS[part]).keys()
+        for key, value in load_file(folders[0] / part / WEIGHTS[part]).items():
+            assert np.array_equal(load_file(tmp_path / "out" / part / WEIGHTS[part])[key], value)
+
+
+def test_the_recipe_is_in_the_metadata(folders: Folders, tmp_path):
+    stage(merge_config(text_encoder="theta0"), *folders, 0.7, tmp_path / "out")
+    with safe_open(tmp_path / "out" / "unet" / WEIGHTS["unet"], "np") as file:
+        recipe = json.loads(file.metadata()["recipe"])
+    assert recipe.keys() == {"method", "alpha", "text_encoder", "theta0", "theta1"}
+    assert (recipe["method"], recipe["alpha"], recipe["text_encoder"]) == ("weighted_sum", 0.7, "theta0")
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha", "message"),
+    [
+        ("weighted_sum", 1.5, r"--alpha: given 1.5"),
+        ("weighted_sum", float("nan"), r"--alpha: given nan"),
+        ("passthrough", 0.7, "takes theta0 as it is"),
+    ],
+)
+def test_wrong_settings_are_refused(folders: Folders, tmp_path, method, alpha, message):
+    with pytest.raises(ValueError, match=message):
+        stage(merge_config(method=method), *folders, alpha, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_theta_is_refused(folders: Folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="merges two models"):
+        stage(merge_config(), folders[0], tmp_path / "empty", folders[2], 0.7, tmp_path / "out")
+    with pytest.raises(ValueError, match="empty is empty"):
+        stage(merge_config(), tmp_path / "empty", folders[1], folders[2], 0.7, tmp_path / "out")

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from stages.pipeline.config import ParamsError, Source, validate
+from stages.vae import VaeConfig, stage
+from tests.checkpoints.tiny import VAE, WEIGHTS, ldm_weights, random_weights, save_diffusers
+
+
+@pytest.fixture
+def thetas(tmp_path):
+    return tuple(save_diffusers(tmp_path / f"theta{seed}", random_weights(seed)) for seed in (0, 1))
+
+
+def vae_config(source, other=None):
+    origin = other and Source(path=other, repo=None, revision=None, file=None, sha256=None)
+    return VaeConfig(source=source, other=origin, dtype="float32")
+
+
+def assert_written(out, seed):
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", WEIGHTS["vae"]]
+    written = load_file(out / WEIGHTS["vae"])
+    assert all(np.array_equal(written[key], value) for key, value in random_weights(seed)["vae"].items())
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize(("source", "seed"), [("theta0", 0), ("theta1", 1)])
+def test_of_an_original(tmp_path, thetas: tuple[Path, Path], source, seed):
+    stage(vae_config(source), *thetas, tmp_path / "out")
+    assert_written(tmp_path / "out", seed)
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize("form", ["model", "model/vae", "vae.safetensors"])
+def test_of_another_source(tmp_path, thetas: tuple[Path, Path], form):
+    save_diffusers(tmp_path / "model", random_weights(2))
+    save_file(ldm_weights({"vae": random_weights(2)["vae"]}), tmp_path / "vae.safetensors")
+    stage(vae_config("other", tmp_path / form), *thetas, tmp_path / "out")
+    assert_written(tmp_path / "out", 2)
+
+
+@pytest.mark.stage
+def test_of_a_theta1_that_is_not_there(tmp_path, thetas: tuple[Path, Path]):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"vae\.source: theta1"):
+        stage(vae_config("theta1"), thetas[0], tmp_path / "empty", tmp_path / "out")
+
+
+@pytest.mark.stage
+def test_of_other_latents(tmp_path, thetas: tuple[Path, Path]):
+    config = VAE | {"latent_channels": 16}
+    save_diffusers(tmp_path / "model", random_weights(2, {"vae": config}), {"vae": config})
+    with pytest.raises(ValueError, match="16 latent channels, and the UNet takes 4"):
+        stage(vae_config("other", tmp_path / "model"), *thetas, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("source", "path"), [("other", None), ("theta0", ".")])
+def test_other_goes_with_its_source(source, path):
+    other = path and {"path": path, "repo": None, "revision": None, "file": None, "sha256": None}
+    with pytest.raises(ParamsError, match=r"^vae\.other: "):
+        validate("vae", VaeConfig, {"source": source, "other": other, "dtype": "float32"})
