@@ -1,0 +1,56 @@
+"""Embed the captions with the text encoder of one merge.
+
+Reads metadata.csv of the dataset, and the tokenizer and text encoder of a model in diffusers layout. Writes one safetensors
+file with the embeddings of every caption and of the empty one, which stands in for captions that training drops.
+
+It is a stage of its own because it is what all LoRAs on a merge share, whatever their rank; training never loads the text
+encoder.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from stages.pipeline.command import run
+from stages.pipeline.config import Count, RuntimeConfig, strict
+
+
+@dataclass(frozen=True, config=strict)
+class EncodeCaptionsConfig:
+    """How captions are embedded.
+
+    Attributes:
+        clip_skip: layers left out at the end of the text encoder; 0 is what A1111 calls 1. Set `generate.clip_skip` alike.
+        batch_size: captions that are embedded together; the last bits of the result depend on it.
+    """
+
+    clip_skip: Annotated[int, Field(ge=0, le=11)]
+    batch_size: Count
+
+
+def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, model: Path, out: Path) -> None:
+    """Embed the captions of the folder `dataset` with the text encoder of `model`, to the file `out`."""
+    from stages.dataset.metadata import read_captions
+
+    captions = read_captions(dataset)
+
+    from stages.lora.encoded import EncodedCaptions, write_encoded
+    from stages.lora.prompts import embed_prompts, load_text_encoder, token_counts
+    from stages.pipeline.torch_runtime import prepare
+
+    tokenizer, text_encoder = load_text_encoder(model, prepare(runtime))
+    limit = tokenizer.model_max_length
+    for (name, caption), tokens in zip(captions.items(), token_counts(tokenizer, list(captions.values())), strict=True):
+        if tokens > limit:
+            print(f"warning: {name}: its caption has {tokens} tokens; what comes after {limit} is cut off", file=sys.stderr)
+        if not caption.strip():
+            print(f"warning: {name}: its caption is empty", file=sys.stderr)
+    embeds = embed_prompts(tokenizer, text_encoder, ["", *captions.values()], config.clip_skip, config.batch_size)
+    write_encoded(EncodedCaptions(list(captions), list(captions.values()), embeds[1:], embeds[0]), out)
+
+
+if __name__ == "__main__":
+    run(stage)

@@ -1,0 +1,97 @@
+"""The files between the encoding stages and the training stages: safetensors, the same bytes each time."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.lora.batches import Examples
+from stages.pipeline.outputs import atomic_file
+
+METADATA_KEY = "encoded"
+"""The only metadata key: safetensors writes several in no fixed order."""
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """The VAE's posterior of each image and of its mirror image.
+
+    Attributes:
+        file_names: N names, without folder.
+        mean: (N, 2, C, h, w), not times the scaling factor; index 1 of the second dimension is the mirror image.
+        std: the same shape.
+        scaling_factor: the VAE's.
+        resolution: pixels of one side of the images.
+    """
+
+    file_names: list[str]
+    mean: Tensor
+    std: Tensor
+    scaling_factor: float
+    resolution: int
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Embeddings of captions.
+
+    Attributes:
+        file_names: N names of the images described.
+        captions: N texts.
+        prompt_embeds: (N, L, D).
+        empty_prompt_embeds: (L, D), of "".
+    """
+
+    file_names: list[str]
+    captions: list[str]
+    prompt_embeds: Tensor
+    empty_prompt_embeds: Tensor
+
+
+def write_encoded(encoded: EncodedImages | EncodedCaptions, path: Path) -> None:
+    """Write a file of encoded images or captions: its tensors, and the rest as metadata."""
+    values = vars(encoded)
+    tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+    rest = {name: value for name, value in values.items() if name not in tensors}
+    with atomic_file(path) as part:
+        save_file(tensors, part, metadata={METADATA_KEY: json.dumps(rest, sort_keys=True)})
+
+
+def read_encoded_images(path: Path) -> EncodedImages:
+    """Read what the stage encode_images wrote."""
+    return EncodedImages(**_read(path, ("mean", "std")))
+
+
+def read_encoded_captions(path: Path) -> EncodedCaptions:
+    """Read what the stage encode_captions wrote."""
+    return EncodedCaptions(**_read(path, ("prompt_embeds", "empty_prompt_embeds")))
+
+
+def pair_captions(images: EncodedImages, captions: EncodedCaptions) -> Examples:
+    """Put every caption to its image, by file name; images without a caption are left out.
+
+    Raises:
+        ValueError: a caption is of an image that was not encoded.
+    """
+    index = {name: number for number, name in enumerate(images.file_names)}
+    strangers = [name for name in captions.file_names if name not in index]
+    if strangers:
+        raise ValueError(f"{strangers[0]} has a caption and was not encoded as an image: run encode_images again")
+    chosen = [index[name] for name in captions.file_names]
+    return Examples(
+        images.mean[chosen], images.std[chosen], images.scaling_factor, captions.prompt_embeds, captions.empty_prompt_embeds
+    )
+
+
+def _read(path: Path, tensors: tuple[str, ...]) -> dict[str, Any]:
+    """The tensors of these names and the metadata; ValueError if the file is not of that kind."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            return {name: file.get_tensor(name) for name in tensors} | metadata
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path}: not a file of encoded {'images' if 'mean' in tensors else 'captions'}: {error}") from error

@@ -1,0 +1,209 @@
+"""The training loop that both LoRAs share, and its checkpoints."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from stages.lora.adapters import trained_parameters
+from stages.lora.batches import Batch
+from stages.lora.settings import TrainingConfig
+from stages.pipeline.outputs import atomic_file
+from stages.pipeline.progress import track
+
+STEPS_BEFORE_ESTIMATE = 20
+
+
+class DivergedError(ValueError):
+    """The loss is no number any more; the message says from which step on, and what to try."""
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """The course of training over the optimizer steps since the row before.
+
+    Attributes:
+        step: optimizer steps done.
+        loss: mean over these steps.
+        learning_rate: of the last of them.
+        grad_norm: mean over these steps, before clipping.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+
+
+class TrainingState:
+    """All that changes while training: what a checkpoint holds."""
+
+    def __init__(self, unet: UNet2DConditionModel, config: TrainingConfig, scale_gradients: bool) -> None:
+        self.parameters = trained_parameters(unet)
+        weights = list(self.parameters.values())
+        self.optimizer = torch.optim.AdamW(
+            weights,
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        self.lr_scheduler = get_scheduler(
+            config.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+            num_cycles=config.lr_num_cycles,
+            power=config.lr_power,
+        )
+        self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=scale_gradients)
+        self.step = 0
+        self.learning_rate = config.learning_rate
+        self.history: list[HistoryRow] = []
+        self.losses: list[Tensor] = []  # of the steps since the last row; numbers on the device, so that no step waits
+        self.grad_norms: list[Tensor] = []
+
+    def update(self, loss: Tensor, max_grad_norm: float | None) -> None:
+        """Make an optimizer step with the gradients that are there, the loss they are of being `loss`."""
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.scaler.unscale_(self.optimizer)
+        self.losses.append(loss)
+        self.grad_norms.append(clip_grad_norm_(self.parameters.values(), max_grad_norm or math.inf))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+
+    def log(self) -> None:
+        """Close a row of the history; `DivergedError` if a loss in it is not finite."""
+        losses, grad_norms = torch.stack(self.losses).tolist(), torch.stack(self.grad_norms).tolist()
+        self._check_finite(losses)
+        self.history.append(
+            HistoryRow(
+                step=self.step,
+                loss=math.fsum(losses) / len(losses),
+                learning_rate=self.learning_rate,
+                grad_norm=math.fsum(grad_norms) / len(grad_norms),
+            )
+        )
+        self.losses, self.grad_norms = [], []
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, whole or not at all; `DivergedError` instead of one that is no good."""
+        if self.losses:
+            self._check_finite(torch.stack(self.losses).tolist())
+        with atomic_file(path) as part:
+            torch.save(
+                {
+                    "step": self.step,
+                    "weights": {name: parameter.detach() for name, parameter in self.parameters.items()},
+                    "optimizer": self.optimizer.state_dict(),
+                    "lr_scheduler": self.lr_scheduler.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "history": [asdict(row) for row in self.history],
+                    "losses": self.losses,
+                    "grad_norms": self.grad_norms,
+                },
+                part,
+            )
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=next(iter(self.parameters.values())).device)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(saved["weights"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.losses, self.grad_norms = saved["step"], saved["losses"], saved["grad_norms"]
+        self.history = [HistoryRow(**row) for row in saved["history"]]
+
+    def _check_finite(self, losses: list[float]) -> None:
+        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss} at step {step}: try a lower learning_rate or max_grad_norm, a warm-up "
+                    "(lr_warmup_steps), or runtime.dtype=float32 if it is float16"
+                )
+
+
+def fit(
+    unet: UNet2DConditionModel,
+    batches: Callable[[int], Batch],
+    loss_fn: Callable[[UNet2DConditionModel, Batch], Tensor],
+    config: TrainingConfig,
+    dtype: torch.dtype = torch.float32,
+    checkpoint: Path | None = None,
+) -> list[HistoryRow]:
+    """Train the parameters of `unet` that require a gradient.
+
+    Args:
+        unet: on its device; changed in place.
+        batches: the n-th batch of the run, n counting forward passes from 0.
+        loss_fn: a scalar for a batch.
+        config: the run's settings.
+        dtype: of the computation; other than float32, it is autocast.
+        checkpoint: a file that a run which was interrupted goes on from, to the same bytes, and that is written every
+            `checkpointing_steps`; None for neither.
+
+    Returns:
+        A row every `logging_steps` optimizer steps, and one for the end.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    state = TrainingState(unet, config, scale_gradients=dtype == torch.float16)
+    if checkpoint is not None and checkpoint.is_file():
+        state.load(checkpoint)
+        print(f"going on after step {state.step}", flush=True)
+    loss_of_batch = _autocast(loss_fn, unet, dtype)
+    accumulation = config.gradient_accumulation_steps
+    unet.train()
+    started, first = time.perf_counter(), state.step
+    for step in track(range(first, config.max_train_steps), "training", total=config.max_train_steps, initial=first):
+        step_loss = torch.zeros((), device=unet.device)
+        for micro_step in range(step * accumulation, (step + 1) * accumulation):
+            loss = loss_of_batch(batches(micro_step)) / accumulation
+            state.scaler.scale(loss).backward()
+            step_loss += loss.detach()
+        state.update(step_loss, config.max_grad_norm)
+        last = state.step == config.max_train_steps
+        if last or state.step % config.logging_steps == 0:
+            state.log()
+        if checkpoint is not None and not last and state.step % config.checkpointing_steps == 0:
+            state.save(checkpoint)
+        if state.step == first + STEPS_BEFORE_ESTIMATE:
+            _say_estimate((time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE, config.max_train_steps - state.step)
+    return state.history
+
+
+def _autocast(
+    loss_fn: Callable[[UNet2DConditionModel, Batch], Tensor], unet: UNet2DConditionModel, dtype: torch.dtype
+) -> Callable[[Batch], Tensor]:
+    """The loss of a batch, computed on the UNet's device and in `dtype`."""
+    device = unet.device
+
+    def loss_of_batch(batch: Batch) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return loss_fn(unet, batch.to(device))
+
+    return loss_of_batch
+
+
+def _say_estimate(seconds_per_step: float, steps_left: int) -> None:
+    """Print how long the rest takes at the pace of the first steps."""
+    minutes, seconds = divmod(round(seconds_per_step * steps_left), 60)
+    print(
+        f"{seconds_per_step * 1000:.0f} ms a step: about {minutes} min {seconds} s for the {steps_left} steps left", flush=True
+    )

@@ -1,0 +1,66 @@
+"""Train a LoRA on images of one subject that share one prompt (DreamBooth).
+
+Reads the encoded images, the merge and a folder of class images. Embeds the prompts and, where there are class images,
+encodes them with the merge's text encoder and VAE, lets go of both, and trains with the UNet alone. Class images keep the
+class from becoming the subject (prior preservation); an empty folder leaves that out. Writes
+pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, and history.csv.
+
+It is a stage of its own because it is what a sweep over rank repeats, and it reads no captions, so an edited caption does
+not rerun it. A run that was interrupted goes on from its last checkpoint in .checkpoints/ and ends with the same bytes.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from stages.lora.settings import TrainingConfig
+from stages.pipeline.command import run
+from stages.pipeline.config import NonNegative, RuntimeConfig, Text, strict
+
+
+@dataclass(frozen=True, config=strict)
+class TrainDreamboothConfig(TrainingConfig):
+    """A LoRA of one subject.
+
+    Attributes:
+        instance_prompt: names the subject; the only prompt that its images are trained with.
+        class_prompt: what the class images were made with.
+        prior_loss_weight: of the class images in the loss; 1 counts them as much as the subject.
+        clip_skip: layers left out at the end of the text encoder.
+    """
+
+    instance_prompt: Text
+    class_prompt: Text
+    prior_loss_weight: NonNegative
+    clip_skip: Annotated[int, Field(ge=0, le=11)]
+
+
+def stage(
+    config: TrainDreamboothConfig, runtime: RuntimeConfig, images: Path, class_images: Path, model: Path, rank: int, out: Path
+) -> None:
+    """Train a LoRA of rank `rank` on the UNet of `model`, and write it to the directory `out`."""
+    if rank < 1:
+        raise ValueError(f"--rank: given {rank}: must be at least 1")
+
+    from stages import lora
+    from stages.lora.dreambooth import Subject, dreambooth_streams
+    from stages.lora.encoded import read_encoded_images
+    from stages.lora.tuning import Place, tune
+    from stages.pipeline.resume import resumable
+    from stages.pipeline.torch_runtime import prepare, weight_dtype
+
+    instance = read_encoded_images(images)
+    settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
+    device = prepare(runtime)
+    with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])]) as folder:
+        subject = Subject(config.instance_prompt, config.class_prompt, config.prior_loss_weight, config.clip_skip)
+        streams = dreambooth_streams(instance, sorted(class_images.glob("*.png")), model, subject, device)
+        place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")
+        tune(model, streams, config, rank, place, out)
+
+
+if __name__ == "__main__":
+    run(stage)

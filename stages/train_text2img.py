@@ -1,0 +1,56 @@
+"""Train a LoRA on images with captions.
+
+Reads the encoded images, the captions embedded by the merge's text encoder, and the merge itself, of which only the UNet is
+loaded. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, and history.csv:
+step, epoch, loss, learning_rate, grad_norm.
+
+It is a stage of its own because it is what a sweep over rank repeats. A run that was interrupted goes on from its last
+checkpoint in .checkpoints/ and ends with the same bytes.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+from stages.lora.settings import TrainingConfig
+from stages.pipeline.command import run
+from stages.pipeline.config import Fraction, RuntimeConfig, strict
+
+
+@dataclass(frozen=True, config=strict)
+class TrainText2imgConfig(TrainingConfig):
+    """A captioned LoRA.
+
+    Attributes:
+        caption_dropout: share of the samples that are trained with the empty caption, for classifier-free guidance.
+    """
+
+    caption_dropout: Fraction
+
+
+def stage(
+    config: TrainText2imgConfig, runtime: RuntimeConfig, images: Path, captions: Path, model: Path, rank: int, out: Path
+) -> None:
+    """Train a LoRA of rank `rank` on the UNet of `model`, and write it to the directory `out`."""
+    if rank < 1:
+        raise ValueError(f"--rank: given {rank}: must be at least 1")
+
+    from stages import lora
+    from stages.lora.batches import Stream
+    from stages.lora.encoded import pair_captions, read_encoded_captions, read_encoded_images
+    from stages.lora.tuning import Place, tune
+    from stages.pipeline.resume import resumable
+    from stages.pipeline.torch_runtime import prepare, weight_dtype
+
+    examples = pair_captions(read_encoded_images(images), read_encoded_captions(captions))
+    stream = Stream("instance", examples, caption_dropout=config.caption_dropout)
+    settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
+    device = prepare(runtime)
+    with resumable("train_text2img", settings, [images, captions, model, Path(lora.__path__[0])]) as folder:
+        place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")
+        tune(model, [stream], config, rank, place, out)
+
+
+if __name__ == "__main__":
+    run(stage)

@@ -1,0 +1,20 @@
+"""The committed settings, with what a test changes in them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.lora.settings import TrainingConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def conf_values(group: str, **changes: Any) -> dict[str, Any]:
+    return yaml.safe_load((CONF / group / "default.yaml").read_text()) | changes
+
+
+def training_config(**changes: Any) -> TrainingConfig:
+    values = conf_values("train_text2img", **changes)
+    del values["caption_dropout"]
+    return TrainingConfig(**values)

@@ -1,0 +1,108 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.lora.batches import Draws, Examples, Stream, batch_at, epoch_order, make_batch
+
+DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
+
+
+def make_examples(count=10, std=0.0):
+    """Image n has the value n everywhere, its mirror image n + 0.5; its prompt n, the empty one -1."""
+    values = torch.arange(count).float().view(-1, 1, 1, 1, 1)
+    mean = torch.cat([values, values + 0.5], dim=1).expand(-1, -1, 4, 2, 2)
+    prompts = torch.arange(count).float().view(-1, 1, 1).expand(-1, 3, 2)
+    return Examples(mean, torch.full_like(mean, std), 1.0, prompts, torch.full((3, 2), -1.0))
+
+
+def images_of(batch):
+    return batch.latents[:, 0, 0, 0].floor().int().tolist()
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+
+
+def test_a_batch_depends_on_nothing_that_was_drawn_before():
+    stream = Stream("instance", make_examples(std=0.1))
+    late = batch_at([stream], DRAWS, 4, 17)
+    for number in range(5):
+        batch_at([stream], DRAWS, 4, number)
+    torch.manual_seed(12)
+    assert equal(batch_at([stream], DRAWS, 4, 17), late)
+
+
+def test_half_batches_are_the_halves_of_the_whole_batch():
+    stream = Stream("instance", make_examples(std=0.1))
+    whole = make_batch(stream, range(8, 12), DRAWS)
+    halves = [make_batch(stream, positions, DRAWS) for positions in (range(8, 10), range(10, 12))]
+    for name in ("latents", "noise", "timesteps", "encoder_hidden_states"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
+
+
+def test_every_epoch_shows_every_image_once_in_an_order_of_its_own():
+    stream = Stream("instance", make_examples(count=10))
+    shown = [image for number in range(5) for image in images_of(batch_at([stream], DRAWS, 4, number))]
+    assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10))
+    assert shown[:10] != shown[10:]
+    assert epoch_order(4, "instance", 0, 10) != epoch_order(3, "instance", 0, 10)
+
+
+def test_prompts_go_with_their_images():
+    batch = make_batch(Stream("instance", make_examples()), range(10), DRAWS)
+    assert batch.encoder_hidden_states[:, 0, 0].int().tolist() == images_of(batch)
+
+
+def test_flip_and_caption_dropout_have_their_shares():
+    batch = make_batch(Stream("instance", make_examples(), caption_dropout=0.1), range(3000), DRAWS)
+    flipped = (batch.latents[:, 0, 0, 0] % 1 == 0.5).float().mean().item()
+    dropped = (batch.encoder_hidden_states[:, 0, 0] == -1).float().mean().item()
+    assert flipped == pytest.approx(0.5, abs=0.05)
+    assert dropped == pytest.approx(0.1, abs=0.03)
+    unflipped = make_batch(Stream("instance", make_examples()), range(50), replace(DRAWS, random_flip=False))
+    assert (unflipped.latents % 1 == 0).all()
+    assert (unflipped.encoder_hidden_states >= 0).all()
+
+
+def test_noise_and_timesteps_are_unit_normal_and_uniform():
+    batch = make_batch(Stream("instance", make_examples()), range(3000), DRAWS)
+    assert batch.noise.mean().abs() < 0.02
+    assert batch.noise.std().item() == pytest.approx(1, abs=0.02)
+    assert batch.timesteps.float().mean().item() == pytest.approx(499.5, abs=20)
+    assert batch.timesteps.min() < 10
+    assert batch.timesteps.max() > 990
+
+
+def test_latents_are_samples_of_the_posterior():
+    """Mean and spread of the samples of one image are the posterior's: caching it changes no distribution."""
+    examples = replace(make_examples(count=1, std=0.25), scaling_factor=2.0)
+    batch = make_batch(Stream("instance", examples), range(3000), replace(DRAWS, random_flip=False))
+    assert batch.latents.mean().item() == pytest.approx(0.0, abs=0.02)
+    assert batch.latents.std().item() == pytest.approx(2 * 0.25, abs=0.01)
+    correlation = (batch.latents * batch.noise).mean() / batch.latents.std()
+    assert abs(correlation.item()) < 0.03
+
+
+def test_turning_one_thing_off_leaves_the_others():
+    stream = Stream("instance", make_examples(std=0.1))
+    one = make_batch(stream, range(8), DRAWS)
+    other = make_batch(replace(stream, caption_dropout=0.5), range(8), replace(DRAWS, random_flip=False))
+    assert torch.equal(one.noise, other.noise)
+    assert torch.equal(one.timesteps, other.timesteps)
+
+
+def test_noise_offset_shifts_whole_channels():
+    stream = Stream("instance", make_examples())
+    plain = make_batch(stream, range(8), DRAWS)
+    offset = make_batch(stream, range(8), replace(DRAWS, noise_offset=0.1))
+    shift = offset.noise - plain.noise
+    torch.testing.assert_close(shift, shift.mean(dim=(2, 3), keepdim=True).expand_as(shift))
+    assert 0.05 < shift[:, :, 0, 0].std() < 0.2
+
+
+def test_class_images_come_along_with_their_weight():
+    streams = [Stream("instance", make_examples(10)), Stream("class", make_examples(7), weight=0.5)]
+    batch = batch_at(streams, DRAWS, 4, 0)
+    torch.testing.assert_close(batch.weights, torch.tensor([0.25] * 4 + [0.125] * 4))
+    assert not torch.equal(batch.noise[:4], batch.noise[4:])

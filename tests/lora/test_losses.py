@@ -1,0 +1,77 @@
+"""The losses against the papers' formulas, written out sample by sample in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from stages.lora.batches import Batch
+from stages.lora.losses import denoising_loss, min_snr_weights, signal_to_noise_ratio
+
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def alphas_cumprod(num_train_timesteps=1000):
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, num_train_timesteps) ** 2
+    return np.cumprod(1 - betas)
+
+
+def unet(noisy_latents, timesteps, encoder_hidden_states, return_dict):
+    """Any function of what a UNet is given will do."""
+    assert not return_dict
+    return (noisy_latents * 0.7 + timesteps[:, None, None, None] / 1000 + encoder_hidden_states.mean(),)
+
+
+def make_batch(timesteps, weights):
+    torch.manual_seed(0)
+    shape = (len(timesteps), 4, 3, 3)
+    prompts = torch.randn(len(timesteps), 7, 5)
+    return Batch(torch.randn(shape), torch.randn(shape), torch.tensor(timesteps), prompts, torch.tensor(weights))
+
+
+def reference_loss(batch, prediction_type, snr_gamma):
+    """Sum over the samples of weight * min-SNR weight * mean squared error."""
+    total = 0.0
+    for sample in range(len(batch.timesteps)):
+        latents, noise = batch.latents[sample].double().numpy(), batch.noise[sample].double().numpy()
+        signal = alphas_cumprod()[batch.timesteps[sample]]
+        alpha, sigma = math.sqrt(signal), math.sqrt(1 - signal)
+        pred = (
+            0.7 * (alpha * latents + sigma * noise)
+            + batch.timesteps[sample].item() / 1000
+            + batch.encoder_hidden_states.double().mean().item()
+        )
+        target = noise if prediction_type == "epsilon" else alpha * noise - sigma * latents
+        weight = batch.weights[sample].item()
+        if snr_gamma is not None:
+            snr = alpha**2 / sigma**2
+            weight *= min(snr, snr_gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+        total += weight * np.mean((pred - target) ** 2)
+    return total
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("snr_gamma", [None, 5.0])
+@pytest.mark.parametrize("weights", [[0.25] * 4, [0.5, 0.5, 0.35, 0.35]], ids=["mean", "prior preservation"])
+def test_loss_is_that_of_the_papers(prediction_type, snr_gamma, weights):
+    batch = make_batch([0, 10, 500, 999], weights)
+    noise_scheduler = DDPMScheduler(prediction_type=prediction_type, **BETAS)
+    loss = denoising_loss(unet, batch, noise_scheduler, snr_gamma)
+    assert loss.item() == pytest.approx(reference_loss(batch, prediction_type, snr_gamma), rel=2e-5)
+
+
+def test_min_snr_weights_at_both_sides_of_gamma():
+    snr = torch.tensor([1.0, 5.0, 20.0])
+    torch.testing.assert_close(min_snr_weights(snr, 5.0, "epsilon"), torch.tensor([1.0, 1.0, 0.25]))
+    torch.testing.assert_close(min_snr_weights(snr, 5.0, "v_prediction"), torch.tensor([0.5, 5 / 6, 5 / 21]))
+
+
+def test_zero_terminal_snr_gives_no_nan():
+    noise_scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="epsilon", **BETAS)
+    snr = signal_to_noise_ratio(torch.tensor([0.5, 0.0]), torch.tensor([1]))
+    assert snr.item() == 0
+    assert min_snr_weights(snr, 5.0, "epsilon").item() == 1
+    assert min_snr_weights(snr, 5.0, "v_prediction").item() == 0
+    assert denoising_loss(unet, make_batch([999], [1.0]), noise_scheduler, 5.0).isfinite()

@@ -1,0 +1,49 @@
+import pytest
+
+from stages.pipeline.config import ParamsError, validate
+from stages.train_dreambooth import TrainDreamboothConfig
+from stages.train_text2img import TrainText2imgConfig
+from tests.lora.settings import conf_values
+
+
+def test_committed_settings_are_the_labs():
+    config = validate("train_text2img", TrainText2imgConfig, conf_values("train_text2img"))
+    assert config.lora_alpha == 4
+    assert config.target_modules == ("to_k", "to_q", "to_v", "to_out.0")
+    assert config.init_lora_weights == "gaussian"
+    assert config.max_train_steps * config.effective_batch_size == 40 * 112
+
+
+def test_dreambooth_differs_by_its_own_leaves_only():
+    values = conf_values("train_dreambooth", class_prompt="a portrait", clip_skip=0)
+    config = validate("train_dreambooth", TrainDreamboothConfig, values)
+    own = {"instance_prompt", "class_prompt", "prior_loss_weight", "clip_skip"}
+    assert set(vars(config)) >= own
+    assert {name for name in values if name not in conf_values("train_text2img")} == own
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": 0}, "train_text2img.lora_alpha: given 0"),
+        ({"lora_alpha": "ranks"}, "train_text2img.lora_alpha: given 'ranks'"),
+        ({"max_train_steps": 0}, "train_text2img.max_train_steps: given 0"),
+        ({"learning_rate": -1e-3}, "train_text2img.learning_rate: given -0.001"),
+        ({"lr_scheduler": "cosin"}, "train_text2img.lr_scheduler: given 'cosin'"),
+        ({"lr_warmup_steps": 5}, "train_text2img.lr_warmup_steps: given 5: must be less than max_train_steps"),
+        ({"lr_scheduler": "constant", "lr_warmup_steps": 1}, "train_text2img.lr_warmup_steps: the schedule constant has none"),
+        ({"target_modules": []}, "train_text2img.target_modules"),
+        ({"caption_dropout": 1.1}, "train_text2img.caption_dropout: given 1.1"),
+        ({"learnig_rate": 1}, "train_text2img.learnig_rate: no such parameter"),
+    ],
+)
+def test_wrong_values_name_their_leaf(changes, message):
+    values = conf_values("train_text2img", max_train_steps=5) | changes
+    with pytest.raises(ParamsError) as error:
+        validate("train_text2img", TrainText2imgConfig, values)
+    assert message in str(error.value)
+
+
+def test_alpha_may_follow_the_rank():
+    values = conf_values("train_text2img", lora_alpha="rank")
+    assert validate("train_text2img", TrainText2imgConfig, values).lora_alpha == "rank"
