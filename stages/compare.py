@@ -1,0 +1,96 @@
+"""Put all variants side by side: grids, scores with confidence intervals, and a report to read.
+
+Reads the images and scores of every variant of the sweep, the captioned training images and the LoRAs' training
+histories. Writes grid.png, a sweep-<kind>.png for each kind of LoRA (alpha down, rank across), scores.csv, variants.csv
+(for plots), metrics.json and index.html, a page that needs no other file.
+
+A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. What
+lies in the folders and is not in the sweep is left alone: a value taken out of the sweep is gone from the report, and comes
+back with it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, FilePath
+from pydantic.dataclasses import dataclass
+
+from stages.pipeline.command import run
+from stages.pipeline.config import Count, SweepConfig, Text, strict
+from stages.pipeline.outputs import atomic_directory
+
+Index = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=strict)
+class Names:
+    """What the variants are called in the report.
+
+    Attributes:
+        theta0: the checkpoint with weight 1 - alpha.
+        theta1: the checkpoint with weight alpha.
+        merge: their merge, or the one checkpoint that is trained on where nothing is merged.
+        text2img: the LoRA trained on captions.
+        dreambooth: the LoRA trained on one instance prompt.
+    """
+
+    theta0: Text
+    theta1: Text
+    merge: Text
+    text2img: Text
+    dreambooth: Text
+
+
+@dataclass(frozen=True, config=strict)
+class CompareConfig:
+    """How the comparison is shown.
+
+    Attributes:
+        title: of the page and of the main grid.
+        names: what the variants are called.
+        subject_prompts: positions in generate.prompts, from 0, of those that ask for what the LoRAs learnt: headline scores
+            are taken on them, and sweeps show the first one.
+        images_per_cell: pictures in a cell; the page can show all seeds.
+        image_size: pixels of a picture's side in the PNG grids.
+        resampling: how pictures are brought to that size; nearest keeps hard pixels.
+        training_images: how many training images are shown.
+        font: a .ttf or .otf file for the PNG grids; null is Pillow's own, which has ASCII only.
+    """
+
+    title: Text
+    names: Names
+    subject_prompts: Annotated[tuple[Index, ...], Field(min_length=1)]
+    images_per_cell: Count
+    image_size: Annotated[int, Field(ge=16, le=1024)]
+    resampling: Literal["lanczos", "nearest"]
+    training_images: Index
+    font: FilePath | None
+
+
+def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path, loras: Path, dataset: Path, out: Path) -> None:
+    """Compare the variants of `sweep`."""
+    from stages.comparison.grids import Style
+    from stages.comparison.presentation import Comparison, Presentation, read_training_images
+    from stages.comparison.report import write_report
+    from stages.comparison.results import read_results
+    from stages.comparison.variants import Sweep
+
+    compared = Sweep(sweep.bases, sweep.alpha, {"text2img": sweep.rank, "dreambooth": sweep.dreambooth_rank})
+    comparison = Comparison(
+        results=read_results(compared, images, scores),
+        training=read_training_images(dataset, config.training_images),
+        histories={variant: loras / variant.name / "history.csv" for variant in compared.variants if variant.rank is not None},
+        presentation=Presentation(
+            title=config.title,
+            names=vars(config.names),
+            subject_prompts=config.subject_prompts,
+            images_per_cell=config.images_per_cell,
+            style=Style(config.image_size, config.resampling, config.font),
+        ),
+    )
+    with atomic_directory(out) as folder:
+        write_report(comparison, folder)
+
+
+if __name__ == "__main__":
+    run(stage)

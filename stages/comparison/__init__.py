@@ -1,0 +1,1 @@
+"""What the models draw, how it is scored, and the report that puts it side by side."""

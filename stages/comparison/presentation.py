@@ -1,0 +1,105 @@
+"""What the report shows, and in which words and colours."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.comparison.grids import Style
+from stages.comparison.results import Results
+from stages.comparison.variants import Kind, Namer, Variant
+
+COLOURS: dict[Kind, str] = {
+    "theta0": "#64748b",
+    "theta1": "#94a3b8",
+    "merge": "#6366f1",
+    "text2img": "#0d9488",
+    "dreambooth": "#ea580c",
+}
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """How the comparison is shown.
+
+    Attributes:
+        title: of the page and of the main grid.
+        names: what each kind of variant is called.
+        subject_prompts: indices of the prompts that are meant to show what the LoRAs learnt; sweeps show the first one.
+        images_per_cell: pictures in a cell of a grid.
+        style: of pictures and letters.
+    """
+
+    title: str
+    names: Mapping[Kind, str]
+    subject_prompts: Sequence[int]
+    images_per_cell: int
+    style: Style
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What the LoRAs were trained on: how many images, and a sample of files with their captions."""
+
+    count: int
+    sample: Sequence[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the report says.
+
+    Attributes:
+        results: what was drawn and scored.
+        training: what the LoRAs were trained on.
+        histories: history.csv of each LoRA's training.
+        presentation: how it is shown.
+    """
+
+    results: Results
+    training: TrainingImages
+    histories: Mapping[Variant, Path]
+    presentation: Presentation
+
+    def __post_init__(self) -> None:
+        """Refuse prompts that were not drawn."""
+        prompts = self.results.prompts
+        for index in self.presentation.subject_prompts:
+            if index not in prompts:
+                raise ValueError(f"subject_prompts: given {index}: there are {len(prompts)} prompts, counted from 0")
+
+    @property
+    def namer(self) -> Namer:
+        """Words for variants."""
+        return Namer(self.presentation.names, self.results.sweep)
+
+    @property
+    def other_prompts(self) -> list[int]:
+        """The prompts that ask for nothing of what the LoRAs learnt."""
+        return [index for index in self.results.prompts if index not in self.presentation.subject_prompts]
+
+    @property
+    def training_title(self) -> str:
+        """A heading for the training images."""
+        return f"The LoRAs were trained on {self.training.count} images like these"
+
+    def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
+        """The pictures of a cell of a grid."""
+        return self.results.files(variant, prompt_index, self.presentation.images_per_cell)
+
+
+def read_training_images(dataset: Path, count: int) -> TrainingImages:
+    """Take `count` images, evenly spread, from a folder with metadata.csv.
+
+    Raises:
+        FileNotFoundError: metadata.csv or an image that it names is missing.
+    """
+    path = dataset / "metadata.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; make the captioned dataset first (stage caption)")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(dataset / row["file_name"], row["caption"]) for row in csv.DictReader(file)]
+    sample = [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if count else []
+    if missing := [image for image, _ in sample if not image.is_file()]:
+        raise FileNotFoundError(f"{missing[0]}: named by metadata.csv and missing")
+    return TrainingImages(len(rows), sample)

@@ -1,0 +1,88 @@
+"""Draw every prompt with every seed, with one variant of the model.
+
+Reads a checkpoint in diffusers layout and, where `--lora` is given, a LoRA for it. Writes one PNG a prompt and seed,
+`p<prompt index>-s<seed>.png`, with its settings and the digests of the weights in text chunks, and cells.csv
+(file_name, prompt, seed).
+
+A stage of its own, run once for every variant (both originals, each merge, each LoRA), because drawing is the slow part of
+the comparison and another variant, a score or the look of the report must not repeat it. All variants start from the
+same noise: it depends on the seed alone.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from stages.pipeline.command import run
+from stages.pipeline.config import Count, NonNegative, Resolution, RuntimeConfig, Seed, Text, strict
+from stages.pipeline.outputs import atomic_directory
+
+
+@dataclass(frozen=True, config=strict)
+class GenerateConfig:
+    """What is drawn, and how.
+
+    Attributes:
+        prompts: the rows of the grid.
+        negative_prompt: what to steer away from, with every prompt; "" for nothing.
+        seeds: one image a prompt for each.
+        noise_scheduler: sampler; none of these adds noise on the way.
+        num_inference_steps: denoising steps.
+        guidance_scale: weight of the prompt; at 1 or less the negative prompt has no effect and an image costs half.
+        resolution: pixels of one side.
+        batch_size: images at once, always of one prompt. Bytes depend on it.
+        lora_scale: the factor on what a LoRA adds.
+        clip_skip: layers of the text encoder left out at its end; 0 uses all (A1111 calls that 1).
+    """
+
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    negative_prompt: str
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    noise_scheduler: Literal["ddim", "dpmsolver++", "euler", "pndm"]
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance_scale: NonNegative
+    resolution: Resolution
+    batch_size: Count
+    lora_scale: float
+    clip_skip: Annotated[int, Field(ge=0)]
+
+    def __post_init__(self) -> None:
+        """Refuse what would be drawn twice."""
+        for name in ("prompts", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}: {list(values)} holds a value twice")
+
+
+def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path, lora: Path | None = None) -> None:
+    """Draw the images of the variant that `model` and `lora` make."""
+    from stages.comparison import cells, sampling
+    from stages.pipeline.progress import track
+    from stages.pipeline.torch_runtime import prepare, weight_dtype
+
+    plan = cells.plan_cells(config.prompts, config.seeds)
+    settings = sampling.Sampling(
+        noise_scheduler=config.noise_scheduler,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        resolution=config.resolution,
+        batch_size=config.batch_size,
+        clip_skip=config.clip_skip,
+    )
+    models = sampling.load_models(model, prepare(runtime), weight_dtype(runtime))
+    if lora is not None:
+        sampling.load_lora(models, lora, config.lora_scale)
+    text = sampling.describe(models, settings, config.negative_prompt)
+    if lora is not None:
+        text |= {"lora_scale": f"{config.lora_scale:g}", "lora_sha256": sampling.file_digest(sampling.lora_file(lora))}
+    images = sampling.draw(models, config.prompts, config.seeds, settings, config.negative_prompt)
+    with atomic_directory(out) as folder:
+        for cell, image in zip(plan, track(images, "images", total=len(plan)), strict=True):
+            cells.write_png(image, folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
+        cells.write_cells(folder, plan)
+
+
+if __name__ == "__main__":
+    run(stage)

@@ -1,0 +1,63 @@
+"""Score the images of one variant with CLIP.
+
+Reads a folder of cells (stage generate) and the training images. Writes a csv file: file_name, prompt, seed, and
+
+- prompt_similarity: cosine between the image and its prompt (CLIP-T);
+- reference_similarity: mean cosine between the image and the training images (CLIP-I), a sign of how much of the subject
+  or the style was learnt. A copy of a training image scores highest, so look at the grid too.
+
+A stage of its own because another scorer must not cost new images, and because the report needs no torch once the scores
+are written.
+"""
+
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+from stages.pipeline.command import run
+from stages.pipeline.config import Count, RuntimeConfig, Source, strict
+from stages.pipeline.outputs import atomic_file
+
+
+@dataclass(frozen=True, config=strict)
+class ScoreConfig:
+    """What scores.
+
+    Attributes:
+        scorer: CLIP, a directory or a hub id with its commit.
+        batch_size: images at once. The last digits of a score depend on it.
+    """
+
+    scorer: Source
+    batch_size: Count
+
+    def __post_init__(self) -> None:
+        """Refuse a single file: a scorer is a directory of weights, tokenizer and image settings."""
+        for leaf in ("file", "sha256"):
+            if getattr(self.scorer, leaf) is not None:
+                raise ValueError(f"scorer.{leaf}: a scorer is a whole directory or repository; set this to null")
+
+
+def stage(config: ScoreConfig, runtime: RuntimeConfig, images: Path, references: Path, out: Path) -> None:
+    """Score the cells of the folder `images` against their prompts and the images of the folder `references`."""
+    from stages.comparison.cells import read_cells
+    from stages.comparison.scores import write_scores
+
+    cells = read_cells(images)
+    reference_files = sorted(references.glob("*.png"))
+    if not reference_files:
+        raise FileNotFoundError(f"{references}: holds no PNG files to compare with")
+
+    from stages.comparison import metrics
+    from stages.pipeline.torch_runtime import prepare, weight_dtype
+
+    scorer = metrics.load_scorer(
+        config.scorer.path or str(config.scorer.repo), config.scorer.revision, prepare(runtime), weight_dtype(runtime)
+    )
+    scores = metrics.score_cells(scorer, images, cells, reference_files, config.batch_size)
+    with atomic_file(out) as part:
+        write_scores(part, scores)
+
+
+if __name__ == "__main__":
+    run(stage)
