@@ -32,7 +32,7 @@ def stage_modules() -> dict[str, ModuleType]:
 
 
 def stage(conf: Path, cells: Path, out: Path) -> None:
-    """Check the parameters, write the fingerprints to `out`/<stage> and prune `cells`/{images,scores}."""
+    """Check the parameters, write the fingerprints to `out`/<stage> and prune `cells`/{images,lora,scores}."""
     params = read_params()
     check(params, conf)
     sweep = validate_all(params)
@@ -62,8 +62,8 @@ def validate_all(params: dict[str, object]) -> SweepConfig:
 
 
 def prune(cells: Path, sweep: SweepConfig) -> None:
-    """Remove images and scores of variants that the sweep no longer names; they stay in DVC's cache."""
-    for folder in (cells / "images", cells / "scores"):
+    """Remove images, LoRAs and scores of variants that the sweep no longer names; they stay in DVC's cache."""
+    for folder in (cells / "images", cells / "lora", cells / "scores"):
         for cell in sorted(folder.iterdir()) if folder.is_dir() else ():
             if cell.name.removesuffix(".csv") in sweep.variants:
                 continue

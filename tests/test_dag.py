@@ -1,0 +1,201 @@
+"""The real DAG at its smallest size (experiment=smoke): an edit reruns what reads it, and nothing else."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ONE_CELL = {"generate_text2img@0.7-4", "score_text2img@0.7-4", "export_text2img@0.7-4"}
+
+pytestmark = pytest.mark.stage
+
+
+class Repository:
+    """A clone with its own DVC cache, in which commands run as a user would run them."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def git(self, *arguments: str) -> None:
+        self.run("git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments)
+
+    def dvc(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "dvc", *arguments, check=check)
+
+    def compose(self, *overrides: str) -> None:
+        self.run(sys.executable, "-m", "stages.pipeline.compose", "experiment=smoke", *overrides)
+
+    def repro(self) -> set[str]:
+        """Run `dvc repro`; the stages that were executed, `sync` left out."""
+        return executed(self.dvc("repro").stdout) - {"sync"}
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.root / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+
+def executed(output: str) -> set[str]:
+    return set(re.findall(r"^Running stage '([^']+)'", output, flags=re.MULTILINE))
+
+
+def copy_tree(target: Path) -> Repository:
+    """Everything that git tracks or would track, as a repository of its own."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in names:
+        if name.startswith(("tests/", "benchmarks/", ".github/")) or name == "dvc.lock" or not (ROOT / name).is_file():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target / name)
+    repository = Repository(target)
+    repository.git("init", "-q", ".")
+    repository.compose()
+    repository.git("add", ".")
+    repository.git("commit", "-qm", "all")
+    return repository
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Repository:
+    """The experiment at its smallest size, run once."""
+    repository = copy_tree(tmp_path_factory.mktemp("clone"))
+    ran = repository.repro()
+    assert {"download", "merge@0.7", "train_text2img@0.7-4", "compare", "export_model@0.7"} <= ran
+    assert repository.repro() == set()
+    return repository
+
+
+@pytest.fixture
+def baseline(repository) -> Iterator[Repository]:
+    """The repository as it was, before and after the test: the way back runs nothing, all comes from the cache."""
+    yield repository
+    repository.git("checkout", "-q", "--", "conf", "stages", "params.yaml")
+    assert repository.repro() == set()
+
+
+def test_comment_in_a_shared_module_runs_only_sync(baseline):
+    baseline.edit("stages/pipeline/config.py", "import re\n", "import re  # for the commit\n")
+    output = baseline.dvc("repro").stdout
+    assert executed(output) == {"sync"}
+
+
+def test_comment_in_conf_is_refused_until_composed_and_then_runs_nothing(baseline):
+    with (baseline.root / "conf/config.yaml").open("a") as file:
+        file.write("# a comment\n")
+    refused = baseline.dvc("repro", check=False)
+    assert refused.returncode != 0
+    assert executed(refused.stdout) == {"sync"}
+    assert "python -m stages.pipeline.compose experiment=smoke" in refused.stderr
+    baseline.compose()
+    assert baseline.repro() == set()
+
+
+def test_hand_edit_of_params_is_refused(baseline):
+    baseline.edit("params.yaml", "threads: ", "threads: 1")
+    refused = baseline.dvc("repro", check=False)
+    assert refused.returncode != 0
+    assert "edited by hand" in refused.stderr
+
+
+def test_wrong_value_is_refused_before_any_work(baseline):
+    baseline.compose("train_text2img.max_train_steps=-1")
+    refused = baseline.dvc("repro", check=False)
+    assert executed(refused.stdout) == {"sync"}
+    assert "train_text2img.max_train_steps: given -1" in refused.stderr
+
+
+def test_text2img_learning_rate(baseline):
+    baseline.compose("train_text2img.learning_rate=5e-4")
+    assert baseline.repro() == {"train_text2img@0.7-4", *ONE_CELL, "compare"}
+
+
+def test_prompt(baseline):
+    baseline.compose("generate.prompts=[another]")
+    kinds = ("base@theta0", "base@theta1", "merged@0.7", "text2img@0.7-4", "dreambooth@0.7-4")
+    assert baseline.repro() == {f"{verb}_{kind}" for verb in ("generate", "score") for kind in kinds} | {"compare"}
+
+
+def test_one_alpha_more_and_one_less(baseline):
+    baseline.compose("sweep.alpha=[0.7,0.3]")
+    new = {
+        "merge@0.3",
+        "encode_captions@0.3",
+        "class_images@0.3",
+        "export_model@0.3",
+        "generate_merged@0.3",
+        "score_merged@0.3",
+    }
+    for kind in ("text2img", "dreambooth"):
+        new |= {f"{verb}_{kind}@0.3-4" for verb in ("train", "generate", "score", "export")}
+    assert baseline.repro() == {*new, "compare"}
+    baseline.compose("sweep.alpha=[0.3]")
+    assert baseline.repro() == {"compare"}
+    assert not (baseline.root / "data/images/a0.7").exists()
+
+
+def test_caption_editing_leaves_dreambooth_alone(baseline):
+    baseline.compose("caption.prefix=someone")
+    assert baseline.repro() == {"caption", "encode_captions@0.7", "train_text2img@0.7-4", *ONE_CELL, "compare"}
+
+
+def test_code_edit_runs_its_users_only(baseline):
+    baseline.edit("stages/export.py", "def stage(", "UNUSED = 1\n\n\ndef stage(")
+    assert baseline.repro() == {"export_model@0.7", "export_text2img@0.7-4", "export_dreambooth@0.7-4"}
+
+
+def test_dvc_sees_one_vae(repository):
+    """The VAE of the merge is the same object in DVC's cache as data/vae, on which `encode_images` depends."""
+    alone = (repository.root / "data/vae/diffusion_pytorch_model.safetensors").read_bytes()
+    merged = (repository.root / "data/merged/a0.7/vae/diffusion_pytorch_model.safetensors").read_bytes()
+    assert alone == merged
+    lock = (repository.root / "dvc.lock").read_text()
+    encode = lock[lock.index("encode_images:") :]
+    assert "path: data/vae" in encode[: encode.index("outs:")]
+
+
+def test_ci_fetches_only_what_it_needs(repository, tmp_path):
+    """The commands of .github/workflows/grids.yml, in a fresh clone with a directory as remote."""
+    remote, clone = tmp_path / "remote", tmp_path / "clone"
+    repository.dvc("remote", "add", "--force", "--default", "ci", str(remote))
+    repository.dvc("push", "--quiet")
+    repository.git("add", ".")
+    repository.git("commit", "-qm", "remote and lock")
+    repository.git("clone", "-q", ".", str(clone))
+    fresh = Repository(clone)
+    done = fresh.run(sys.executable, "-m", "stages.pipeline.grids")
+    assert executed(done.stdout) <= {"sync"}
+    fresh.compose("generate.prompts=[another]")
+    done = fresh.run(sys.executable, "-m", "stages.pipeline.grids", "--before", "HEAD", "--comment", "comment.md")
+    ran = executed(done.stdout) - {"sync"}
+    assert {name.split("@")[0].split("_")[0] for name in ran} == {"generate", "score", "compare"}
+    assert not (clone / "data/dataset").exists()
+    assert not (clone / "data/encoded").exists()
+    assert "![grid before](grid-before.png)" in (clone / "comment.md").read_text()
+    assert (clone / "grid-before.png").read_bytes() == (repository.root / "data/report/grid.png").read_bytes()
+
+
+def test_ci_refuses_a_gpu_stage(repository, tmp_path):
+    """A stage that asks for a GPU fails where there is none, and the message says which stage and what changed for it."""
+    clone = tmp_path / "clone"
+    repository.git("clone", "-q", ".", str(clone))
+    fresh = Repository(clone)
+    fresh.compose("runtime.device=cuda")
+    done = fresh.run(sys.executable, "-m", "stages.pipeline.grids", check=False)
+    assert done.returncode != 0
+    assert "runtime.device: cuda asked for and there is no GPU" in done.stdout + done.stderr
+    assert re.search(r"grids: stage \w+ had to run here and could not", done.stderr)
