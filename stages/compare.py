@@ -73,7 +73,7 @@ def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path,
     from stages.comparison.presentation import Comparison, Presentation, read_training_images
     from stages.comparison.report import write_report
     from stages.comparison.results import read_results
-    from stages.comparison.variants import Sweep
+    from stages.comparison.variants import KINDS, Sweep
 
     compared = Sweep(sweep.bases, sweep.alpha, {"text2img": sweep.rank, "dreambooth": sweep.dreambooth_rank})
     comparison = Comparison(
@@ -82,7 +82,7 @@ def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path,
         histories={variant: loras / variant.name / "history.csv" for variant in compared.variants if variant.rank is not None},
         presentation=Presentation(
             title=config.title,
-            names=vars(config.names),
+            names={kind: getattr(config.names, kind) for kind in KINDS},
             subject_prompts=config.subject_prompts,
             images_per_cell=config.images_per_cell,
             style=Style(config.image_size, config.resampling, config.font),

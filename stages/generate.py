@@ -45,7 +45,7 @@ class GenerateConfig:
     guidance_scale: NonNegative
     resolution: Resolution
     batch_size: Count
-    lora_scale: float
+    lora_scale: Annotated[float, Field(ge=-10, le=10)]
     clip_skip: Annotated[int, Field(ge=0)]
 
     def __post_init__(self) -> None:

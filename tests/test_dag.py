@@ -126,7 +126,7 @@ def test_text2img_learning_rate(baseline):
 
 def test_prompt(baseline):
     baseline.compose("generate.prompts=[another]")
-    kinds = ("base@theta0", "base@theta1", "merged@0.7", "text2img@0.7-4", "dreambooth@0.7-4")
+    kinds = ("base@theta0", "merged@0.7", "text2img@0.7-4", "dreambooth@0.7-4")
     assert baseline.repro() == {f"{verb}_{kind}" for verb in ("generate", "score") for kind in kinds} | {"compare"}
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -65,19 +66,15 @@ def draw_grid(
     """Draw a grid: headings on top, each row under its own heading, and a strip of pictures at the bottom."""
     across = mosaic_columns(max(len(cell) for row in rows for cell in row.cells))
     cell_width = _span(across, style.image_size)
-    width = 2 * MARGIN + len(columns) * (cell_width + GUTTER) - GUTTER
-    canvas = _Canvas(width, style)
+    lefts = [MARGIN + index * (cell_width + GUTTER) for index in range(len(columns))]
+    canvas = _Canvas(lefts[-1] + cell_width + MARGIN, style)
     canvas.line(title, TITLE, INK, after=34)
-    tops = [
-        canvas.column_heading(column, MARGIN + index * (cell_width + GUTTER), cell_width)
-        for index, column in enumerate(columns)
-    ]
-    canvas.y = max(tops)
+    canvas.y = max(canvas.column_heading(column, left, cell_width) for column, left in zip(columns, lefts, strict=True))
     for row in rows:
         canvas.y += 24
         canvas.line(row.title, HEADING, INK, after=14)
-        for index, cell in enumerate(row.cells):
-            canvas.mosaic(cell, MARGIN + index * (cell_width + GUTTER), across)
+        for cell, left in zip(row.cells, lefts, strict=True):
+            canvas.mosaic(cell, left, across)
         canvas.y += max(_span(math.ceil(len(cell) / across), style.image_size) for cell in row.cells)
     if strip is not None and strip.images:
         canvas.strip(strip)
@@ -151,9 +148,8 @@ class _Canvas:
         with Image.open(file) as image:
             picture = image.convert("RGB").resize((size, size), RESAMPLING[self.style.resampling])
         self._grow(top + size)
-        mask = _rounded_mask(size)
-        self.image.paste(LINE, (left - 1, top - 1), mask.resize((size + 2, size + 2)))  # a hairline around white pictures
-        self.image.paste(picture, (left, top), mask)
+        self.image.paste(LINE, (left - 1, top - 1), _rounded_mask(size + 2))  # a hairline around white pictures
+        self.image.paste(picture, (left, top), _rounded_mask(size))
 
     def _write(self, text: str, left: int, top: int, font: Font, colour: str) -> None:
         self._grow(top + 2 * round(font.getbbox(text)[3]))
@@ -178,6 +174,7 @@ def wrap(text: str, font: Font, width: int) -> list[str]:
     return lines
 
 
+@cache
 def _rounded_mask(size: int) -> Image.Image:
     scale = 4  # drawn larger and reduced: Pillow's own corners are jagged
     mask = Image.new("L", (size * scale, size * scale), 0)

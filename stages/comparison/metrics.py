@@ -8,12 +8,14 @@ one rewards copies of the training images as well as likeness.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
 
 from stages.comparison.cells import Cell
 
@@ -40,13 +42,17 @@ def load_scorer(source: str | Path, revision: str | None, device: torch.device, 
         OSError: the files cannot be had, or are not a CLIP.
     """
     name = f"{source}@{revision}" if revision else str(source)
+    pin: dict[str, Any] = {"revision": revision} if revision else {}
+    if not pin:
+        disable_progress_bar()  # nothing is downloaded, and loading is a flash
     try:
         # The image processor is named by class: the automatic choice asks for torchvision.
-        image_processor = CLIPImageProcessorPil.from_pretrained(source, revision=revision)
-        tokenizer = CLIPTokenizer.from_pretrained(source, revision=revision)
-        model, report = CLIPModel.from_pretrained(source, revision=revision, dtype=dtype, output_loading_info=True)
+        image_processor = CLIPImageProcessorPil.from_pretrained(source, **pin)
+        tokenizer = CLIPTokenizer.from_pretrained(source, **pin)
+        loaded: Any = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **pin)
     except (OSError, ValueError, RuntimeError) as error:
         raise OSError(f"cannot load the scorer {name}: {' '.join(str(error).split())}") from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise OSError(f"the scorer {name} is not a CLIP: it lacks {len(missing)} weights, first {missing[0]}")
     return Scorer(model.to(device).eval(), tokenizer, image_processor)
@@ -64,7 +70,8 @@ def embed_images(scorer: Scorer, files: Sequence[Path], batch_size: int) -> Tens
         images = [Image.open(file).convert("RGB") for file in files[start : start + batch_size]]
         pixel_values = scorer.image_processor(images, return_tensors="pt").pixel_values
         pixel_values = pixel_values.to(scorer.model.device, scorer.model.dtype)
-        batches.append(_unit(scorer.model.get_image_features(pixel_values).pooler_output))
+        features: Any = scorer.model.get_image_features(pixel_values)
+        batches.append(_unit(features.pooler_output))
     return torch.cat(batches)
 
 
@@ -78,7 +85,9 @@ def embed_texts(scorer: Scorer, texts: Sequence[str]) -> Tensor:
     embeddings = []
     for text in texts:
         inputs = scorer.tokenizer(text, truncation=True, max_length=scorer.tokenizer.model_max_length, return_tensors="pt")
-        embeddings.append(_unit(scorer.model.get_text_features(**inputs.to(scorer.model.device)).pooler_output))
+        inputs = inputs.to(scorer.model.device)
+        features: Any = scorer.model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
+        embeddings.append(_unit(features.pooler_output))
     return torch.cat(embeddings)
 
 

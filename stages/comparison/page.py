@@ -96,7 +96,7 @@ def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
     ]
     marks = [mark for row in rows for mark in (row["subject"], row["other"]) if mark is not None]
     axis = fit_axis([value for mark in marks for value in (mark.mean, mark.low, mark.high) if value is not None], 0, 100)
-    return {"metric": metric, "rows": [row | {"place": _places(row, axis)} for row in rows], "ticks": axis.ticks()}
+    return {"metric": metric, "rows": [row | {"place": _places(row, axis)} for row in rows], "ticks": axis.ticks(3)}
 
 
 def _places(row: dict[str, Any], axis: Axis) -> dict[str, list[float] | None]:

@@ -1,5 +1,6 @@
 """The report: grids as PNG, tables of scores, and one self-contained page. Imports no torch."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from stages.comparison.variants import Kind, Variant
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write grid.png, a sweep-….png for each kind of LoRA, scores.csv, variants.csv, metrics.json and index.html."""
+    """Write grid.png, a sweep-….png for each kind of LoRA, tables, metrics.json, history/<LoRA>.csv and index.html."""
     results = comparison.results
     main_grid(comparison).save(folder / "grid.png")
     for kind in results.sweep.kinds:
@@ -21,6 +22,9 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_scores_table(results, folder / "scores.csv")
     write_variants_table(results, folder / "variants.csv")
     write_metrics(results, comparison.presentation.subject_prompts, folder / "metrics.json")
+    (folder / "history").mkdir()
+    for variant, history in comparison.histories.items():
+        shutil.copyfile(history, folder / "history" / f"{variant.name}.csv")
     (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")
 
 
@@ -31,7 +35,7 @@ def main_grid(comparison: Comparison) -> Image.Image:
     rows = [
         Row(prompt, [comparison.pictures(variant, index) for variant in leading]) for index, prompt in results.prompts.items()
     ]
-    strip = Strip(comparison.training_title, [file for file, _ in comparison.training.sample]) if results.sweep.kinds else None
+    strip = Strip(comparison.training_title, [file for file, _ in comparison.training.sample])
     return draw_grid(presentation.title, _columns(comparison, leading), rows, presentation.style, strip)
 
 

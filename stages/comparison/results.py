@@ -81,15 +81,8 @@ def write_scores_table(results: Results, path: Path) -> None:
     `…_gain` is the mean difference to the same merge without a LoRA, paired by prompt and seed; empty where there is none.
     """
     bounds = ("", "_low", "_high", "_gain", "_gain_low", "_gain_high")
-    header = (
-        "variant",
-        "kind",
-        "alpha",
-        "rank",
-        "prompt",
-        "images",
-        *(f"{metric}{end}" for metric in METRICS for end in bounds),
-    )
+    columns = [f"{metric}{end}" for metric in METRICS for end in bounds]
+    header = ("variant", "kind", "alpha", "rank", "prompt", "images", *columns)
     _write_csv(path, header, _rows(results))
 
 

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Models:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels of the image for each pixel of the latents, along one side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
 def load_models(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Models:
@@ -78,18 +79,14 @@ def load_models(folder: Path, device: torch.device, dtype: torch.dtype = torch.f
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / part).is_dir()]
     if missing:
         raise FileNotFoundError(f"{folder}: no {', '.join(missing)} in it; expected a model in diffusers layout")
-    parts: dict[str, Any] = {
-        name: part.from_pretrained(folder, subfolder=name, local_files_only=True, **{keyword: dtype})
-        for name, part, keyword in (
-            ("unet", UNet2DConditionModel, "torch_dtype"),
-            ("vae", AutoencoderKL, "torch_dtype"),
-            ("text_encoder", CLIPTextModel, "dtype"),
-        )
-    }
-    for part in parts.values():
+    disable_progress_bar()  # of loading: a flash a part
+    local: dict[str, Any] = {"local_files_only": True}
+    unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **local)
+    vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **local)
+    text_encoder: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **local)
+    for part in (unet, vae, text_encoder):
         part.to(device).requires_grad_(False).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return Models(**parts, tokenizer=tokenizer, folder=folder)
+    return Models(unet, vae, text_encoder, CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **local), folder)
 
 
 def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
@@ -105,11 +102,12 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
         OSError: the file is missing or not safetensors.
         ValueError: the file holds no weights for this UNet.
     """
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin as Loader
+    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
     from diffusers.utils import set_weights_and_activate_adapters
 
+    loader: Any = StableDiffusionLoraLoaderMixin
     file = lora_file(path)
-    state_dict, network_alphas, metadata = Loader.lora_state_dict(
+    state_dict, network_alphas, metadata = loader.lora_state_dict(
         file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True, return_lora_metadata=True
     )
     parts = {"unet": models.unet, "text_encoder": models.text_encoder}
@@ -117,7 +115,7 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
     if not held:
         raise ValueError(f"{file}: holds no LoRA weights for a UNet or a text encoder")
     for name in held:
-        load = Loader.load_lora_into_unet if name == "unet" else Loader.load_lora_into_text_encoder
+        load = loader.load_lora_into_unet if name == "unet" else loader.load_lora_into_text_encoder
         load(state_dict, network_alphas, **{name: parts[name]}, adapter_name=ADAPTER, metadata=metadata)
         set_weights_and_activate_adapters(parts[name], [ADAPTER], [lora_scale])
     if "unet" in held and models.unet.dtype == torch.float32:
@@ -179,7 +177,7 @@ def encode_prompt(models: Models, prompt: str, clip_skip: int = 0) -> Tensor:
 def initial_latents(models: Models, seeds: Sequence[int], resolution: int) -> Tensor:
     """Draw the noise that sampling starts from: (B, C, h, w), unit variance, float32, a function of each seed alone."""
     side = resolution // models.vae_scale_factor
-    shape = (1, models.unet.config.in_channels, side, side)
+    shape = (1, models.unet.config["in_channels"], side, side)
     return torch.cat([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
 
 
@@ -257,7 +255,13 @@ def make_noise_scheduler(folder: Path, name: str) -> Any:
 
 @torch.inference_mode()
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
-    """Turn latents (B, C, h, w), times the VAE's scaling factor, into RGB images."""
-    images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    """Turn latents (B, C, h, w), times the VAE's scaling factor, into RGB images.
+
+    Raises:
+        ValueError: the VAE gave something that is no number, as some do in float16.
+    """
+    images = vae.decode(latents / vae.config["scaling_factor"], return_dict=False)[0]
+    if not images.isfinite().all():
+        raise ValueError(f"an image came out as NaN in {vae.dtype}; set runtime.dtype to float32 or bfloat16")
     pixels = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return [Image.fromarray(image) for image in (pixels * 255).round().astype(np.uint8)]

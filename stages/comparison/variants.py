@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["theta0", "theta1", "merge", "text2img", "dreambooth"]
+KINDS: tuple[Kind, ...] = ("theta0", "theta1", "merge", "text2img", "dreambooth")
 LORA_KINDS: tuple[Kind, ...] = ("text2img", "dreambooth")
 
 

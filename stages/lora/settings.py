@@ -1,13 +1,23 @@
 """What one training run is told: the leaves that both LoRA stages have. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.config import Count, NonNegative, Positive, Seed, Text, strict
 
 Step = Annotated[int, Field(ge=0)]
+
+
+def _number_or_rank(value: Any) -> Any:
+    """Refuse other values with one message; pydantic's own has one for each half of the union."""
+    if value != "rank" and not (isinstance(value, int | float) and value > 0):
+        raise ValueError('give a number greater than 0, or "rank"')
+    return value
+
+
+LoraAlpha = Annotated[float | Literal["rank"], BeforeValidator(_number_or_rank)]
 
 
 @dataclass(frozen=True, config=strict)
@@ -41,7 +51,7 @@ class TrainingConfig:
     """
 
     seed: Seed
-    lora_alpha: Positive | Literal["rank"]
+    lora_alpha: LoraAlpha
     target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
     init_lora_weights: Literal["gaussian", "kaiming"]
     max_train_steps: Count

@@ -93,7 +93,7 @@ class TrainingState:
                 step=self.step,
                 loss=math.fsum(losses) / len(losses),
                 learning_rate=self.learning_rate,
-                grad_norm=math.fsum(grad_norms) / len(grad_norms),
+                grad_norm=_finite_mean(grad_norms),
             )
         )
         self.losses, self.grad_norms = [], []
@@ -186,6 +186,12 @@ def fit(
         if state.step == first + STEPS_BEFORE_ESTIMATE:
             _say_estimate((time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE, config.max_train_steps - state.step)
     return state.history
+
+
+def _finite_mean(values: list[float]) -> float:
+    """The mean without infinities: float16 makes some in the steps that the gradient scaler skips."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.inf
 
 
 def _autocast(

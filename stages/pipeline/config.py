@@ -154,7 +154,7 @@ def validate(section: str, schema: type[T], values: object) -> T:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         items = [item for item in error.errors() if not _is_consequence(item, error)]
-        raise ParamsError("\n".join(_explain(section, item) for item in items)) from error
+        raise ParamsError("\n".join(_explain(section, item, values) for item in items)) from error
 
 
 def load_params(section: str, schema: type[T], path: Path = PARAMS_FILE) -> T:
@@ -172,9 +172,20 @@ def _is_consequence(item: Mapping[str, Any], error: ValidationError) -> bool:
     )
 
 
-def _explain(section: str, item: Mapping[str, Any]) -> str:
+def _leaf(location: tuple[int | str, ...], values: Any) -> list[str]:
+    """The path of an error as it stands in the values; pydantic adds the kinds of unions to it."""
+    path = []
+    for number, part in enumerate(location):
+        is_key = isinstance(values, Mapping) and (part in values or number == len(location) - 1)
+        if is_key or isinstance(part, int):
+            path.append(str(part))
+            values = values.get(part) if isinstance(values, Mapping) else values[part] if isinstance(values, list) else None
+    return path
+
+
+def _explain(section: str, item: Mapping[str, Any], values: Any) -> str:
     """Write one pydantic error as `leaf: given …: what is allowed`."""
-    leaf = ".".join([section, *(str(part) for part in item["loc"] if not str(part).startswith(("function-", "tagged-")))])
+    leaf = ".".join([section, *_leaf(item["loc"], values)])
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error" and isinstance(item["input"], dict):
         return f"{leaf}: {message}" if ": " not in message else f"{leaf}.{message}"

@@ -1,4 +1,4 @@
-"""Hydra finds this plugin through `hydra.plugins_path` in .dvc/config: it registers the resolvers that conf/config.yaml uses."""
+"""Hydra finds this plugin through `hydra.plugins_path` in .dvc/config: it registers the resolvers that conf/ uses."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,75 @@
+from dataclasses import asdict, replace
+
+import pytest
+
+from stages.generate import GenerateConfig, stage
+from stages.pipeline.config import ParamsError, RuntimeConfig, validate
+
+CONFIG = GenerateConfig(
+    prompts=("a cat", "hat, green"),
+    negative_prompt="",
+    seeds=(3, 1),
+    noise_scheduler="ddim",
+    num_inference_steps=2,
+    guidance_scale=2.0,
+    resolution=32,
+    batch_size=2,
+    lora_scale=1.0,
+    clip_skip=0,
+)
+RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
+
+
+@pytest.mark.stage
+def test_cells_are_drawn_and_say_how(tmp_path):
+    from stages.comparison.cells import read_cells, read_png_text
+    from stages.comparison.sampling import file_digest
+    from tests.comparison.tiny_models import save_tiny_checkpoint
+
+    model = save_tiny_checkpoint(tmp_path / "model")
+    for name in ("one", "two"):
+        stage(CONFIG, RUNTIME, model, tmp_path / name)
+    cells = read_cells(tmp_path / "one")
+    assert [cell.file_name for cell in cells] == ["p0-s3.png", "p0-s1.png", "p1-s3.png", "p1-s1.png"]
+    pictures = {cell.file_name: (tmp_path / "one" / cell.file_name).read_bytes() for cell in cells}
+    assert len(set(pictures.values())) == 4
+    assert pictures == {name: (tmp_path / "two" / name).read_bytes() for name in pictures}
+    text = read_png_text(tmp_path / "one" / "p1-s3.png")
+    assert text["prompt"] == "hat, green"
+    assert text["seed"] == "3"
+    assert text["unet_sha256"] == file_digest(model / "unet" / "diffusion_pytorch_model.safetensors")
+    assert str(tmp_path) not in str(text)
+
+
+@pytest.mark.stage
+def test_failed_drawing_leaves_nothing(tmp_path):
+    from tests.comparison.tiny_models import save_tiny_checkpoint
+
+    model = save_tiny_checkpoint(tmp_path / "model")
+    with pytest.raises(ValueError, match="clip_skip: given 7"):
+        stage(replace(CONFIG, clip_skip=7), RUNTIME, model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value"),
+    [
+        ("prompts", []),
+        ("prompts", ["a", ""]),
+        ("prompts", ["a", "a"]),
+        ("seeds", []),
+        ("seeds", [1, 1]),
+        ("seeds", [-1]),
+        ("noise_scheduler", "heun"),
+        ("num_inference_steps", 0),
+        ("guidance_scale", -1),
+        ("guidance_scale", float("nan")),
+        ("resolution", 63),
+        ("batch_size", 0),
+        ("lora_scale", "much"),
+        ("clip_skip", -1),
+    ],
+)
+def test_wrong_value_names_its_leaf(leaf, value):
+    with pytest.raises(ParamsError, match=rf"generate\.{leaf}"):
+        validate("generate", GenerateConfig, asdict(CONFIG) | {leaf: value})

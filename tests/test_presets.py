@@ -1,0 +1,125 @@
+"""conf/, dvc.yaml and the stages' configs fit together; every wrong leaf is refused by its name."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.pipeline.command import config_schemas
+from stages.pipeline.compose import compose
+from stages.pipeline.config import ParamsError
+from stages.sync import stage_modules, validate_all
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted(file.stem for file in (ROOT / "conf/experiment").rglob("*.yaml"))
+UNSET = {"asuka": {"download.source": {"repo": "someone/something", "revision": "0" * 40}}}
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def preset(request, tmp_path_factory) -> tuple[str, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("params") / "params.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        compose(out, [f"experiment={request.param}"])
+    return request.param, yaml.safe_load(out.read_text())
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_preset_composes_and_validates(preset):
+    name, params = preset
+    assert params["name"] == name
+    if name in UNSET:
+        with pytest.raises(ParamsError) as error:
+            validate_all(params)
+        lines = str(error.value).splitlines()
+        assert lines
+        assert all("is mandatory and not set" in line for line in lines), lines
+    validate_all(filled(name, params))
+
+
+def filled(name: str, params: dict[str, Any]) -> dict[str, Any]:
+    params = copy.deepcopy(params)
+    for path, values in UNSET.get(name, {}).items():
+        section, leaf = path.split(".")
+        params[section][leaf] |= values
+    return params
+
+
+def leaves(values: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield (*path, key), value
+        yield from leaves(value, (*path, key))
+
+
+def wrong_values(path: tuple, value: Any) -> list[Any]:
+    if path[-1] == "path" and value is not None:
+        return ["no/such/file"]
+    if path[-1] == "repo" and value is not None:
+        return ["no hub id", 7]
+    if path[-1] == "revision" and value not in (None, "main"):  # a branch is allowed where a sha256 pins the file
+        return ["abc"]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return ["many", -1000000.5, float("nan")]
+    return []
+
+
+def test_every_wrong_path_hub_id_and_number_is_one_line_that_names_its_leaf(preset):
+    name, params = preset
+    params = filled(name, params)
+    sections = {section for section in params if section in stage_modules() or section in ("sweep", "runtime")}
+    tried = 0
+    for path, value in list(leaves({section: params[section] for section in sections})):
+        for wrong in wrong_values(path, value):
+            edited = copy.deepcopy(params)
+            place = edited
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = wrong
+            with pytest.raises(ParamsError) as error:
+                validate_all(edited)
+            dotted = ".".join(map(str, path))
+            lines = str(error.value).splitlines()
+            assert any(line.startswith((f"{dotted}: ", f"{dotted}.")) for line in lines), (dotted, wrong, lines)
+            tried += 1
+    assert tried > 50
+
+
+def test_sync_writes_a_fingerprint_for_every_stage():
+    outs = {next(iter(out)) for out in STAGES["sync"]["outs"]}
+    assert outs == {f"data/code/{name}" for name in stage_modules()}
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "sync"])
+def test_every_stage_lists_its_code_and_all_its_leaves(name):
+    stage = STAGES[name]
+    module = stage["cmd"].split()[2].removeprefix("stages.")
+    assert stage["desc"]
+    assert f"data/code/{module}" in stage["deps"]
+    expected = set()
+    for parameter, schema in config_schemas(stage_modules()[module].stage).items():
+        section = module if parameter == "config" else parameter
+        expected |= {f"{section}.{field.name}" for field in dataclasses.fields(schema)}
+    if module == "base":
+        expected = {"base.${key}", "base.dtype"}
+    assert set(stage["params"]) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "sync"])
+def test_every_path_of_a_command_is_declared(name):
+    stage = STAGES[name]
+    outs = [out if isinstance(out, str) else next(iter(out)) for out in stage["outs"]]
+    words = [word for word in stage["cmd"].split() if word.startswith("data/")]
+    assert words
+    assert set(words) <= {*stage["deps"], *outs}
+    assert all(out in words for out in outs)
