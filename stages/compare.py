@@ -1,8 +1,8 @@
 """Put all variants side by side: grids, scores with confidence intervals, and a report to read.
 
 Reads the images and scores of every variant of the sweep, the captioned training images and the LoRAs' training
-histories. Writes grid.png, a sweep-<kind>.png for each kind of LoRA (alpha down, rank across), scores.csv, variants.csv
-(for plots), metrics.json and index.html, a page that needs no other file.
+histories. Writes grid.png, a sweep-<kind>.png for each kind of LoRA (alpha down, rank across), scores.csv, metrics.json,
+variants.csv and history/ (both for `dvc plots`), and index.html, a page that needs no other file.
 
 A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. What
 lies in the folders and is not in the sweep is left alone: a value taken out of the sweep is gone from the report, and comes

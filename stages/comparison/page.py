@@ -63,7 +63,9 @@ def card(comparison: Comparison, variant: Variant) -> dict[str, Any]:
     facts = [_fact(comparison, variant, metric, subject_prompts) for metric in METRIC_NAMES]
     if comparison.other_prompts:
         leak = _fact(comparison, variant, "reference_similarity", comparison.other_prompts)
-        facts.append(leak | {"name": "The same, on prompts that do not ask for it", "leak": True})
+        facts.append(
+            leak | {"name": f"{METRIC_NAMES['reference_similarity']}, where the prompt does not ask for it", "leak": True}
+        )
     return {"variant": variant, "facts": facts}
 
 

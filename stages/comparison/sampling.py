@@ -100,7 +100,7 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
 
     Raises:
         OSError: the file is missing or not safetensors.
-        ValueError: the file holds no weights for this UNet.
+        ValueError: the file holds no LoRA weights, or those of another architecture.
     """
     from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
     from diffusers.utils import set_weights_and_activate_adapters
@@ -114,10 +114,13 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
     held = [name for name in parts if any(key.startswith(f"{name}.") for key in state_dict)]
     if not held:
         raise ValueError(f"{file}: holds no LoRA weights for a UNet or a text encoder")
-    for name in held:
-        load = loader.load_lora_into_unet if name == "unet" else loader.load_lora_into_text_encoder
-        load(state_dict, network_alphas, **{name: parts[name]}, adapter_name=ADAPTER, metadata=metadata)
-        set_weights_and_activate_adapters(parts[name], [ADAPTER], [lora_scale])
+    try:
+        for name in held:
+            load = loader.load_lora_into_unet if name == "unet" else loader.load_lora_into_text_encoder
+            load(state_dict, network_alphas, **{name: parts[name]}, adapter_name=ADAPTER, metadata=metadata)
+            set_weights_and_activate_adapters(parts[name], [ADAPTER], [lora_scale])
+    except RuntimeError as error:
+        raise ValueError(f"{file}: does not fit {models.folder}: {' '.join(str(error).split())[:300]}") from error
     if "unet" in held and models.unet.dtype == torch.float32:
         # A tenth less time an image. Half precision would round the small update away.
         models.unet.fuse_lora()

@@ -20,6 +20,7 @@ def prepare(runtime: RuntimeConfig) -> torch.device:
     torch.set_num_threads(runtime.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
     torch.backends.cudnn.benchmark = False
     if runtime.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -74,10 +74,13 @@ def test_page_shows_every_image_and_the_training_images(page):
 
 
 def test_page_says_what_was_gained_where_it_was_asked_for(page):
-    assert re.search(r"text2img LoRA rank 4, against merge without it .* \+0\.100 0\.453 → 0\.553, clearly higher", words(page))
+    assert re.search(
+        r"text2img LoRA rank 4, compared with the same model without it .* \+0\.100 0\.453 → 0\.553, clearly higher",
+        words(page),
+    )
     assert re.search(r"DreamBooth LoRA rank 4.* \+0\.300 0\.453 → 0\.753, clearly higher", words(page))
     assert "higher in 3 of 3" in words(page)
-    assert re.search(r"on prompts that do not ask for it 0\.000", words(page))
+    assert re.search(r"where the prompt does not ask for it 0\.000", words(page))
 
 
 def test_page_shows_text_as_text(page):
@@ -105,7 +108,8 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         write_report(read_world(world), folder)
-        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()})
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        digests.append({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
     assert digests[0] == digests[1]
     assert set(digests[0]) == {
         "grid.png",
@@ -114,6 +118,8 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         "scores.csv",
         "variants.csv",
         "metrics.json",
+        "history/text2img-a0.7-r4.csv",
+        "history/dreambooth-a0.7-r4.csv",
         "index.html",
     }
 

@@ -180,6 +180,16 @@ def test_lora_scale_zero_is_the_model_itself(checkpoint, lora, models):
     assert np.array_equal(drawn, plain)
 
 
+def test_lora_of_another_architecture_is_refused(checkpoint, tmp_path):
+    state_dict = {
+        f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_{part}.weight": torch.zeros(shape)
+        for part, shape in (("A", (4, 320)), ("B", (320, 4)))
+    }
+    save_file(state_dict, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_lora(load_models(checkpoint, CPU), tmp_path)
+
+
 def test_missing_or_foreign_lora_is_refused(models, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such LoRA file"):
         load_lora(models, tmp_path)

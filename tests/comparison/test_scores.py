@@ -1,8 +1,7 @@
 import pytest
-from scipy.stats import t
 
 from stages.comparison.cells import Cell, plan_cells
-from stages.comparison.scores import Interval, differences, mean_interval, read_scores, select, write_scores
+from stages.comparison.scores import Interval, differences, mean_interval, read_scores, select, student_quantile, write_scores
 
 CELLS = plan_cells(["a", "b"], [0, 1])
 
@@ -27,7 +26,8 @@ def test_missing_scores_are_named(tmp_path):
 def test_interval_is_students_over_the_means_of_seeds():
     values = {Cell(0, "a", 0): 0.0, Cell(1, "b", 0): 2.0, Cell(0, "a", 1): 3.0, Cell(1, "b", 1): 3.0, Cell(0, "a", 2): 5.0}
     means = [1.0, 3.0, 5.0]
-    expected = t.interval(0.95, 2, loc=3.0, scale=2.0 / 3**0.5)
+    half_width = 4.30265273 * 2.0 / 3**0.5  # Student's t for 2 degrees of freedom, from the tables
+    expected = (3.0 - half_width, 3.0 + half_width)
     interval = mean_interval(values)
     assert interval.mean == pytest.approx(sum(means) / 3)
     assert (interval.low, interval.high) == pytest.approx(expected)
@@ -50,3 +50,8 @@ def test_select_by_prompt():
     scores = {cell: {"m": float(cell.prompt_index)} for cell in CELLS}
     assert select(scores, "m", {1}) == {cell: 1.0 for cell in CELLS if cell.prompt_index == 1}
     assert len(select(scores, "m")) == 4
+
+
+@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (7, 2.36462), (30, 2.04227), (1000, 1.96234)])
+def test_students_quantile_is_that_of_the_tables(degrees, quantile):
+    assert student_quantile(degrees) == pytest.approx(quantile, rel=1e-5)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ def predict(unet):
     generator = torch.Generator().manual_seed(5)
     latents, embeds = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, WIDTH, generator=generator)
     return unet(latents, torch.tensor([3, 700]), embeds, return_dict=False)[0]
+
+
+def pipeline_of(**parts: Any) -> Any:
+    """A pipeline of these parts alone."""
+    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
+    return StableDiffusionPipeline(**dict.fromkeys(names) | parts, requires_safety_checker=False)  # pyright: ignore
 
 
 def trained_unet(model, rank=2, lora_alpha=8.0, targets=TARGETS):
@@ -66,7 +73,7 @@ def test_gaussian_weights_have_the_rank_as_inverse_spread(model):
 def test_diffusers_loads_the_file_with_its_alpha(model, tmp_path, lora_alpha):
     unet = trained_unet(model, rank=2, lora_alpha=lora_alpha)
     write_lora(unet, tmp_path / LORA_FILE)
-    pipeline = StableDiffusionPipeline(None, None, None, load_unet(model), None, None, None, requires_safety_checker=False)
+    pipeline = pipeline_of(unet=load_unet(model))
     plain = predict(pipeline.unet)
     pipeline.load_lora_weights(tmp_path)
     assert torch.equal(predict(pipeline.unet), predict(unet))
@@ -77,7 +84,7 @@ def test_diffusers_loads_the_file_with_its_alpha(model, tmp_path, lora_alpha):
 def test_layers_other_than_attention_load_too(model, tmp_path):
     unet = trained_unet(model, targets=["proj_in", "ff.net.0.proj", "conv1", "to_q"])
     write_lora(unet, tmp_path / LORA_FILE)
-    pipeline = StableDiffusionPipeline(None, None, None, load_unet(model), None, None, None, requires_safety_checker=False)
+    pipeline = pipeline_of(unet=load_unet(model))
     pipeline.load_lora_weights(tmp_path)
     assert torch.equal(predict(pipeline.unet), predict(unet))
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -15,7 +17,8 @@ def model(tmp_path_factory):
 def test_embeddings_are_the_pipelines(model):
     """Those of `StableDiffusionPipeline.encode_prompt`, to the bit."""
     _, tokenizer, text_encoder = model
-    pipeline = StableDiffusionPipeline(None, text_encoder, tokenizer, None, None, None, None, requires_safety_checker=False)
+    parts: Any = (None, text_encoder, tokenizer, None, None, None, None)
+    pipeline: Any = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     for prompt in ("a cat", "", "a " * 100):
         expected = pipeline.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0]
         assert torch.equal(embed_prompts(tokenizer, text_encoder, [prompt], 0, 4), expected)
