@@ -176,10 +176,12 @@ def _leaf(location: tuple[int | str, ...], values: Any) -> list[str]:
     """The path of an error as it stands in the values; pydantic adds the kinds of unions to it."""
     path = []
     for number, part in enumerate(location):
-        is_key = isinstance(values, Mapping) and (part in values or number == len(location) - 1)
-        if is_key or isinstance(part, int):
+        if isinstance(part, int):
             path.append(str(part))
-            values = values.get(part) if isinstance(values, Mapping) else values[part] if isinstance(values, list) else None
+            values = values[part] if isinstance(values, list) else None
+        elif isinstance(values, Mapping) and (part in values or number == len(location) - 1):
+            path.append(part)
+            values = values.get(part)
     return path
 
 
