@@ -185,8 +185,9 @@ def test_ci_fetches_only_what_it_needs(repository, tmp_path):
     done = fresh.run(sys.executable, "-m", "stages.pipeline.grids", "--before", "HEAD", "--comment", "comment.md")
     ran = executed(done.stdout) - {"sync"}
     assert {name.split("@")[0].split("_")[0] for name in ran} == {"generate", "score", "compare"}
-    assert not (clone / "data/dataset").exists()
     assert not (clone / "data/encoded").exists()
+    assert not (clone / "data/vae").exists()
+    assert not (clone / "data/class_images").exists()
     assert "![grid before](grid-before.png)" in (clone / "comment.md").read_text()
     assert (clone / "grid-before.png").read_bytes() == (repository.root / "data/report/grid.png").read_bytes()
 

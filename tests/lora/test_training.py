@@ -111,7 +111,7 @@ def test_learning_rate_follows_warm_up_and_cosine(model, stream):
 
 @pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"])
 def test_every_schedule_begins_at_the_learning_rate(model, stream, name):
-    state = TrainingState(make_unet(model), training_config(lr_scheduler=name), scale_gradients=False)
+    state = TrainingState(make_unet(model), training_config(lr_scheduler=name, learning_rate=1e-3), scale_gradients=False)
     assert state.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
 
 
