@@ -1,6 +1,6 @@
 """Read a checkpoint in any supported form and write it in the diffusers layout.
 
-Reads one of the two originals, theta0 or theta1: a single file in the LDM layout (.safetensors, or .ckpt, of which nothing
+Reads one of the originals, theta0, theta1 or theta2: a single file in the LDM layout (.safetensors, or .ckpt, of which nothing
 is executed) or a diffusers directory, on this machine or at a pinned commit of the hub. Checks every key, shape and value
 against the model's config. Writes model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/ with safetensors
 weights; the metadata of each weights file say what it was made of. Without a theta1, writes an empty directory for it.
@@ -25,11 +25,22 @@ class CheckpointConfig:
     Attributes:
         source: The checkpoint.
         config: Diffusers directory with the configs, scheduler and tokenizer that belong to a single file; null for a
-            source that is a diffusers directory itself. Its weights are not read.
+            source that is a diffusers directory itself. Its weights are read only if `fill` asks for them.
+        fill: Whether a component that the source lacks (a VAE, a text encoder) is taken from `config`.
+        ema: Whether the UNet is the exponential moving average of its weights, which some single files hold beside them.
+        prediction_type: What the UNet predicts; null for what the file, a .yaml beside it, or the scheduler's config says.
     """
 
     source: Source
     config: Source | None
+    fill: bool
+    ema: bool
+    prediction_type: Literal["epsilon", "v_prediction"] | None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to fill from."""
+        if self.fill and self.config is None:
+            raise ValueError("fill: true takes what the source lacks from config, which is null: name a diffusers directory")
 
 
 @dataclass(frozen=True, config=strict)
@@ -39,31 +50,43 @@ class BaseConfig:
     Attributes:
         theta0: The first model.
         theta1: The second; null for an experiment without a merge.
+        theta2: The third, which some methods measure differences from; null for the others.
         dtype: Of the weights written. float32 holds every source exactly.
     """
 
     theta0: CheckpointConfig
     theta1: CheckpointConfig | None
+    theta2: CheckpointConfig | None
     dtype: Literal["float16", "float32"]
 
 
 def stage(config: BaseConfig, name: str, out: Path) -> None:
-    """Write the original called `name`, theta0 or theta1, to the directory `out`."""
-    if name not in ("theta0", "theta1"):
-        raise ValueError(f"--name: given {name!r}: theta0 or theta1")
+    """Write the original called `name`, theta0, theta1 or theta2, to the directory `out`."""
+    if name not in ("theta0", "theta1", "theta2"):
+        raise ValueError(f"--name: given {name!r}: theta0, theta1 or theta2")
     checkpoint: CheckpointConfig | None = getattr(config, name)
     with atomic_directory(out) as folder:
         if checkpoint is None:
             return
-        from stages.checkpoints.model import read_model, write_model
-        from stages.checkpoints.sources import locate
-
         try:
-            configs = checkpoint.config and locate(checkpoint.config, weights=False)
-            model = read_model(locate(checkpoint.source), configs)
-            write_model(folder, model.from_source(checkpoint.source.name), config.dtype)
+            _write(folder, name, checkpoint, config.dtype)
         except (ValueError, OSError) as error:
             raise ValueError(f"base.{name}: {error}") from error
+
+
+def _write(folder: Path, name: str, checkpoint: CheckpointConfig, dtype: str) -> None:
+    from stages.checkpoints.model import Reading, read_model, write_model
+    from stages.checkpoints.sources import locate
+
+    configs = checkpoint.config and locate(checkpoint.config, weights=checkpoint.fill)
+    source = locate(checkpoint.source)
+    reading = Reading(checkpoint.ema, checkpoint.fill, checkpoint.prediction_type)
+    model = read_model(source.path, configs and configs.path, reading)
+    for location in filter(None, (configs, source)):
+        for note in location.notes:
+            print(f"base.{name}: {note}")
+    print(f"base.{name}: {source.name}: {model.description()}")
+    write_model(folder, model.from_source(source.name, configs.name if configs else ""), dtype)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,33 @@
-"""Merge the two originals into one model: theta = (1 - alpha) * theta0 + alpha * theta1.
+"""Merge the originals into one model, by default theta = (1 - alpha) * theta0 + alpha * theta1.
 
-Reads theta0 and theta1 in the diffusers layout (theta1 empty: passthrough) and the VAE. Writes the merged model in the
-diffusers layout: the UNet by the method of the config, the text encoder by its policy, the VAE copied whole, and theta0's
-configs, scheduler and tokenizer. The recipe is in the metadata of the weights.
+Reads theta0, theta1 and theta2 in the diffusers layout (theta1 empty: passthrough; theta2 for the methods that measure
+differences from it) and the VAE. Writes the merged model in the diffusers layout: the UNet by the method of the config, the
+text encoder by its policy, the VAE copied whole, and theta0's configs, scheduler and tokenizer. The recipe is in the
+metadata of the weights; `python -m stages.checkpoints FILE` prints it.
 
 It is a stage of its own because it is what a sweep over alpha repeats: one merge an alpha, the originals read once.
 """
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import strict
+from stages.pipeline.config import Alpha, Seed, strict
 from stages.pipeline.outputs import atomic_directory
+
+Block = Annotated[str, Field(pattern=r"^((IN|OUT)\d\d|M00)$")]
+
+
+@dataclass(frozen=True, config=strict)
+class ComponentAlpha:
+    """Weights of theta1 in [0, 1] instead of the sweep's; null for the sweep's."""
+
+    unet: Alpha | None
+    text_encoder: Alpha | None
 
 
 @dataclass(frozen=True, config=strict)
@@ -23,28 +35,44 @@ class MergeConfig:
     """How to merge.
 
     Attributes:
-        method: weighted_sum, or passthrough for an experiment without a merge.
+        method: What is computed; conf/merge has the formulas, stages/checkpoints/methods.py their sources.
+        component_alpha: Weights of theta1 for whole components.
+        blocks: Weights of theta1 for blocks of the UNet: some by name, or all in a list; null for none.
+        density: Part of a difference that ties and dare keep, in (0, 1].
+        seed: Of what dare drops.
         text_encoder: Merged like the UNet, or taken whole from one of the originals.
         dtype: Of the weights written; the merge itself is computed in float32 and rounded once.
     """
 
-    method: Literal["weighted_sum", "passthrough"]
+    method: Literal["weighted_sum", "add_difference", "slerp", "ties", "dare", "passthrough"]
+    component_alpha: ComponentAlpha
+    blocks: dict[Block, Alpha] | tuple[Alpha, ...] | None
+    density: Annotated[float, Field(gt=0, le=1)]
+    seed: Seed
     text_encoder: Literal["merged", "theta0", "theta1"]
     dtype: Literal["float16", "float32"]
 
 
-def stage(config: MergeConfig, theta0: Path, theta1: Path, vae: Path, alpha: float, out: Path) -> None:
-    """Write the merge with weight `alpha` of theta1, in [0, 1], to the directory `out`."""
+def stage(
+    config: MergeConfig, theta0: Path, theta1: Path, vae: Path, alpha: float, out: Path, theta2: Path | None = None
+) -> None:
+    """Write the merge with weight `alpha` of theta1, in [0, 1], to the directory `out`. Without such a directory, no theta2."""
     from stages.checkpoints.merging import MergePlan, merge_models
     from stages.checkpoints.model import read_model, write_model
+    from stages.checkpoints.writing import check_space, written_size
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha: given {alpha}: a number from 0 (theta0 alone) to 1 (theta1 alone)")
-    models = [read_model(path, None) if any(path.iterdir()) else None for path in (theta0, theta1)]
+    given = [path if path and path.is_dir() and any(path.iterdir()) else None for path in (theta0, theta1, theta2)]
+    models = [read_model(path, None) if path else None for path in given]
     if models[0] is None:
         raise ValueError(f"{theta0} is empty: theta0 is what every method starts from")
-    merged = merge_models(models[0], models[1], MergePlan(config.method, alpha, config.text_encoder))
+    alphas = (config.component_alpha.unet, config.component_alpha.text_encoder)
+    plan = MergePlan(config.method, alpha, config.text_encoder, *alphas, config.blocks, config.density, config.seed)
+    merged = merge_models(models[0], models[1], plan, models[2])
     with atomic_directory(out) as folder:
+        vae_size = sum(file.stat().st_size for file in vae.rglob("*"))
+        check_space(folder, vae_size + sum(written_size(part.tensors, config.dtype) for part in merged.components.values()))
         write_model(folder, merged, config.dtype)
         shutil.copytree(vae, folder / "vae", copy_function=shutil.copyfile)
 

@@ -40,17 +40,21 @@ class VaeConfig:
 
 def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
     """Write the VAE to the directory `out`."""
-    from stages.checkpoints.model import check_latents, read_vae, write_component
+    from stages.checkpoints.components import check_latents, read_vae
+    from stages.checkpoints.model import write_component
     from stages.checkpoints.sources import locate
 
     originals = {"theta0": theta0, "theta1": theta1}
-    path = locate(config.other) if config.other else originals[config.source]
+    other = config.other and locate(config.other)
+    path = other.path if other else originals[config.source]
     if config.source == "theta1" and not any(theta1.iterdir()):
         raise ValueError("vae.source: theta1, but there is none in this experiment: take theta0 or other")
     vae = read_vae(path, theta0 / "vae")
     check_latents(vae, theta0 / "unet")
-    if config.other:
-        vae = vae.from_source(config.other.name)
+    if other:
+        for note in other.notes:
+            print(f"vae.other: {note}")
+        vae = vae.from_source(other.name)
     with atomic_directory(out) as folder:
         write_component(folder, "vae", vae, config.dtype)
 

@@ -17,9 +17,10 @@ def local(path):
     return Source(path=path, repo=None, revision=None, file=None, sha256=None)
 
 
-def base_config(source, config=None, dtype="float32"):
+def base_config(source, config=None, dtype="float32", **leaves):
     checkpoint = {"source": local(source), "config": config and local(config)}
-    return validate("base", BaseConfig, {"theta0": checkpoint, "theta1": None, "dtype": dtype})
+    checkpoint |= {"fill": False, "ema": False, "prediction_type": None} | leaves
+    return validate("base", BaseConfig, {"theta0": checkpoint, "theta1": None, "theta2": None, "dtype": dtype})
 
 
 @pytest.fixture
@@ -98,8 +99,8 @@ def test_a_wrong_checkpoint_names_its_leaf_and_leaves_nothing(tmp_path, single_f
 
 
 def test_wrong_name(tmp_path, single_file):
-    with pytest.raises(ValueError, match="theta0 or theta1"):
-        stage(base_config(single_file), "theta2", tmp_path / "out")
+    with pytest.raises(ValueError, match="theta0, theta1 or theta2"):
+        stage(base_config(single_file), "theta3", tmp_path / "out")
 
 
 def test_conf_holds_every_leaf(tmp_path):

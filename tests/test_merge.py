@@ -1,8 +1,11 @@
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -26,8 +29,9 @@ def folders(tmp_path):
     return tmp_path / "theta0", tmp_path / "theta1", tmp_path / "vae"
 
 
-def merge_config(method="weighted_sum", text_encoder="merged", dtype="float16"):
-    return validate("merge", MergeConfig, {"method": method, "text_encoder": text_encoder, "dtype": dtype})
+def merge_config(**values):
+    defaults = yaml.safe_load((Path(__file__).parents[1] / "conf" / "merge" / "default.yaml").read_text())
+    return validate("merge", MergeConfig, defaults | values)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.7, 1.0])
@@ -75,7 +79,7 @@ def test_the_recipe_is_in_the_metadata(folders: Folders, tmp_path):
     stage(merge_config(text_encoder="theta0"), *folders, 0.7, tmp_path / "out")
     with safe_open(tmp_path / "out" / "unet" / WEIGHTS["unet"], "np") as file:
         recipe = json.loads(file.metadata()["recipe"])
-    assert recipe.keys() == {"method", "alpha", "text_encoder", "theta0", "theta1"}
+    assert {"formula", "direction", "method_source", "numpy", "blocks", "theta0", "theta1"} < recipe.keys()
     assert (recipe["method"], recipe["alpha"], recipe["text_encoder"]) == ("weighted_sum", 0.7, "theta0")
 
 
@@ -99,3 +103,22 @@ def test_a_missing_theta_is_refused(folders: Folders, tmp_path):
         stage(merge_config(), folders[0], tmp_path / "empty", folders[2], 0.7, tmp_path / "out")
     with pytest.raises(ValueError, match="empty is empty"):
         stage(merge_config(), tmp_path / "empty", folders[1], folders[2], 0.7, tmp_path / "out")
+
+
+def test_a_third_model_is_used_where_the_method_needs_one(folders: Folders, tmp_path):
+    save_diffusers(tmp_path / "theta2", random_weights(2))
+    with pytest.raises(ValueError, match="add_difference merges three models, and there is no theta2"):
+        stage(merge_config(method="add_difference"), *folders, 0.7, tmp_path / "out", tmp_path / "LICENSE")
+    stage(merge_config(method="add_difference", dtype="float32"), *folders, 0.7, tmp_path / "out", tmp_path / "theta2")
+    key = "conv_in.weight"
+    thetas = [random_weights(0, dtype=np.float16), random_weights(1), random_weights(2)]
+    theta0, theta1, theta2 = (theta["unet"][key].astype(np.float32) for theta in thetas)
+    written = load_file(tmp_path / "out" / "unet" / WEIGHTS["unet"])[key]
+    assert written.tobytes() == (theta0 + np.float32(0.7) * (theta1 - theta2)).tobytes()
+
+
+def test_a_disk_without_room_is_said_before_the_merge(folders: Folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="are free: make room first"):
+        stage(merge_config(), *folders, 0.7, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theta0", "theta1", "vae"]

@@ -1,64 +1,73 @@
 """What checkpoints call the same tensor: every known spelling becomes the one of `key_maps`, every leftover is dropped."""
 
 import re
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
-from stages.checkpoints.key_maps import TEXT_ENCODER_PREFIX, VAE_PREFIX
-from stages.checkpoints.tensors import LazyTensor, LazyTensors
+from stages.checkpoints.key_maps import TEXT_ENCODER_PREFIX, UNET_PREFIX, VAE_PREFIX
+from stages.checkpoints.open_clip import from_open_clip
+from stages.checkpoints.tensors import LazyTensor, LazyTensors, listed
 
 # NovelAI's models and their descendants (AnythingV3, AbyssOrangeMix) leave out `text_model.`.
 _NOVELAI_PREFIX = "cond_stage_model.transformer."
-_OPEN_CLIP_PREFIX = "cond_stage_model.model."
-_SDXL_PREFIX = "conditioner.embedders."
+_NESTING = "state_dict."
+_EMA_PREFIX = "model_ema."
+_BARE_UNET_KEY = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|out)\.\d")
+_DIFFUSERS_KEY = re.compile(r"(decoder\.)?(down|up)_blocks\.\d+\.(resnets|attentions)\.")
 
 # Position ids are constants that some tools have averaged into nonsense; the rest is state of training.
 _LEFTOVERS = re.compile(
     r"(.*\.)?position_ids$"
     r"|(.*\.)?(text_projection(\.weight)?|logit_scale)$"
-    r"|model_ema\.|first_stage_model\.(loss|model_ema)\."
-    r"|(\w*alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar|scale_factor|global_step)$"
+    r"|model_ema\.|first_stage_model\.(loss|model_ema)\.|embedding_manager\.|denoiser\.sigmas$"
+    r"|(\w*alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar|scale_factor)$"
+    r"|(global_step|epoch|v_pred|ztsnr)$"
 )
 _LEGACY_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY_VAE_KEY = re.compile(r"(.*mid_block\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 
 
-class Architecture(NamedTuple):
-    """What tells Stable Diffusion's generations apart: shapes, whatever the file is called.
-
-    Attributes:
-        context_width: Width of the text embeddings that the UNet attends to; 0 where no attention was found.
-        linear_projection: Whether the transformers' projections are linear layers (SD2, SDXL) or 1x1 convolutions (SD1).
-    """
-
-    context_width: int
-    linear_projection: bool
-
-    def __str__(self) -> str:
-        generation = "SDXL" if self.context_width == 2048 else "SD2" if self.linear_projection else "SD1"
-        return f"{generation}-type (context width {self.context_width})"
-
-
-def architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
-    """Tell the generation of a UNet from its tensors' shapes; the keys may be in either layout."""
-    widths = [shape[-1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")]
-    projections = [shape for key, shape in shapes.items() if key.endswith("proj_in.weight")]
-    return Architecture(next(iter(widths), 0), any(len(shape) == 2 for shape in projections))
-
-
-def normalise_ldm(tensors: LazyTensors) -> dict[str, LazyTensor]:
+def normalise_ldm(tensors: LazyTensors, text_layers: int) -> dict[str, LazyTensor]:
     """Rename the keys of an LDM single file to those of `key_maps` and drop leftovers.
 
-    Raises:
-        ValueError: The text encoder is one whose single-file layout has no table yet (SD2, SDXL).
+    Args:
+        tensors: As the file names them.
+        text_layers: How many layers the text encoder's config describes; a file of SD2 holds one more, which is unused.
     """
-    for prefix, generation in ((_OPEN_CLIP_PREFIX, "SD2 (OpenCLIP)"), (_SDXL_PREFIX, "SDXL")):
-        if any(key.startswith(prefix) for key in tensors):
-            raise ValueError(
-                f"the text encoder is that of {generation}; single files of that kind are not read: "
-                "give the model in the diffusers layout (SD2), or another model"
-            )
+    tensors = from_open_clip(tensors, text_layers)
+    if not any(key.startswith(UNET_PREFIX) for key in tensors):
+        tensors = {UNET_PREFIX + key if _BARE_UNET_KEY.match(key) else key: value for key, value in tensors.items()}
     return _renamed(tensors, _novelai)
+
+
+def without_nesting(tensors: LazyTensors) -> LazyTensors:
+    """Take off the prefix that a nested `state_dict` leaves in flat files."""
+    if not tensors or not all(key.startswith(_NESTING) for key in tensors):
+        return tensors
+    return {key.removeprefix(_NESTING): tensor for key, tensor in tensors.items()}
+
+
+def with_ema(tensors: LazyTensors, names: Sequence[str]) -> dict[str, LazyTensor]:
+    """Put the exponential moving average of the UNet's weights in the place of the weights.
+
+    Args:
+        tensors: Of an LDM single file.
+        names: The UNet's keys in that layout. Those of its average have no dots: `model_ema.diffusion_modelout2bias`.
+
+    Raises:
+        ValueError: The file holds no average, or only a part of it.
+    """
+    averages = {name: _EMA_PREFIX + name.removeprefix("model.").replace(".", "") for name in names}
+    missing = sorted(average for average in averages.values() if average not in tensors)
+    if len(missing) == len(averages):
+        raise ValueError(f"holds no EMA weights ({_EMA_PREFIX}…): set ema to false")
+    if missing:
+        raise ValueError(f"{len(missing)} missing of the EMA weights: {listed(missing)}")
+    return {**tensors, **{name: tensors[average] for name, average in averages.items()}}
+
+
+def is_diffusers(tensors: LazyTensors) -> bool:
+    """Whether a file holds a UNet or a VAE under the names of the diffusers layout."""
+    return any(_DIFFUSERS_KEY.match(key) for key in tensors)
 
 
 def normalise_diffusers(component: str, tensors: LazyTensors) -> dict[str, LazyTensor]:

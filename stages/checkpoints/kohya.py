@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.checkpoints.tensors import LazyTensor, LazyTensors, open_safetensors, read_metadata, write_safetensors
+from stages.checkpoints.tensors import LazyTensor, LazyTensors, open_safetensors, read_metadata
+from stages.checkpoints.writing import write_safetensors
 
 ADAPTER_METADATA_KEY = "lora_adapter_metadata"
 _PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}

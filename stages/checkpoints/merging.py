@@ -1,140 +1,170 @@
-"""Merging models: each method is one small function over tensors, with its source.
+"""Merging models: which tensors meet, with which weight, and what is written down about it.
 
 Directions differ between tools; here theta0 and theta1 are as in `theta = (1 - alpha) * theta0 + alpha * theta1`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from stages.checkpoints.dialects import architecture
-from stages.checkpoints.model import Component, Model
-from stages.checkpoints.tensors import Array, LazyTensor, LazyTensors, listed
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.blocks import BlockWeights, block_alphas
+from stages.checkpoints.components import Component
+from stages.checkpoints.key_maps import component_specs
+from stages.checkpoints.methods import MERGE_METHODS, Array, MergeMethod, Setting
+from stages.checkpoints.model import Model
+from stages.checkpoints.tensors import FLOATS, LazyTensor, LazyTensors, Recipe, listed
+from stages.checkpoints.writing import elementwise
 
-_TOO_FEW = "merges two models, and there is no theta1: name one, or choose passthrough"
-_TOO_MANY = "takes theta0 as it is, and there is a theta1: set it to null, or choose a method that merges"
 TextEncoderPolicy = Literal["merged", "theta0", "theta1"]
+MERGED_COMPONENTS = ("unet", "text_encoder")
+DIRECTION = "alpha is the weight of theta1: 0 is theta0, 1 is theta1"
 
-
-class MergeMethod(NamedTuple):
-    """One way to make a model of others.
-
-    Attributes:
-        function: Of theta0's tensor, theta1's tensor (float32, same shape) and alpha. None: theta0 is taken as it is.
-        source: Where the method comes from.
-    """
-
-    function: Callable[[Array, Array, float], Array] | None
-    source: str
-
-
-def weighted_sum(theta0: Array, theta1: Array, alpha: float) -> Array:
-    """Interpolate linearly between two models: Wortsman et al. 2021, section 3 (arXiv:2109.01903).
-
-    Args:
-        theta0: A tensor of the first model, float32.
-        theta1: The same tensor of the second model, float32.
-        alpha: Weight of theta1, in [0, 1].
-    """
-    return (1 - alpha) * theta0 + alpha * theta1
-
-
-MERGE_METHODS = {
-    "weighted_sum": MergeMethod(weighted_sum, "arXiv:2109.01903, section 3"),
-    "passthrough": MergeMethod(None, "no merge: theta0 as it is"),
-}
+_NAMES = ("theta0", "theta1", "theta2")
+_COUNTS = {1: "takes theta0 as it is", 2: "merges two models", 3: "merges three models"}
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """How two models become one.
+    """How models become one.
 
     Attributes:
         method: A name in MERGE_METHODS.
         alpha: Weight of theta1, in [0, 1].
         text_encoder: Merged by the same method, or taken whole from one model.
+        unet_alpha: Instead of `alpha` in the UNet; None for the same.
+        text_encoder_alpha: Instead of `alpha` in the text encoder; None for the same.
+        blocks: Instead of both in some or all blocks of the UNet; see `blocks.block_alphas`. None for none.
+        density: Part of a difference that ties and dare keep, in (0, 1].
+        seed: Of dare's random masks.
     """
 
     method: str
     alpha: float
     text_encoder: TextEncoderPolicy
+    unet_alpha: float | None = None
+    text_encoder_alpha: float | None = None
+    blocks: BlockWeights | None = None
+    density: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> "MergePlan":
+        """The plan by which a file was made, from the recipe in its metadata."""
+        return cls(**{field.name: recipe[field.name] for field in fields(cls)})
 
 
-def merge_models(theta0: Model, theta1: Model | None, plan: MergePlan) -> Model:
-    """The merged UNet and text encoder, computed tensor by tensor as they are read. The VAE is not among them.
+def merge_models(theta0: Model, theta1: Model | None, plan: MergePlan, theta2: Model | None = None) -> Model:
+    """The merged UNet and text encoder, computed as they are written. The VAE is not among them.
 
     Raises:
-        ValueError: The models are of different architectures or predict different things, or there is one too few or many.
+        ValueError: The models are of different architectures or predict different things, there is one too few or many for
+            the method, or a block with a weight is not there.
     """
-    if (theta1 is None) != (MERGE_METHODS[plan.method].function is None):
-        reason = _TOO_FEW if theta1 is None else _TOO_MANY
-        raise ValueError(f"method {plan.method} {reason}")
-    if theta1 is not None:
-        _check_same_kind(theta0, theta1)
+    models = _checked([theta0, theta1, theta2], plan.method)
     policies: dict[str, TextEncoderPolicy] = {"unet": "merged", "text_encoder": plan.text_encoder}
     merged = {
-        name: _merge_component([model.components[name] for model in (theta0, theta1) if model], plan, policy)
-        for name, policy in policies.items()
+        name: _merge_component(name, [model.components[name] for model in models], plan, policies[name])
+        for name in MERGED_COMPONENTS
     }
     return replace(theta0, components=merged)
 
 
 def merge_tensors(theta0: LazyTensors, theta1: LazyTensors, method: str, alpha: float) -> dict[str, LazyTensor]:
     """Merge tensors of the same keys and shapes in float32, each when it is read; integers are copied from theta0."""
-    function = MERGE_METHODS[method].function
-    if function is None:
-        return dict(theta0)
-    return {key: _merged(tensor, theta1[key], function, alpha) for key, tensor in theta0.items()}
+    plan = MergePlan(method, alpha, "merged")
+    return {key: _merged([tensor, theta1[key]], plan, key, alpha) for key, tensor in theta0.items()}
 
 
-def _merged(
-    tensor0: LazyTensor, tensor1: LazyTensor, function: Callable[[Array, Array, float], Array], alpha: float
-) -> LazyTensor:
-    def load() -> Array:
-        values = tensor0.read()
-        if not np.issubdtype(values.dtype, np.floating):
-            return values
-        return function(values.astype(np.float32), tensor1.read().astype(np.float32), alpha)
+def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: float) -> LazyTensor:
+    if originals[0].dtype not in FLOATS:
+        return originals[0]
+    method, setting = MERGE_METHODS[plan.method], Setting(key, alpha, plan.density, plan.seed)
+    if method.models == 1:
+        return originals[0]
+    if method.elementwise:
+        return elementwise(originals, lambda *thetas: method.function(*thetas, setting))
+    return LazyTensor(originals[0].shape, originals[0].dtype, _computed(originals, method, setting))
 
-    return LazyTensor(tensor0.shape, tensor0.dtype, load)
+
+def _computed(originals: Sequence[LazyTensor], method: MergeMethod, setting: Setting) -> Callable[[], Array]:
+    return lambda: method.function(*(tensor.read().astype(np.float32, copy=False) for tensor in originals), setting)
 
 
-def _merge_component(originals: Sequence[Component], plan: MergePlan, policy: TextEncoderPolicy) -> Component:
-    recipe = asdict(plan) | {f"theta{index}": original.recipe for index, original in enumerate(originals)}
+def _merge_component(name: str, originals: Sequence[Component], plan: MergePlan, policy: TextEncoderPolicy) -> Component:
+    recipe = _recipe(plan) | {theta: original.recipe for theta, original in zip(_NAMES, originals, strict=False)}
     if len(originals) == 1 or policy == "theta0":
-        tensors = originals[0].tensors
-    elif policy == "theta1":
-        tensors = originals[1].tensors
-    else:
-        tensors = merge_tensors(originals[0].tensors, originals[1].tensors, plan.method, plan.alpha)
+        return replace(originals[0], recipe=recipe)
+    if policy == "theta1":
+        return replace(originals[0], tensors=originals[1].tensors, file=originals[1].file, recipe=recipe)
+    alphas = _alphas(name, originals[0], plan)
+    tensors = {
+        key: _merged([original.tensors[key] for original in originals], plan, f"{name}.{key}", alphas[key])
+        for key in originals[0].tensors
+    }
     return replace(originals[0], tensors=tensors, recipe=recipe)
 
 
-def _check_same_kind(theta0: Model, theta1: Model) -> None:
+def _alphas(name: str, original: Component, plan: MergePlan) -> dict[str, float]:
+    """The weight of theta1 in every tensor of a component."""
+    own = plan.unet_alpha if name == "unet" else plan.text_encoder_alpha
+    alphas = dict.fromkeys(original.tensors, plan.alpha if own is None else own)
+    if name == "unet" and plan.blocks is not None:
+        alphas |= block_alphas(plan.blocks, component_specs(name, original.config))
+    return alphas
+
+
+def _recipe(plan: MergePlan) -> dict[str, Any]:
+    method = MERGE_METHODS[plan.method]
+    blocks = dict(plan.blocks) if isinstance(plan.blocks, Mapping) else plan.blocks and list(plan.blocks)
+    about = {"direction": DIRECTION, "formula": method.formula, "method_source": method.source, "numpy": np.__version__}
+    return asdict(replace(plan, blocks=None)) | {"blocks": blocks} | about
+
+
+def _checked(given: Sequence[Model | None], method: str) -> list[Model]:
+    """The models that the method is made of, all of one kind."""
+    needed = MERGE_METHODS[method].models
+    for name, model in zip(_NAMES[:needed], given, strict=False):
+        if model is None:
+            raise ValueError(f"method {method} {_COUNTS[needed]}, and there is no {name}: name one, or choose another method")
+    for name, model in zip(_NAMES[needed:], given[needed:], strict=True):
+        if model is not None:
+            raise ValueError(
+                f"method {method} {_COUNTS[needed]}, and there is a {name}: set it to null, or choose another method"
+            )
+    models = [model for model in given if model is not None]
+    for name, model in zip(_NAMES[1:needed], models[1:], strict=True):
+        _check_same_kind(models[0], model, name)
+    return models
+
+
+def _check_same_kind(theta0: Model, other: Model, name: str) -> None:
     kinds = [
         architecture({key: tensor.shape for key, tensor in model.components["unet"].tensors.items()})
-        for model in (theta0, theta1)
+        for model in (theta0, other)
     ]
     if kinds[0] != kinds[1]:
-        raise ValueError(f"theta0 is {kinds[0]}, theta1 is {kinds[1]}: merge only checkpoints of one architecture")
-    if theta0.prediction_type != theta1.prediction_type:
+        raise ValueError(f"theta0 is {kinds[0]}, {name} is {kinds[1]}: merge only checkpoints of one architecture")
+    if theta0.prediction_type != other.prediction_type:
         raise ValueError(
-            f"theta0 predicts {theta0.prediction_type}, theta1 predicts {theta1.prediction_type}: "
+            f"theta0 predicts {theta0.prediction_type}, {name} predicts {other.prediction_type}: "
             "merge only checkpoints of one prediction_type"
         )
-    for name in ("unet", "text_encoder"):
-        _check_same_shapes(name, theta0.components[name].tensors, theta1.components[name].tensors)
+    for component in MERGED_COMPONENTS:
+        _check_same_shapes(component, theta0.components[component].tensors, other.components[component].tensors, name)
 
 
-def _check_same_shapes(name: str, theta0: LazyTensors, theta1: LazyTensors) -> None:
-    lonely = sorted(theta0.keys() ^ theta1.keys())
+def _check_same_shapes(component: str, theta0: LazyTensors, other: LazyTensors, name: str) -> None:
+    lonely = sorted(theta0.keys() ^ other.keys())
     if lonely:
-        raise ValueError(f"{name}: only one of theta0 and theta1 has {listed(lonely)}: merge only models of one architecture")
+        raise ValueError(
+            f"{component}: only one of theta0 and {name} has {listed(lonely)}: merge only models of one architecture"
+        )
     for key in sorted(theta0):
-        if theta0[key].shape != theta1[key].shape:
+        if theta0[key].shape != other[key].shape:
             raise ValueError(
-                f"{name}: {key}: theta0 has shape {theta0[key].shape}, theta1 has {theta1[key].shape}; "
+                f"{component}: {key}: theta0 has shape {theta0[key].shape}, {name} has {other[key].shape}; "
                 "merge only checkpoints of one architecture"
             )

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.checkpoints.components import Component
 from stages.checkpoints.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
-from stages.checkpoints.model import Component, Model
-from stages.checkpoints.tensors import LazyTensor, write_safetensors
+from stages.checkpoints.model import Model
+from stages.checkpoints.tensors import LazyTensor
+from stages.checkpoints.writing import write_safetensors
 
 
 def write_single_file(model: Model, out: Path, dtype: str) -> None:

@@ -10,15 +10,57 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 Array = np.ndarray
 Recipe = Mapping[str, Any]
 
 RECIPE_KEY = "recipe"
 FLOATS = ("BF16", "F16", "F32", "F64")
-DTYPES = {"float16": np.float16, "float32": np.float32}
+NUMPY_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",  # numpy has no such dtype: the bits are read, and widened to float32
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+MAX_HEADER = 8 * 2**20  # SDXL's is 0.4 MB; a longer one is made to exhaust memory
 LISTED_KEYS = 8
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the values of a tensor lie in a file: uncompressed, contiguous, little-endian.
+
+    Attributes:
+        path: The file.
+        offset: Of the first byte.
+        size: In bytes.
+    """
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self, dtype: str) -> Array:
+        """The values, flat. bfloat16, which numpy lacks, becomes float32."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            values = np.empty(self.size // np.dtype(NUMPY_DTYPES[dtype]).itemsize, NUMPY_DTYPES[dtype])
+            view, done = values.view(np.uint8).data, 0
+            while done < self.size:
+                count = file.readinto(view[done:])
+                if not count:
+                    raise ValueError(f"{self.path}: truncated: it ends before byte {self.offset + self.size}")
+                done += count
+        return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
 
 
 @dataclass(frozen=True)
@@ -29,11 +71,13 @@ class LazyTensor:
         shape: Its shape.
         dtype: As safetensors names it: "F16", "I64".
         load: Reads or computes the values. bfloat16 arrives as float32, which holds it exactly.
+        stored: Where the values lie, for those who read them in their own way; None for computed ones.
     """
 
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Array]
+    stored: Stored | None = None
 
     def read(self) -> Array:
         """The values, in `shape`."""
@@ -43,37 +87,43 @@ class LazyTensor:
         """The same values in another shape, still unread."""
         return replace(self, shape=shape)
 
+    def rows(self, start: int, stop: int) -> "LazyTensor":
+        """Some of its rows, still unread."""
+        shape = (stop - start, *self.shape[1:])
+        if self.stored is None:
+            return replace(self, shape=shape, load=lambda: self.read()[start:stop])
+        row = self.stored.size // self.shape[0]
+        place = replace(self.stored, offset=self.stored.offset + start * row, size=(stop - start) * row)
+        return stored_tensor(shape, self.dtype, place)
+
+
+def stored_tensor(shape: tuple[int, ...], dtype: str, place: Stored) -> LazyTensor:
+    """A tensor that lies in a file."""
+    return LazyTensor(shape, dtype, lambda: place.read(dtype), place)
+
 
 LazyTensors = Mapping[str, LazyTensor]
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Open a safetensors file; its tensors are memory-mapped.
+    """Open a safetensors file; its tensors are read one by one, when asked for.
+
+    The library checks the header (lengths, shapes, offsets that overlap or leave holes); of two tensors with one key it
+    would take the last without a word.
 
     Raises:
-        ValueError: The file is truncated or not a safetensors file.
+        ValueError: The file is truncated, not a safetensors file, or holds a dtype that is not known here.
     """
-    try:
-        file = safe_open(path, framework="np")
-        return {key: _lazy(file, path, key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or not a safetensors file: {error}") from error
-
-
-def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Recipe) -> None:
-    """Write tensors, rounded once to `dtype` (integers stay as they are), with the recipe in the metadata.
-
-    The same tensors and recipe give the same bytes: safetensors sorts the keys, and there is one metadata key.
-
-    Raises:
-        ValueError: A tensor is not finite, in itself or in `dtype`; all such keys are named.
-    """
-    arrays = {key: _rounded(tensor.read(), dtype) for key, tensor in tensors.items()}
-    broken = [key for key, array in arrays.items() if not np.isfinite(array).all()]
-    if broken:
-        raise ValueError(f"not a finite number (NaN or Inf) in {dtype}: {listed(broken)}")
-    save_file(arrays, path, metadata={RECIPE_KEY: json.dumps(recipe, sort_keys=True)})
-    path.chmod(0o644)  # safetensors gives its files to their owner alone
+    tensors = {}
+    data_start, header = _read_header(path)
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in NUMPY_DTYPES:
+            raise ValueError(f"{path}: {key} is of dtype {entry['dtype']}; known: {', '.join(NUMPY_DTYPES)}")
+        start, stop = entry["data_offsets"]
+        tensors[key] = stored_tensor(tuple(entry["shape"]), entry["dtype"], Stored(path, data_start + start, stop - start))
+    return dict(sorted(tensors.items()))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -89,15 +139,45 @@ def read_recipe(path: Path) -> Recipe:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, empty where it has none."""
+    return _read_header(path)[1].get("__metadata__") or {}
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """The checked header of a safetensors file, and the offset of the byte behind it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8).ljust(8, b"\xff"), "little")
+        size = path.stat().st_size
+        if length > min(MAX_HEADER, size - 8):
+            limit = "the file" if length > size - 8 else f"the {MAX_HEADER:,} that are read"
+            raise ValueError(
+                f"{path}: truncated, or not a safetensors file: a header of {length:,} bytes is longer than {limit}"
+            )
+        text = file.read(length)
     try:
-        return safe_open(path, framework="np").metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or not a safetensors file: {error}") from error
+        safe_open(path, framework="np")
+        return 8 + length, json.loads(text, object_pairs_hook=_without_duplicates)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: truncated, or not a safetensors file: {reason}") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"{key} is there twice")
+        values[key] = value
+    return values
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file; computed once a process, as long as the file stays the same."""
+    state = path.stat()
+    return _digest(path, state.st_ino, state.st_mtime_ns, state.st_size)
 
 
 @cache
-def sha256(path: Path) -> str:
-    """Hex digest of a file; computed once a process."""
+def _digest(path: Path, *_state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -106,23 +186,3 @@ def listed(keys: list[str]) -> str:
     """Keys for an error message: the first few, and how many more."""
     more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
     return ", ".join(keys[:LISTED_KEYS]) + more
-
-
-def _lazy(file: Any, path: Path, key: str) -> LazyTensor:
-    header = file.get_slice(key)
-    dtype = header.get_dtype()
-    load = (lambda: _read_bfloat16(path, key)) if dtype == "BF16" else (lambda: file.get_tensor(key))
-    return LazyTensor(tuple(header.get_shape()), dtype, load)
-
-
-def _read_bfloat16(path: Path, key: str) -> Array:
-    """Read what numpy has no dtype for; only such files cost an import of torch."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(key).float().numpy()
-
-
-def _rounded(array: Array, dtype: str) -> Array:
-    if not np.issubdtype(array.dtype, np.floating):
-        return array
-    with np.errstate(over="ignore"):  # an overflow becomes Inf, which is refused by name
-        return np.asarray(array, dtype=DTYPES[dtype], order="C")

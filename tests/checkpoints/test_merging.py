@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.checkpoints.merging import MERGE_METHODS, MergePlan, merge_models, merge_tensors, weighted_sum
+from stages.checkpoints.merging import MergePlan, merge_models, merge_tensors
 from stages.checkpoints.model import read_model
 from stages.checkpoints.tensors import LazyTensor
 from tests.checkpoints.tiny import CONFIGS, SCHEDULER, TEXT_ENCODER, UNET, random_weights, save_diffusers
@@ -16,11 +16,6 @@ def models(tmp_path):
 
 def read(tmp_path, name, configs=CONFIGS, scheduler=SCHEDULER):
     return read_model(save_diffusers(tmp_path / name, random_weights(1, configs), configs, scheduler), None)
-
-
-def test_weighted_sum_of_two_by_two():
-    theta0, theta1 = np.array([[0, 4], [8, -4]], np.float32), np.array([[4, 4], [0, 4]], np.float32)
-    assert weighted_sum(theta0, theta1, 0.25).tolist() == [[1, 4], [6, -2]]
 
 
 @pytest.mark.parametrize(("alpha", "winner"), [(0.0, 0), (1.0, 1)])
@@ -97,7 +92,42 @@ def test_the_recipe_names_both_originals(models):
     assert (recipe["method"], recipe["alpha"]) == ("weighted_sum", 0.7)
     assert [recipe[theta]["source"] for theta in ("theta0", "theta1")] == ["toon", "anime"]
     assert len({recipe[theta]["sha256"] for theta in ("theta0", "theta1")}) == 2
+    assert recipe["formula"] == "theta = (1 - alpha) * theta0 + alpha * theta1"
+    assert recipe["direction"] == "alpha is the weight of theta1: 0 is theta0, 1 is theta1"
 
 
-def test_every_method_has_a_source():
-    assert all(method.source for method in MERGE_METHODS.values())
+def values(model, name="unet"):
+    return {key: tensor.read() for key, tensor in model.components[name].tensors.items()}
+
+
+def test_components_and_blocks_have_weights_of_their_own(models):
+    plan = MergePlan("weighted_sum", 0.5, "merged", 0.0, 1.0, {"M00": 1.0, "OUT05": 1.0})
+    merged = merge_models(models[0], models[1], plan)
+    from_theta1 = ("mid_block", "up_blocks.2.resnets.1", "up_blocks.2.attentions.1", "conv_norm_out", "conv_out")
+    for key, value in values(merged).items():
+        assert np.array_equal(value, values(models[key.startswith(from_theta1)])[key]), key
+    theta1 = values(models[1], "text_encoder")
+    assert all(np.array_equal(value, theta1[key]) for key, value in values(merged, "text_encoder").items())
+
+
+@pytest.mark.parametrize("method", ["add_difference", "ties", "dare"])
+def test_methods_of_three_models(tmp_path, models, method):
+    theta2 = read_model(save_diffusers(tmp_path / "theta2", random_weights(2)), None)
+    plan = MergePlan(method, 0.5, "merged")
+    with pytest.raises(ValueError, match=f"{method} merges three models, and there is no theta2"):
+        merge_models(models[0], models[1], plan)
+    merged = values(merge_models(models[0], models[1], plan, theta2))
+    assert all(np.isfinite(value).all() for value in merged.values())
+    with pytest.raises(ValueError, match="weighted_sum merges two models, and there is a theta2"):
+        merge_models(models[0], models[1], PLAN, theta2)
+
+
+def test_a_third_model_of_another_kind_is_refused(tmp_path, models):
+    theta2 = read(tmp_path, "other", CONFIGS, SCHEDULER | {"prediction_type": "v_prediction"})
+    with pytest.raises(ValueError, match="theta0 predicts epsilon, theta2 predicts v_prediction"):
+        merge_models(models[0], models[1], MergePlan("ties", 0.5, "merged"), theta2)
+
+
+def test_a_plan_is_made_again_from_its_recipe(models):
+    plan = MergePlan("slerp", 0.3, "theta1", 0.5, None, {"M00": 0.1}, 0.2, 7)
+    assert MergePlan.from_recipe(merge_models(models[0], models[1], plan).components["unet"].recipe) == plan

@@ -23,7 +23,7 @@ def file(tmp_path):
 
 
 def test_a_local_file(file):
-    assert locate(Origin(file, sha256=hashlib.sha256(b"weights").hexdigest())) == file
+    assert locate(Origin(file, sha256=hashlib.sha256(b"weights").hexdigest())) == (file, "model.safetensors", ())
 
 
 def test_another_file_than_the_one_named(file):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from stages.checkpoints.tensors import LazyTensor, open_safetensors, read_recipe, write_safetensors
+from stages.checkpoints.tensors import LazyTensor, open_safetensors, read_recipe
+from stages.checkpoints.writing import write_safetensors
 
 
 def lazy(array, dtype="F32"):

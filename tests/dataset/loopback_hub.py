@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one dataset repository on this machine: the routes that the real client asks for."""
+"""A Hugging Face hub of one repository on this machine: the routes that the real client asks for."""
 
 import hashlib
 import json
@@ -15,9 +15,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(ThreadingHTTPServer):
     """The server. A file that is changed after the start keeps its digest in every answer, as a damaged one would."""
 
-    def __init__(self, repo: str, files: dict[str, bytes]):
+    def __init__(self, repo: str, files: dict[str, bytes], kind: str = "datasets"):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repo, self.files = repo, files
+        self.api = f"/api/{kind}/{repo}"
+        self.downloads = f"/{repo}/resolve/" if kind == "models" else f"/{kind}/{repo}/resolve/"
+        self.cut = 0  # so many of the next downloads break off in the middle
         self.digests = {name: hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() for name, data in files.items()}
 
     def tree(self, folder: str, recursive: bool) -> list[dict[str, object]]:
@@ -38,15 +41,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.hub
         path = unquote(urlsplit(self.path).path)
-        api, resolve = f"/api/datasets/{hub.repo}", f"/datasets/{hub.repo}/resolve/{COMMIT}/"
+        api, revision = hub.api, "main" if path.startswith((f"{hub.downloads}main/", f"{hub.api}/tree/main")) else COMMIT
+        resolve = f"{hub.downloads}{revision}/"
         if path.startswith(resolve) and path.removeprefix(resolve) in hub.files:
             name = path.removeprefix(resolve)
             self.answer(hub.files[name], ETag=f'"{hub.digests[name]}"')
-        elif path in (api, f"{api}/revision/{COMMIT}"):
+        elif path in (api, f"{api}/revision/{COMMIT}", f"{api}/revision/main"):
             siblings = [{"rfilename": name} for name in hub.files]
             self.answer_json({"id": hub.repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
-        elif path.startswith(f"{api}/tree/{COMMIT}"):
-            folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
+        elif path.startswith(f"{api}/tree/{revision}"):
+            folder = path.removeprefix(f"{api}/tree/{revision}").strip("/")
             self.answer_json(hub.tree(folder, "recursive=true" in self.path.lower()))
         else:
             missing = (
@@ -73,6 +77,10 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.command != "HEAD" and status == 200 and "ETag" in headers and self.hub.cut > 0:
+            self.hub.cut -= 1
+            self.close_connection = True
+            body = body[: len(body) // 2]
         if self.command != "HEAD":
             self.wfile.write(body)
 
@@ -83,9 +91,16 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def loopback_hub(repo: str, files: dict[str, bytes]) -> Iterator[str]:
     """Serve the files as dataset `repo` at `COMMIT`; gives the endpoint."""
-    with Hub(repo, files) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    with serving(Hub(repo, files)) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[str]:
+    """Let a hub answer; gives the endpoint."""
+    with hub:
+        thread = threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        yield f"http://127.0.0.1:{hub.server_port}"
+        hub.shutdown()
         thread.join()

@@ -26,6 +26,20 @@ def _local(node: DictConfig | None, *leaves: str) -> str:
     return next((str(path) for path in found if path is not None), NOTHING)
 
 
+def _given(node: DictConfig | None, path: str) -> str:
+    return path if node is not None else NOTHING
+
+
+def _originals(base: DictConfig) -> DictConfig:
+    """What each original is read from; theta2 is left out where there is none, so that nothing runs for it."""
+    names = [name for name in ("theta0", "theta1", "theta2") if name != "theta2" or base[name] is not None]
+    return OmegaConf.create(
+        {name: {leaf: _local(base[name], f"{leaf}.path") for leaf in ("config", "source")} for name in names}
+    )
+
+
+OmegaConf.register_new_resolver("given", _given, replace=True)
+OmegaConf.register_new_resolver("originals", _originals, replace=True)
 OmegaConf.register_new_resolver("local", _local, replace=True)
 OmegaConf.register_new_resolver("conf_digest", lambda: conf_digest(CONF), replace=True)
 OmegaConf.register_new_resolver("values_digest", _values, replace=True)

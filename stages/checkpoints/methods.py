@@ -1,0 +1,176 @@
+"""Merge methods: each one is a small function over tensors in its own right, with its source.
+
+theta0, theta1 and theta2 are float32 tensors of one shape, and alpha is the weight of theta1. Other tools count it from the
+other end, or give each model a weight; see `MergeMethod.formula` for what is computed here.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+
+_PARALLEL = 0.9995  # cosine from which on an arc is a line: Shoemake's formula divides by the sine of the angle
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method needs to know beside the tensors.
+
+    Attributes:
+        key: Name of the tensor; random masks depend on it, so that they do not depend on the order of the tensors.
+        alpha: Weight of theta1, in [0, 1].
+        density: Part of a difference that is kept, in (0, 1]; used by ties and dare.
+        seed: Of random masks; used by dare.
+    """
+
+    key: str
+    alpha: float
+    density: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """One way to make a model of others.
+
+    Attributes:
+        function: Of the tensors of all `models` and a setting.
+        models: How many models it is made of: theta0, then theta1, then theta2.
+        elementwise: Whether each value depends on the same value of the models alone, so that pieces can be merged.
+        formula: What is computed, with alpha's direction.
+        source: Where the method comes from.
+    """
+
+    function: Callable[..., Array]
+    models: int
+    elementwise: bool
+    formula: str
+    source: str
+
+
+def weighted_sum(theta0: Array, theta1: Array, alpha: float) -> Array:
+    """Interpolate linearly between two models: Wortsman et al. 2021, section 3 (arXiv:2109.01903)."""
+    return (1 - alpha) * theta0 + alpha * theta1
+
+
+def add_difference(theta0: Array, theta1: Array, theta2: Array, alpha: float) -> Array:
+    """Add to theta0 what theta1 learnt since theta2: task arithmetic, Ilharco et al. 2022, section 2 (arXiv:2212.04089)."""
+    return theta0 + alpha * (theta1 - theta2)
+
+
+def slerp(theta0: Array, theta1: Array, alpha: float) -> Array:
+    """Interpolate along the arc between two tensors, each seen as one vector: Shoemake 1985, section 3.3.
+
+    The angle is that between their directions; the lengths are those that the formula gives. Where there is no arc (one is
+    zero, or they point the same or the opposite way) it is the straight line.
+    """
+    length = np.sqrt(_dot(theta0, theta0) * _dot(theta1, theta1))
+    cosine = _dot(theta0, theta1) / length if length else 1.0
+    if abs(cosine) > _PARALLEL:
+        return weighted_sum(theta0, theta1, alpha)
+    angle = np.arccos(cosine)
+    weights = np.sin([(1 - alpha) * angle, alpha * angle]) / np.sin(angle)
+    return np.float32(weights[0]) * theta0 + np.float32(weights[1]) * theta1
+
+
+def ties(theta0: Array, theta1: Array, theta2: Array, alpha: float, density: float) -> Array:
+    """Merge what two models learnt since theta2, without what contradicts: Yadav et al. 2023, section 4 (arXiv:2306.01708).
+
+    Trim: of each difference, the part `density` with the largest magnitudes is kept. Elect: each value takes the sign of the
+    weighted sum, the weights being 1 - alpha and alpha. Disjoint merge: the weighted mean over the models that agree with it
+    (the paper's mean where alpha is 0.5), added to theta2 (lambda = 1).
+    """
+    differences = [trim(theta - theta2, density) for theta in (theta0, theta1)]
+    weights = [np.float32(1 - alpha), np.float32(alpha)]
+    elected = np.sign(weights[0] * differences[0] + weights[1] * differences[1])
+    total, weight = np.zeros_like(theta2), np.zeros_like(theta2)
+    for share, difference in zip(weights, differences, strict=True):
+        agrees = np.sign(difference) == elected
+        agrees &= difference != 0
+        total += np.where(agrees, share * difference, np.float32(0))
+        weight += share * agrees
+    return theta2 + np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+
+
+def trim(difference: Array, density: float) -> Array:
+    """Set all but the part `density` with the largest magnitudes to zero; equal magnitudes at the border are all kept."""
+    drop = difference.size - int(np.ceil(density * difference.size))
+    if drop <= 0:
+        return difference
+    magnitudes = np.abs(difference).reshape(-1)
+    smallest_kept = np.partition(magnitudes, drop)[drop]
+    return np.where(magnitudes.reshape(difference.shape) >= smallest_kept, difference, np.float32(0))
+
+
+def dare(theta0: Array, theta1: Array, theta2: Array, setting: Setting) -> Array:
+    """Drop most of what each model learnt since theta2, at random, and rescale the rest: Yu et al. 2023 (arXiv:2311.03099).
+
+    The part `density` of each difference is kept (the paper's 1 - p, section 3.2) and divided by it; what is left is added to
+    theta2 with the weights 1 - alpha and alpha.
+    """
+    merged = theta2.copy()
+    for index, (share, theta) in enumerate(((1 - setting.alpha, theta0), (setting.alpha, theta1))):
+        kept = keep_mask(theta2.shape, setting, index)
+        merged += np.float32(share / setting.density) * np.where(kept, theta - theta2, np.float32(0))
+    return merged
+
+
+def keep_mask(shape: tuple[int, ...], setting: Setting, index: int) -> Array:
+    """Which values of model `index` are kept: the same on every machine, and independent of all other tensors."""
+    words = hashlib.sha256(f"{setting.seed} {setting.key} {index}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(words[:16], "little")))
+    return generator.random(shape, np.float32) < setting.density
+
+
+def _dot(left: Array, right: Array) -> float:
+    """In float64 and in a fixed order, unlike BLAS, whose sums depend on its threads."""
+    return float(np.einsum("i,i->", left.reshape(-1), right.reshape(-1), dtype=np.float64, casting="unsafe"))
+
+
+MERGE_METHODS: Mapping[str, MergeMethod] = {
+    "weighted_sum": MergeMethod(
+        lambda theta0, theta1, setting: weighted_sum(theta0, theta1, setting.alpha),
+        models=2,
+        elementwise=True,
+        formula="theta = (1 - alpha) * theta0 + alpha * theta1",
+        source="Wortsman et al. 2021, arXiv:2109.01903, section 3",
+    ),
+    "add_difference": MergeMethod(
+        lambda theta0, theta1, theta2, setting: add_difference(theta0, theta1, theta2, setting.alpha),
+        models=3,
+        elementwise=True,
+        formula="theta = theta0 + alpha * (theta1 - theta2)",
+        source="Ilharco et al. 2022, arXiv:2212.04089, section 2",
+    ),
+    "slerp": MergeMethod(
+        lambda theta0, theta1, setting: slerp(theta0, theta1, setting.alpha),
+        models=2,
+        elementwise=False,
+        formula="theta = (sin((1 - alpha) * angle) * theta0 + sin(alpha * angle) * theta1) / sin(angle), tensor by tensor",
+        source="Shoemake 1985, Animating rotation with quaternion curves, doi:10.1145/325334.325242, section 3.3",
+    ),
+    "ties": MergeMethod(
+        lambda theta0, theta1, theta2, setting: ties(theta0, theta1, theta2, setting.alpha, setting.density),
+        models=3,
+        elementwise=False,
+        formula="theta = theta2 + TIES of theta0 - theta2 (weight 1 - alpha) and theta1 - theta2 (weight alpha)",
+        source="Yadav et al. 2023, arXiv:2306.01708, section 4",
+    ),
+    "dare": MergeMethod(
+        dare,
+        models=3,
+        elementwise=False,
+        formula="theta = theta2 + (1 - alpha) * DARE(theta0 - theta2) + alpha * DARE(theta1 - theta2)",
+        source="Yu et al. 2023, arXiv:2311.03099, section 3.2",
+    ),
+    "passthrough": MergeMethod(
+        lambda theta0, setting: theta0,
+        models=1,
+        elementwise=True,
+        formula="theta = theta0",
+        source="no merge: theta0 as it is",
+    ),
+}

@@ -1,0 +1,59 @@
+"""Taking a single file apart into components: whole checkpoints in the LDM layout, or one part of a model alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.checkpoints.components import COMPONENTS, Component, check_architecture, diffusers_component, specs_of
+from stages.checkpoints.conformance import conform
+from stages.checkpoints.dialects import is_diffusers, normalise_ldm, with_ema, without_nesting
+from stages.checkpoints.key_maps import TensorSpec, from_ldm
+from stages.checkpoints.open_clip import has_open_clip
+from stages.checkpoints.tensors import LazyTensors
+from stages.checkpoints.weight_files import Weights
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+def read_parts(weights: Weights, configs: Configs, *, ema: bool) -> dict[str, Component]:
+    """The components that a single file holds.
+
+    Args:
+        weights: The file's.
+        configs: config.json of every component.
+        ema: Whether the UNet is the average that the file holds beside it.
+
+    Raises:
+        ValueError: Keys are missing, unexpected or wrong, or the file holds another kind of model.
+    """
+    specs = {name: specs_of(name, configs[name]) for name in COMPONENTS}
+    tensors = without_nesting(weights.tensors)
+    if is_diffusers(tensors):
+        if ema:
+            raise ValueError("holds no EMA weights: set ema to false")
+        component = "vae" if any(key.startswith("decoder.") for key in tensors) else "unet"
+        return {component: diffusers_component(component, configs[component], weights._replace(tensors=dict(tensors)))}
+    check_architecture(tensors, specs["unet"], "the config directory")
+    if has_open_clip(tensors):
+        _check_open_clip(configs["text_encoder"])
+    if ema:
+        tensors = with_ema(tensors, [spec.ldm_name for spec in specs["unet"]])
+    tensors = normalise_ldm(tensors, configs["text_encoder"].get("num_hidden_layers", 12))
+    present = [name for name in COMPONENTS if _holds(tensors, specs[name])]
+    if not present:
+        raise ValueError(f"holds no {' and no '.join(COMPONENTS)}: no checkpoint of Stable Diffusion, or in an unknown layout")
+    tensors = conform(tensors, [spec for name in present for spec in specs[name]], "ldm")
+    return {name: Component(configs[name], from_ldm(tensors, specs[name]), weights.file, {}) for name in present}
+
+
+def _holds(tensors: LazyTensors, specs: list[TensorSpec]) -> bool:
+    return any(spec.ldm_name in tensors for spec in specs)
+
+
+def _check_open_clip(config: Mapping[str, Any]) -> None:
+    """OpenCLIP's activation is not seen in any shape, and CLIP's in its place gives slightly wrong images."""
+    activation = config.get("hidden_act", "quick_gelu")
+    if activation != "gelu":
+        raise ValueError(
+            f"the text encoder is OpenCLIP's (SD2), and text_encoder/config.json says hidden_act {activation}, not gelu: "
+            "name the configs that belong to it"
+        )

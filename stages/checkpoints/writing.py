@@ -1,0 +1,297 @@
+"""Writing safetensors files in one pass: tensors are read, computed, rounded and written piece by piece.
+
+Each thread takes the next piece, reads it, computes and writes it to its place, so that reading, computing and writing
+overlap; what a piece holds depends on neither the others nor the number of threads.
+"""
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.checkpoints.halves import HALF_OVERFLOW, INFINITY, Scratch, are_finite, largest, narrow, widen
+from stages.checkpoints.tensors import FLOATS, NUMPY_DTYPES, RECIPE_KEY, Array, LazyTensor, LazyTensors, Recipe, listed
+
+PIECE = 2**20
+"""Values that are read and written at once."""
+STRIDE = 2**16
+"""Values that are computed at once: they and the steps between stay in a core's cache."""
+MOST_THREADS = 8
+"""More would wait for the memory; each takes some MB."""
+_LARGE = 2**22
+_CODES = {"float16": "F16", "float32": "F32"}
+_WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
+
+
+@dataclass(frozen=True)
+class ElementwiseTensor(LazyTensor):
+    """A tensor that is computed of others value by value, so that it can be computed in pieces.
+
+    Attributes:
+        sources: Tensors of its size, each of floating point.
+        function: Of pieces of the sources, float32 and flat; gives the same piece of this tensor in float32.
+    """
+
+    sources: tuple[LazyTensor, ...] = ()
+    function: Callable[..., Array] = np.asarray
+
+
+def elementwise(sources: Sequence[LazyTensor], function: Callable[..., Array]) -> ElementwiseTensor:
+    """Compute a tensor of the shape and dtype of the first source; see `ElementwiseTensor`."""
+
+    def load() -> Array:
+        return function(*(source.read().astype(np.float32).reshape(-1) for source in sources))
+
+    return ElementwiseTensor(sources[0].shape, sources[0].dtype, load, None, tuple(sources), function)
+
+
+def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Recipe, threads: int | None = None) -> None:
+    """Write tensors, rounded once to `dtype` (integers stay as they are), with the recipe in the metadata.
+
+    The same tensors and recipe give the same bytes, for any number of threads; they are those that the safetensors
+    library would write.
+
+    Args:
+        path: Where to; on failure nothing is left there.
+        tensors: By key.
+        dtype: "float16" or "float32".
+        recipe: What the tensors were made of.
+        threads: How many pieces are worked on at once; None for one a processor.
+
+    Raises:
+        ValueError: A tensor is not finite, in itself or in `dtype`; all such keys are named.
+        OSError: The disk is full.
+    """
+    header, entries = _lay_out(tensors, dtype, {RECIPE_KEY: json.dumps(recipe, sort_keys=True)})
+    check_space(path.parent, len(header) + sum(entry.size for entry in entries))
+    try:
+        with path.open("wb") as file:
+            file.write(header)
+            file.flush()
+            broken = _write_entries(file.fileno(), len(header), entries, threads or _processors())
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(f"{path}: the disk became full while the file was written") from error
+        raise
+    if broken:
+        path.unlink()
+        raise ValueError(f"not a finite number (NaN or Inf) in {dtype}: {listed(broken)}")
+    path.chmod(0o644)
+
+
+def written_size(tensors: LazyTensors, dtype: str) -> int:
+    """Bytes that the tensors take in a file, without its header."""
+    return sum(_entry(key, tensor, dtype, 0).size for key, tensor in tensors.items())
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Refuse to begin what would not fit on the disk that holds `folder`."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(f"{folder}: {size / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free: make room first")
+
+
+class _Entry(NamedTuple):
+    """One tensor of the file to be: `size` bytes of `code` at `offset` behind the header."""
+
+    key: str
+    tensor: LazyTensor
+    code: str
+    offset: int
+    size: int
+
+
+class _Piece(NamedTuple):
+    """Values `start` to `stop` of an entry, in the order in which they lie in memory."""
+
+    entry: _Entry
+    start: int
+    stop: int
+
+
+def _entry(key: str, tensor: LazyTensor, dtype: str, offset: int) -> _Entry:
+    code = _CODES[dtype] if tensor.dtype in FLOATS else tensor.dtype
+    return _Entry(key, tensor, code, offset, _count(tensor) * np.dtype(NUMPY_DTYPES[code]).itemsize)
+
+
+def _count(tensor: LazyTensor) -> int:
+    return int(np.prod(tensor.shape, dtype=np.int64))
+
+
+def _lay_out(tensors: LazyTensors, dtype: str, metadata: Mapping[str, str]) -> tuple[bytes, list[_Entry]]:
+    """The file's header, and its tensors in the order of the safetensors library: wide dtypes first, then by key."""
+    entries: list[_Entry] = []
+    offset = 0
+    by_width = {key: -np.dtype(NUMPY_DTYPES[_entry(key, tensor, dtype, 0).code]).itemsize for key, tensor in tensors.items()}
+    for key in sorted(tensors, key=lambda key: (by_width[key], key)):
+        entries.append(_entry(key, tensors[key], dtype, offset))
+        offset += entries[-1].size
+    header = {"__metadata__": metadata} | {
+        entry.key: {
+            "dtype": entry.code,
+            "shape": list(entry.tensor.shape),
+            "data_offsets": [entry.offset, entry.offset + entry.size],
+        }
+        for entry in entries
+    }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, entries
+
+
+def _write_entries(target: int, data_start: int, entries: Sequence[_Entry], threads: int) -> list[str]:
+    """Write all entries; the sorted keys of those that are not finite."""
+    writer = _Writer(target, data_start)
+    pool = ThreadPoolExecutor(threads, "write")
+    try:
+        done = pool.map(writer.write, _pieces(entries))
+        return sorted({key for key in done if key is not None})
+    finally:
+        pool.shutdown(cancel_futures=True)
+        writer.close()
+
+
+def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:
+    for entry in entries:
+        count = _count(entry.tensor)
+        step = PIECE if _streamed(entry) else max(count, 1)
+        yield from (_Piece(entry, start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _streamed(entry: _Entry) -> tuple[LazyTensor, ...]:
+    """The tensors in a file that the entry can be made of in pieces; none if it must be read whole."""
+    tensor = entry.tensor
+    sources = tensor.sources if isinstance(tensor, ElementwiseTensor) else (tensor,)
+    return sources if all(source.stored and source.dtype in _WIDENED for source in sources) else ()
+
+
+def _processors() -> int:
+    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+
+
+class _Buffers(threading.local):
+    """A thread's own memory, used again for every piece."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch.of(STRIDE)
+        self.raw = [np.empty(4 * STRIDE, np.uint8) for _ in range(3)]
+        self.wide = [np.empty(STRIDE, np.float32) for _ in range(3)]
+        self.out = np.empty(4 * PIECE, np.uint8)
+
+
+class _Writer:
+    """Makes pieces and writes them to their places in an open file; used by several threads."""
+
+    def __init__(self, target: int, data_start: int) -> None:
+        self._target = target
+        self._data_start = data_start
+        self._buffers = _Buffers()
+        self._one_large = threading.Lock()
+        self._opening = threading.Lock()
+        self._files: dict[Path, int] = {}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+    def write(self, piece: _Piece) -> str | None:
+        """Write a piece; its key if it is not finite."""
+        with np.errstate(all="ignore"):  # what overflows or is NaN is refused by name
+            if _streamed(piece.entry):
+                return self._write_streamed(piece)
+            if piece.stop < _LARGE:
+                return self._write_whole(piece.entry)
+            with self._one_large:  # memory holds one such tensor at a time
+                return self._write_whole(piece.entry)
+
+    def _write_streamed(self, piece: _Piece) -> str | None:
+        entry = piece.entry
+        out = self._buffers.out.view(NUMPY_DTYPES[entry.code])[: piece.stop - piece.start]
+        for start in range(piece.start, piece.stop, STRIDE):
+            stop = min(start + STRIDE, piece.stop)
+            if not self._compute(entry, start, stop, out[start - piece.start : stop - piece.start]):
+                return entry.key
+        self._put(out, entry.offset + piece.start * out.itemsize)
+        return None
+
+    def _compute(self, entry: _Entry, start: int, stop: int, out: Array) -> bool:
+        """Make values `start` to `stop` of a tensor; whether they are finite."""
+        sources = _streamed(entry)
+        if not isinstance(entry.tensor, ElementwiseTensor) and entry.tensor.dtype == entry.code:
+            return self._copy(entry.tensor, start, stop, out)
+        wide = [self._read_wide(index, source, start, stop) for index, source in enumerate(sources)]
+        if any(values is None for values in wide):
+            return False
+        values = entry.tensor.function(*wide) if isinstance(entry.tensor, ElementwiseTensor) else wide[0]
+        return values is not None and self._round(values, out)
+
+    def _copy(self, tensor: LazyTensor, start: int, stop: int, out: Array) -> bool:
+        self._get(tensor, start, stop, out)
+        scratch = self._buffers.scratch
+        return are_finite(out, scratch) if tensor.dtype == "F16" else largest(out, scratch) < INFINITY
+
+    def _read_wide(self, index: int, tensor: LazyTensor, start: int, stop: int) -> Array | None:
+        """Values of a tensor in float32, in a buffer of this thread; None if they are not finite."""
+        wide = self._buffers.wide[index][: stop - start]
+        if tensor.dtype == "F32":
+            self._get(tensor, start, stop, wide)
+            return wide
+        raw = self._buffers.raw[index].view(NUMPY_DTYPES[tensor.dtype])[: stop - start]
+        self._get(tensor, start, stop, raw)
+        if tensor.dtype == "BF16":
+            np.left_shift(raw, np.uint32(16), out=wide.view(np.uint32), dtype=np.uint32)
+            return wide
+        widen(raw, wide)
+        return wide if are_finite(raw, self._buffers.scratch) else None
+
+    def _round(self, values: Array, out: Array) -> bool:
+        """Round values to the dtype of `out`; whether they are finite in it."""
+        scratch = self._buffers.scratch
+        if values.dtype != np.float32:
+            out[:] = values
+            return bool(np.isfinite(out).all())
+        if out.dtype == np.float32:
+            out[:] = values
+            return largest(values, scratch) < INFINITY
+        if largest(values, scratch) >= HALF_OVERFLOW:
+            return False
+        narrow(values, out, scratch)
+        return True
+
+    def _write_whole(self, entry: _Entry) -> str | None:
+        values = np.ascontiguousarray(entry.tensor.read()).reshape(-1)
+        if entry.tensor.dtype in FLOATS:
+            rounded = np.empty(len(values), NUMPY_DTYPES[entry.code])
+            steps = (slice(start, start + STRIDE) for start in range(0, len(values), STRIDE))
+            if not all(self._round(values[step], rounded[step]) for step in steps):
+                return entry.key
+            values = rounded
+        self._put(values, entry.offset)
+        return None
+
+    def _get(self, tensor: LazyTensor, start: int, stop: int, out: Array) -> None:
+        place = tensor.stored
+        assert place is not None
+        with self._opening:
+            if place.path not in self._files:
+                self._files[place.path] = os.open(place.path, os.O_RDONLY)
+        offset, view, done = place.offset + start * out.itemsize, memoryview(out.view(np.uint8)), 0
+        while done < len(view):
+            count = os.preadv(self._files[place.path], [view[done:]], offset + done)
+            if not count:
+                raise ValueError(f"{place.path}: truncated: it ends before byte {offset + len(view)}")
+            done += count
+
+    def _put(self, values: Array, offset: int) -> None:
+        view, done = memoryview(values.view(np.uint8)), 0
+        while done < len(view):
+            done += os.pwrite(self._target, view[done:], self._data_start + offset + done)

@@ -1,0 +1,73 @@
+"""Where the entries of a zip file lie, as torch.save writes them: uncompressed, one behind the other."""
+
+import itertools
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+from stages.checkpoints.tensors import Stored
+
+_LOCAL, _END, _END_64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06"
+_LOCAL_SIZE, _END_SIZE, _ENDS_SIZE = 30, 22, 56 + 20 + 22
+MAX_DIRECTORY = 4 * 2**20  # 70 bytes a tensor; a longer one is made to exhaust memory
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file begins as a zip file does."""
+    with path.open("rb") as file:
+        return file.read(len(_LOCAL)) == _LOCAL
+
+
+def zip_entries(path: Path) -> dict[str, Stored]:
+    """Where the content of every entry lies.
+
+    Raises:
+        ValueError: The file is damaged, or an entry is compressed (torch.save compresses none, and a small compressed
+            entry can hold terabytes), encrypted, there twice, or overlaps another.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        _check_end(file, size)
+        try:
+            directory = zipfile.ZipFile(file).infolist()
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError) as error:
+            raise ValueError(f"a damaged zip file: {error}") from error
+        entries: dict[str, Stored] = {}
+        for info in directory:
+            if info.filename in entries:
+                raise ValueError(f"{info.filename[:100]} is there twice")
+            entries[info.filename] = _place(file, path, info)
+    _check_apart(entries, size)
+    return entries
+
+
+def _check_end(file: BinaryIO, size: int) -> None:
+    """Refuse a directory that is too long to be read, which its last bytes tell."""
+    file.seek(max(0, size - _ENDS_SIZE))
+    ends = file.read(_ENDS_SIZE)
+    end = ends[-_END_SIZE:]
+    if not end.startswith(_END):
+        raise ValueError("a zip file without its end")
+    length = int.from_bytes(end[12:16], "little")
+    if ends.startswith(_END_64):
+        length = int.from_bytes(ends[40:48], "little")
+    if length > MAX_DIRECTORY:
+        raise ValueError(f"a zip file with a directory of {length:,} bytes; {MAX_DIRECTORY:,} are read")
+
+
+def _place(file: BinaryIO, path: Path, info: zipfile.ZipInfo) -> Stored:
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+        raise ValueError(f"{info.filename[:100]} is compressed or encrypted, which torch.save does not do")
+    file.seek(info.header_offset)
+    header = file.read(_LOCAL_SIZE)
+    if len(header) < _LOCAL_SIZE or not header.startswith(_LOCAL):
+        raise ValueError(f"{info.filename[:100]} is not where the directory of the zip file says")
+    behind = sum(int.from_bytes(header[start : start + 2], "little") for start in (26, 28))
+    return Stored(path, info.header_offset + _LOCAL_SIZE + behind, info.file_size)
+
+
+def _check_apart(entries: dict[str, Stored], size: int) -> None:
+    ordered = sorted((place.offset, place.offset + place.size, name) for name, place in entries.items())
+    for (_, end, name), (start, _, _) in itertools.pairwise([*ordered, (size, size, "")]):
+        if end > start:
+            raise ValueError(f"{name[:100]} reaches beyond the file or into another entry")
