@@ -8,43 +8,29 @@ All ranks on a merge share them.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import Count, NonNegative, Resolution, RuntimeConfig, Seed, Text, strict
+from stages.pipeline.config import RuntimeConfig, SamplingConfig, Seed, Text, strict
 from stages.pipeline.outputs import atomic_directory
 
 
 @dataclass(frozen=True, config=strict)
-class ClassImagesConfig:
+class ClassImagesConfig(SamplingConfig):
     """How the class images are drawn.
 
     Attributes:
         num_class_images: how many; 0 turns prior preservation off.
         class_prompt: names the class that the subject belongs to.
-        negative_prompt: what not to draw; may be empty.
         seed: of the first image; each further image has the next one.
-        noise_scheduler: the sampler.
-        num_inference_steps: denoising steps.
-        guidance_scale: weight of the prompt against the negative prompt.
-        resolution: pixels of one side.
-        batch_size: images that are drawn together; the last bits of the result depend on it.
-        clip_skip: layers left out at the end of the text encoder.
     """
 
     num_class_images: Annotated[int, Field(ge=0)]
     class_prompt: Text
-    negative_prompt: str
     seed: Seed
-    noise_scheduler: Literal["ddim", "dpmsolver++", "euler", "pndm"]
-    num_inference_steps: Count
-    guidance_scale: NonNegative
-    resolution: Resolution
-    batch_size: Count
-    clip_skip: Annotated[int, Field(ge=0, le=11)]
 
 
 def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: Path) -> None:
@@ -60,17 +46,9 @@ def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    sampling = Sampling(
-        noise_scheduler=config.noise_scheduler,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        resolution=config.resolution,
-        batch_size=config.batch_size,
-        clip_skip=config.clip_skip,
-    )
     models = load_models(model, prepare(runtime), weight_dtype(runtime))
     seeds = range(config.seed, config.seed + config.num_class_images)
-    images = draw(models, [config.class_prompt], seeds, sampling, config.negative_prompt)
+    images = draw(models, [config.class_prompt], seeds, Sampling(**config.sampling), config.negative_prompt)
     digits = max(4, len(str(len(seeds))))
     for number, image in enumerate(track(images, "class images", total=len(seeds)), start=1):
         save_png(image, folder / f"{number:0{digits}d}.png")

@@ -18,14 +18,12 @@ from pydantic import DirectoryPath, Field, FilePath
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import Count, Text, strict
+from stages.pipeline.config import Commit, Count, Repo, Text, strict
 from stages.pipeline.outputs import atomic_directory
 
 if TYPE_CHECKING:
     from stages.dataset.sources import Candidate
 
-Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Seconds = Annotated[int, Field(ge=1, le=600)]
 
 

@@ -10,43 +10,29 @@ same noise: it depends on the seed alone.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import Count, NonNegative, Resolution, RuntimeConfig, Seed, Text, strict
+from stages.pipeline.config import RuntimeConfig, SamplingConfig, Seed, Text, strict
 from stages.pipeline.outputs import atomic_directory
 
 
 @dataclass(frozen=True, config=strict)
-class GenerateConfig:
+class GenerateConfig(SamplingConfig):
     """What is drawn, and how.
 
     Attributes:
         prompts: the rows of the grid.
-        negative_prompt: what to steer away from, with every prompt; "" for nothing.
         seeds: one image a prompt for each.
-        noise_scheduler: sampler; none of these adds noise on the way.
-        num_inference_steps: denoising steps.
-        guidance_scale: weight of the prompt; at 1 or less the negative prompt has no effect and an image costs half.
-        resolution: pixels of one side.
-        batch_size: images at once, always of one prompt. Bytes depend on it.
         lora_scale: the factor on what a LoRA adds.
-        clip_skip: layers of the text encoder left out at its end; 0 uses all (A1111 calls that 1).
     """
 
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
-    negative_prompt: str
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    noise_scheduler: Literal["ddim", "dpmsolver++", "euler", "pndm"]
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
-    guidance_scale: NonNegative
-    resolution: Resolution
-    batch_size: Count
     lora_scale: Annotated[float, Field(ge=-10, le=10)]
-    clip_skip: Annotated[int, Field(ge=0)]
 
     def __post_init__(self) -> None:
         """Refuse what would be drawn twice."""
@@ -63,14 +49,7 @@ def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     plan = cells.plan_cells(config.prompts, config.seeds)
-    settings = sampling.Sampling(
-        noise_scheduler=config.noise_scheduler,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        resolution=config.resolution,
-        batch_size=config.batch_size,
-        clip_skip=config.clip_skip,
-    )
+    settings = sampling.Sampling(**config.sampling)
     models = sampling.load_models(model, prepare(runtime), weight_dtype(runtime))
     if lora is not None:
         sampling.load_lora(models, lora, config.lora_scale)

@@ -39,6 +39,10 @@ Text = Annotated[str, Field(min_length=1)]
 Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 """Pixels of one side; a multiple of 8, the reduction of Stable Diffusion's VAE."""
 
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+"""A hub id, owner/name."""
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -60,7 +64,7 @@ class Source:
     """
 
     path: Path | None
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
+    repo: Repo | None
     revision: str | None
     file: str | None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
@@ -95,6 +99,35 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[int, Field(ge=1, le=256)]
     dtype: Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, config=strict)
+class SamplingConfig:
+    """How images are drawn, by every stage that draws some.
+
+    Attributes:
+        negative_prompt: what to steer away from, with every prompt; "" for nothing.
+        noise_scheduler: the sampler; none of these adds noise on the way.
+        num_inference_steps: denoising steps.
+        guidance_scale: weight of the prompt; at 1 or less the negative prompt has no effect and an image costs half.
+        resolution: pixels of one side.
+        batch_size: images at once, always of one prompt. Bytes depend on it.
+        clip_skip: layers of the text encoder left out at its end; 0 uses all (A1111 calls that 1).
+    """
+
+    negative_prompt: str
+    noise_scheduler: Literal["ddim", "dpmsolver++", "euler", "pndm"]
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance_scale: NonNegative
+    resolution: Resolution
+    batch_size: Count
+    clip_skip: Annotated[int, Field(ge=0, le=31)]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of `comparison.sampling.Sampling`."""
+        names = ("noise_scheduler", "num_inference_steps", "guidance_scale", "resolution", "batch_size", "clip_skip")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, config=strict)
