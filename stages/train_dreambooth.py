@@ -1,15 +1,16 @@
 """Train a LoRA on images of one subject that share one prompt (DreamBooth).
 
 Reads the encoded images, the merge and a folder of class images. Embeds the prompts and, where there are class images,
-encodes them with the merge's text encoder and VAE, lets go of both, and trains with the UNet alone. Class images keep the
-class from becoming the subject (prior preservation); an empty folder leaves that out. Writes
-pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, and history.csv.
+encodes them with the merge's text encoder and VAE, lets go of both, and trains with the UNet alone, or with the text
+encoder where that is trained too. Class images keep the class from becoming the subject (prior preservation); an empty
+folder leaves that out. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, and
+history.csv; or, with `tuned: full`, a whole model in diffusers layout instead of the LoRA.
 
 It is a stage of its own because it is what a sweep over rank repeats, and it reads no captions, so an edited caption does
 not rerun it. A run that was interrupted goes on from its last checkpoint in .checkpoints/ and ends with the same bytes.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -30,12 +31,21 @@ class TrainDreamboothConfig(TrainingConfig):
         class_prompt: what the class images were made with.
         prior_loss_weight: of the class images in the loss; 1 counts them as much as the subject.
         clip_skip: layers left out at the end of the text encoder.
+        train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
+            the prompts at each step.
     """
 
     instance_prompt: Text
     class_prompt: Text
     prior_loss_weight: NonNegative
     clip_skip: Annotated[int, Field(ge=0, le=11)]
+    train_text_encoder: bool
+
+    def __post_init__(self) -> None:
+        """Refuse two things that exclude each other."""
+        TrainingConfig.__post_init__(self)
+        if self.train_text_encoder and self.tuned == "full":
+            raise ValueError("train_text_encoder: given True: only with tuned=lora")
 
 
 def stage(
@@ -48,6 +58,7 @@ def stage(
     from stages import lora
     from stages.lora.dreambooth import Subject, dreambooth_streams
     from stages.lora.encoded import read_encoded_images
+    from stages.lora.text_encoder import TrainedPrompts
     from stages.lora.tuning import Place, tune
     from stages.pipeline.resume import resumable
     from stages.pipeline.torch_runtime import prepare, weight_dtype
@@ -56,10 +67,12 @@ def stage(
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
     with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])]) as folder:
-        subject = Subject(config.instance_prompt, config.class_prompt, config.prior_loss_weight, config.clip_skip)
+        names = [field.name for field in fields(Subject)]
+        subject = Subject(**{name: getattr(config, name) for name in names})
         streams = dreambooth_streams(instance, sorted(class_images.glob("*.png")), model, subject, device)
         place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")
-        tune(model, streams, config, rank, place, out)
+        prompts = TrainedPrompts(subject.prompts, config.clip_skip) if config.train_text_encoder else None
+        tune(model, streams, config, rank, place, out, prompts)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Reads the encoded images, the captions embedded by the merge's text encoder, and the merge itself, of which only the UNet is
 loaded. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, and history.csv:
-step, epoch, loss, learning_rate, grad_norm.
+step, epoch, loss, learning_rate, grad_norm, validation_loss. With `tuned: full`, all weights of the UNet are trained, and a
+whole model in diffusers layout is written instead of the LoRA.
 
 It is a stage of its own because it is what a sweep over rank repeats. A run that was interrupted goes on from its last
 checkpoint in .checkpoints/ and ends with the same bytes.

@@ -1,8 +1,10 @@
 """The stages from encoded images to LoRA files, on tiny random models."""
 
+import csv
 import hashlib
 import importlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -109,28 +111,35 @@ def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys)
     assert "LoRA of rank 2, alpha 4" in said
     assert not list((encoded / ".checkpoints").rglob("checkpoint.pt"))
     history = (encoded / "whole" / "history.csv").read_text().splitlines()
-    assert history[0] == "step,epoch,loss,learning_rate,grad_norm"
+    assert history[0] == "step,epoch,loss,learning_rate,grad_norm,validation_loss"
     assert [row.split(",")[0] for row in history[1:]] == [str(step) for step in range(5, 61, 5)]
 
-    kill_at_first_checkpoint(encoded, "train_text2img", **TEXT2IMG, out="resumed")
+    kill_at_a_checkpoint(encoded, "train_text2img", **TEXT2IMG, out="resumed")
     assert not (encoded / "resumed").exists()
     run_stage("train_text2img", **TEXT2IMG, out="resumed")
     assert "going on after step" in capsys.readouterr().out
     assert digests(encoded / "resumed") == digests(encoded / "whole")
 
 
-def kill_at_first_checkpoint(root: Path, name: str, **options) -> None:
-    """Run a stage in a process of its own and end it with SIGKILL as soon as it has written a checkpoint."""
+def kill_at_a_checkpoint(root: Path, name: str, patience: float = 0.0, **options) -> None:
+    """Run a stage in a process of its own and end it with SIGKILL, `patience` seconds after its first checkpoint."""
     command = [sys.executable, "-m", f"stages.{name}", *arguments(**options)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    before = newest_checkpoint(root)
     process = subprocess.Popen(command, cwd=root, env=environment)
     until = time.monotonic() + 600
-    while not list((root / ".checkpoints").rglob("checkpoint.pt")):
+    while newest_checkpoint(root) == before:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.002)
+    time.sleep(patience)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def newest_checkpoint(root: Path) -> int:
+    """When the last checkpoint was written; 0 where there is none."""
+    return max((path.stat().st_mtime_ns for path in (root / ".checkpoints").rglob("checkpoint.pt")), default=0)
 
 
 def test_dreambooth_with_and_without_class_images(encoded, capsys):
@@ -143,6 +152,57 @@ def test_dreambooth_with_and_without_class_images(encoded, capsys):
         run_stage("train_dreambooth", **options, out=f"dreambooth-{name}")
         assert ("and 3 class images" in capsys.readouterr().out) == (count == 3)
     assert digests(encoded / "dreambooth-none") != digests(encoded / "dreambooth-some")
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(encoded):
+    """SIGKILL three times, also while a checkpoint is being written: there is one after each step."""
+    settings = {"max_train_steps": 60, "lora_dropout": 0.2, "validation_images": 2, "validation_steps": 10}
+    write_params(encoded, train_text2img=settings | {"checkpointing_steps": 1})
+    run_stage("train_text2img", **TEXT2IMG, out="unharmed")
+    random.seed(0)
+    for _ in range(3):
+        kill_at_a_checkpoint(encoded, "train_text2img", patience=random.uniform(0, 0.1), **TEXT2IMG, out="harmed")
+    run_stage("train_text2img", **TEXT2IMG, out="harmed")
+    assert digests(encoded / "harmed") == digests(encoded / "unharmed")
+    rows = list(csv.DictReader((encoded / "harmed" / "history.csv").open()))
+    assert [row["step"] for row in rows if row["validation_loss"]] == ["10", "20", "30", "40", "50", "60"]
+
+
+def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
+    import torch
+
+    from stages.comparison.sampling import load_lora, load_models
+
+    write_params(encoded, train_text2img={"tuned": "full", "learning_rate": 1e-4})
+    run_stage("train_text2img", **TEXT2IMG, out="full")
+    assert "full fine-tuning: " in capsys.readouterr().out
+    tuned, moved = (load_models(encoded / name, torch.device("cpu")) for name in ("full", "model"))
+    before = {name: tensor.clone() for name, tensor in moved.unet.state_dict().items()}
+    load_lora(moved, encoded / "full")
+    for name, tensor in tuned.unet.state_dict().items():
+        assert torch.equal(tensor, moved.unet.state_dict()[name])
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in moved.unet.state_dict().items())
+    untouched = load_models(encoded / "model", torch.device("cpu"))
+    load_lora(untouched, encoded / "full", lora_scale=0.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in untouched.unet.state_dict().items())
+    assert str(encoded).encode() not in b"".join(path.read_bytes() for path in (encoded / "full").rglob("*.json"))
+
+
+def test_dreambooth_with_its_text_encoder(encoded):
+    import torch
+
+    from stages.comparison.sampling import encode_prompt, load_lora, load_models
+
+    write_params(encoded, class_images={"num_class_images": 3}, train_dreambooth={"train_text_encoder": True})
+    run_stage("class_images", model="model", out="class-prior")
+    options = {"images": "images.safetensors", "class_images": "class-prior", "model": "model", "rank": 2}
+    for name in ("prompts-one", "prompts-two"):
+        run_stage("train_dreambooth", **options, out=name)
+    assert digests(encoded / "prompts-one") == digests(encoded / "prompts-two")
+    models = load_models(encoded / "model", torch.device("cpu"))
+    before = encode_prompt(models, "asuka")
+    load_lora(models, encoded / "prompts-one")
+    assert not torch.allclose(encode_prompt(models, "asuka"), before, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from stages.comparison.adapters import ADAPTER, UNET_FILE, attach, holds_whole_unet, load_tuned_unet, lora_file
+
 logger = logging.getLogger(__name__)
 
 NOISE_SCHEDULERS = {
@@ -28,9 +30,6 @@ NOISE_SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "pndm": "PNDMScheduler",
 }
-UNET_FILE = "diffusion_pytorch_model.safetensors"
-LORA_FILE = "pytorch_lora_weights.safetensors"
-ADAPTER = "lora"
 
 
 @dataclass(frozen=True)
@@ -90,49 +89,32 @@ def load_models(folder: Path, device: torch.device, dtype: torch.dtype = torch.f
 
 
 def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
-    """Put a LoRA into the UNet, and into the text encoder where it holds weights for it, by diffusers' own loader.
+    """Put what was trained into a model: adapters of the UNet and of the text encoder, or all weights of the UNet.
 
     Args:
         models: changed in place.
-        path: a file in diffusers' or kohya's keys, or a folder with `pytorch_lora_weights.safetensors`. Rank and alpha come
-            from the file's metadata or from its `.alpha` keys.
-        lora_scale: the factor on what the LoRA adds; 0 is the model without it.
+        path: a file in diffusers' or kohya's keys, or a folder with `pytorch_lora_weights.safetensors`, or with the `unet/`
+            of a full fine-tuning. Rank and alpha come from the file's metadata or from its `.alpha` keys.
+        lora_scale: the factor on what training added; 0 is the model without it.
 
     Raises:
         OSError: the file is missing or not safetensors.
         ValueError: the file holds no LoRA weights, or those of another architecture.
     """
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
     from diffusers.utils import set_weights_and_activate_adapters
 
-    loader: Any = StableDiffusionLoraLoaderMixin
     file = lora_file(path)
-    state_dict, network_alphas, metadata = loader.lora_state_dict(
-        file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True, return_lora_metadata=True
-    )
+    if holds_whole_unet(file):
+        load_tuned_unet(models.unet, file, lora_scale)
+        return
     parts = {"unet": models.unet, "text_encoder": models.text_encoder}
-    held = [name for name in parts if any(key.startswith(f"{name}.") for key in state_dict)]
-    if not held:
-        raise ValueError(f"{file}: holds no LoRA weights for a UNet or a text encoder")
-    try:
-        for name in held:
-            load = loader.load_lora_into_unet if name == "unet" else loader.load_lora_into_text_encoder
-            load(state_dict, network_alphas, **{name: parts[name]}, adapter_name=ADAPTER, metadata=metadata)
-            set_weights_and_activate_adapters(parts[name], [ADAPTER], [lora_scale])
-    except RuntimeError as error:
-        raise ValueError(f"{file}: does not fit {models.folder}: {' '.join(str(error).split())[:300]}") from error
+    held = attach(parts, file)
+    for name in held:
+        set_weights_and_activate_adapters(parts[name], [ADAPTER], [lora_scale])
     if "unet" in held and models.unet.dtype == torch.float32:
         # A tenth less time an image. Half precision would round the small update away.
         models.unet.fuse_lora()
         models.unet.unload_lora()
-
-
-def lora_file(path: Path) -> Path:
-    """The LoRA's file: `path` itself, or the one in the folder `path`; FileNotFoundError if there is none."""
-    file = path / LORA_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such LoRA file")
-    return file
 
 
 def file_digest(path: Path) -> str:

@@ -1,14 +1,18 @@
-"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on a UNet, through PEFT, and their files."""
+"""Adapters on a UNet and on a text encoder, through PEFT, and their files."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stages.lora.settings import AdapterConfig
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
@@ -21,67 +25,134 @@ def load_unet(model: Path) -> UNet2DConditionModel:
     return unet.requires_grad_(False)
 
 
-def add_lora(
-    unet: UNet2DConditionModel,
-    rank: int,
-    lora_alpha: float | Literal["rank"],
-    target_modules: Sequence[str],
-    init_lora_weights: str,
-    seed: int,
-) -> None:
+def add_adapter(
+    model: nn.Module, rank: int, config: AdapterConfig, target_modules: Sequence[str], seed: int
+) -> dict[str, Tensor]:
     """Add an adapter that at first changes nothing; its weights are then the only ones that require a gradient.
 
     Args:
-        unet: on the CPU in float32, so that its first weights are the same for every device and dtype.
-        rank: of each adapter matrix.
-        lora_alpha: the adapter's output is scaled by lora_alpha / rank; "rank" makes that 1.
+        model: a UNet or a text encoder, on the CPU in float32, so that the first weights are the same for every device and
+            dtype.
+        rank: of each adapter matrix, where `config.rank_pattern` names no other.
+        config: the kind of adapter.
         target_modules: layers that get an adapter, by the end of their names.
-        init_lora_weights: "gaussian" (standard deviation 1 / rank) or "kaiming" (PEFT's default).
         seed: of the first weights.
 
+    Returns:
+        The first weights by name, if PEFT took what they add off the model's own weights (PiSSA, OLoRA): `write_lora` needs
+        them. Otherwise nothing.
+
     Raises:
-        ValueError: a target names no layer of this UNet.
+        ValueError: a target names no layer of this model, or the adapter is not for such layers.
     """
-    names = [name for name, _ in unet.named_modules()]
+    names = [name for name, _ in model.named_modules()]
     for target in target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise ValueError(
-                f"target_modules: {target!r} names no layer of this UNet; attention's are to_q, to_k, to_v, to_out.0"
+                f"target_modules: {target!r} names no layer of this model; a UNet's attention has to_q, to_k, to_v, to_out.0"
             )
     torch.manual_seed(seed)
-    unet.add_adapter(
-        LoraConfig(
-            r=rank,
-            lora_alpha=rank if lora_alpha == "rank" else lora_alpha,  # pyright: ignore[reportArgumentType]
-            target_modules=list(target_modules),
-            init_lora_weights="gaussian" if init_lora_weights == "gaussian" else True,
-        )
+    added: Any = model
+    try:
+        added.add_adapter(peft_config(rank, config, target_modules))
+    except ValueError as error:
+        raise ValueError(f"target_modules, init_lora_weights: PEFT refuses them together: {error}") from error
+    if config.peft_type != "lora" or config.init_lora_weights not in ("pissa", "olora"):
+        return {}
+    return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+
+
+def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str]) -> PeftConfig:
+    """The adapter in PEFT's own terms."""
+    lora_alpha: Any = rank if config.lora_alpha == "rank" else config.lora_alpha
+    alpha_pattern: dict[str, Any] = {**(config.rank_pattern if config.lora_alpha == "rank" else {}), **config.alpha_pattern}
+    shared: dict[str, Any] = {
+        "r": rank,
+        "target_modules": list(target_modules),
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": alpha_pattern,
+    }
+    if config.peft_type != "lora":
+        return {"lokr": LoKrConfig, "loha": LoHaConfig}[config.peft_type](alpha=lora_alpha, **shared)
+    first_weights: Any = True if config.init_lora_weights == "kaiming" else config.init_lora_weights
+    return LoraConfig(
+        lora_alpha=lora_alpha,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        lora_dropout=config.lora_dropout,
+        init_lora_weights=first_weights,
+        **shared,
     )
 
 
-def trained_parameters(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient, by name."""
-    return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def cast_frozen(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the frozen weights; the trained ones stay in float32, because their updates are lost in 16 bits."""
-    for parameter in unet.parameters():
+    for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
 
 
-def write_lora(unet: UNet2DConditionModel, path: Path) -> None:
-    """Write the adapter's weights as a file for `StableDiffusionPipeline.load_lora_weights`.
+def write_lora(
+    parts: Mapping[str, nn.Module],
+    path: Path,
+    first_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    base: Mapping[str, str] | None = None,
+) -> None:
+    """Write the adapters' weights as a file for `StableDiffusionPipeline.load_lora_weights`.
 
     The same weights give the same bytes, and no path gets in: diffusers' own `save_lora_weights` writes several metadata
     keys, which safetensors orders at random, sets in the order of their hashes, and the folder that the model came from.
-    Without metadata the loader would take alpha = rank.
+    Without metadata the loader would take alpha = rank. LoKr and LoHa go into the same kind of file, and PEFT loads them.
+
+    Args:
+        parts: "unet", "text_encoder" or both, with adapters.
+        path: of the file.
+        first_weights: what `add_adapter` returned, by part.
+        base: what else the metadata says, such as the digest of the model that the adapter was trained on.
     """
-    weights = {f"unet.{name}": tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(unet).items()}
-    settings = {f"unet.{name}": _plain(value) for name, value in unet.peft_config["default"].to_dict().items()}
-    settings["unet.base_model_name_or_path"] = None
+    weights: dict[str, Tensor] = {}
+    settings: dict[str, Any] = dict(base or {})
+    for part, model in parts.items():
+        tensors, values = get_peft_model_state_dict(model), _config_of(model).to_dict()
+        if first_weights and first_weights.get(part):
+            tensors, values = _without_first_weights(tensors, first_weights[part], values)
+        weights |= {f"{part}.{name}": tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        settings |= {f"{part}.{name}": _plain(value) for name, value in values.items()}
+        settings[f"{part}.base_model_name_or_path"] = None
+        if f"{part}.lora_dropout" in settings:
+            settings[f"{part}.lora_dropout"] = 0.0  # diffusers' loader would go on dropping while it draws
     save_file(weights, path, metadata={METADATA_KEY: json.dumps(settings, sort_keys=True, default=str)})
+
+
+def _config_of(model: Any) -> PeftConfig:
+    """The settings of a model's only adapter."""
+    return model.peft_config["default"]
+
+
+def _without_first_weights(
+    tensors: Mapping[str, Tensor], first: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The adapter of twice the rank that adds B A - B0 A0 to the model as it was before B0 A0 was taken off it."""
+    doubled = {}
+    for name, tensor in tensors.items():
+        before = first[name].to(tensor.device)
+        up = "lora_B" in name
+        doubled[name] = torch.cat([tensor, -before if up else before], dim=1 if up else 0)
+    # PEFT's scale, alpha / rank or alpha / sqrt(rank), must stay what it was.
+    factor = math.sqrt(2) if values["use_rslora"] else 2
+    changes = {
+        "r": 2 * values["r"],
+        "lora_alpha": factor * values["lora_alpha"],
+        "rank_pattern": {name: 2 * rank for name, rank in values["rank_pattern"].items()},
+        "alpha_pattern": {name: factor * alpha for name, alpha in values["alpha_pattern"].items()},
+        "init_lora_weights": True,
+    }
+    return doubled, {**values, **changes}
 
 
 def _plain(value: Any) -> Any:

@@ -5,13 +5,17 @@ it had never stopped, and processes that share a batch need not talk about it.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+VALIDATION_TIMESTEPS = 4
+"""At how many timesteps each held-out image is looked at: the loss depends on them more than on the image."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Examples:
         mean: (N, 2, C, h, w), of the VAE's posterior; index 1 of the second dimension is the mirror image.
         std: (N, 2, C, h, w), of the same.
         scaling_factor: what the VAE's latents are multiplied by before the UNet sees them.
-        prompt_embeds: (N, L, D).
-        empty_prompt_embeds: (L, D), of the prompt ""; what a dropped caption is replaced by.
+        prompt_embeds: (N, L, D); or (N,), numbers of prompts, where the text encoder is trained.
+        empty_prompt_embeds: (L, D), of the prompt ""; what a dropped caption is replaced by. Or its number.
     """
 
     mean: Tensor
@@ -49,7 +53,7 @@ class Stream:
         caption_dropout: share of the samples that get the empty prompt.
     """
 
-    name: Literal["instance", "class"]
+    name: Literal["instance", "class", "held out"]
     examples: Examples
     weight: float = 1.0
     caption_dropout: float = 0.0
@@ -81,7 +85,7 @@ class Batch:
         latents: (B, C, h, w), times the VAE's scaling factor, without noise.
         noise: (B, C, h, w).
         timesteps: (B,), whole numbers.
-        encoder_hidden_states: (B, L, D).
+        encoder_hidden_states: (B, L, D); or (B,), numbers of prompts, where the text encoder is trained.
         weights: (B,), of each sample in the loss.
     """
 
@@ -90,6 +94,10 @@ class Batch:
     timesteps: Tensor
     encoder_hidden_states: Tensor
     weights: Tensor
+
+    def samples(self, chosen: slice) -> "Batch":
+        """A batch of some of the samples, each with the weight that it has."""
+        return Batch(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -143,5 +151,44 @@ def epoch_order(seed: int, stream: str, epoch: int, length: int) -> list[int]:
 
 def seeded_generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator whose state depends on the seed and the names alone."""
+    return torch.Generator().manual_seed(seeded_number(seed, *names))
+
+
+def seeded_number(seed: int, *names: str | int) -> int:
+    """A whole number of 64 bits that depends on the seed and the names alone."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def hold_out(examples: Examples, count: int, seed: int) -> tuple[Examples, Examples]:
+    """Split off `count` examples that are not trained on, drawn with the seed.
+
+    Raises:
+        ValueError: none would be left to train on.
+    """
+    total = len(examples)
+    if count >= total:
+        raise ValueError(f"validation_images: given {count}: there are {total} images, and some must be left to train on")
+    order = torch.randperm(total, generator=seeded_generator(seed, "held out")).tolist()
+    chosen = [sorted(order[count:]), sorted(order[:count])]
+    kept, held = (
+        replace(examples, mean=examples.mean[part], std=examples.std[part], prompt_embeds=examples.prompt_embeds[part])
+        for part in chosen
+    )
+    return kept, held
+
+
+def validation_batches(examples: Examples, draws: Draws, batch_size: int) -> list[Batch]:
+    """Each example at `VALIDATION_TIMESTEPS` timesteps, evenly spread, with noise that is the same at every call.
+
+    The batches weigh as much as they have samples, so that the mean of their losses is the mean over samples.
+    """
+    fixed = replace(draws, random_flip=False, noise_offset=0.0)
+    spread = [(2 * part + 1) * draws.num_train_timesteps // (2 * VALIDATION_TIMESTEPS) for part in range(VALIDATION_TIMESTEPS)]
+    whole = make_batch(Stream("held out", examples), range(len(examples) * VALIDATION_TIMESTEPS), fixed)
+    timesteps = torch.tensor(spread).repeat_interleave(len(examples))
+    total = len(timesteps)
+    count = math.ceil(total / batch_size)
+    weights = torch.full((total,), count / total)
+    parts = replace(whole, timesteps=timesteps, weights=weights)
+    return [parts.samples(slice(start, start + batch_size)) for start in range(0, total, batch_size)]

@@ -26,12 +26,19 @@ class Subject:
         class_prompt: of the class images.
         prior_loss_weight: of the class images in the loss.
         clip_skip: layers left out at the end of the text encoder.
+        train_text_encoder: give the examples the numbers of their prompts (instance 0, class 1) in place of embeddings.
     """
 
     instance_prompt: str
     class_prompt: str
     prior_loss_weight: float
     clip_skip: int
+    train_text_encoder: bool
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts in the order of their numbers."""
+        return [self.instance_prompt, self.class_prompt]
 
 
 def dreambooth_streams(
@@ -46,12 +53,16 @@ def dreambooth_streams(
         subject: what it is called.
         device: to encode on.
     """
-    prompts = [subject.instance_prompt, subject.class_prompt]
+    prompts = subject.prompts
     tokenizer, text_encoder = load_text_encoder(model, device)
     for prompt, tokens in zip(prompts, token_counts(tokenizer, prompts), strict=True):
         if tokens > tokenizer.model_max_length:
             print(f"warning: {tokens} tokens, {tokenizer.model_max_length} are read: {prompt}", file=sys.stderr)
-    instance_embeds, class_embeds = embed_prompts(tokenizer, text_encoder, prompts, subject.clip_skip, batch_size=1)
+    instance_embeds, class_embeds = (
+        torch.arange(len(prompts))
+        if subject.train_text_encoder
+        else embed_prompts(tokenizer, text_encoder, prompts, subject.clip_skip, batch_size=1)
+    )
     examples = _under_one_prompt(instance.mean, instance.std, instance.scaling_factor, instance_embeds)
     streams = [Stream("instance", examples)]
     if class_paths:
@@ -63,5 +74,5 @@ def dreambooth_streams(
 
 
 def _under_one_prompt(mean: Tensor, std: Tensor, scaling_factor: float, prompt_embeds: Tensor) -> Examples:
-    """Examples that all have the same prompt embeddings, (L, D)."""
-    return Examples(mean, std, scaling_factor, prompt_embeds.expand(len(mean), -1, -1), prompt_embeds)
+    """Examples that all have the same prompt: its embeddings, (L, D), or its number."""
+    return Examples(mean, std, scaling_factor, prompt_embeds.expand(len(mean), *prompt_embeds.shape), prompt_embeds)

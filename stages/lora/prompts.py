@@ -40,16 +40,20 @@ def embed_prompts(
         raise ValueError(f"clip_skip: given {clip_skip}: this text encoder has {layers} layers")
     embeds = []
     for start in range(0, len(prompts), batch_size):
-        chunk = list(prompts[start : start + batch_size])
-        tokens = tokenizer(
-            chunk, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        )
-        output = text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
-        embeds.append(_last_layer(text_encoder, output, clip_skip).cpu())
+        chunk = prompts[start : start + batch_size]
+        output = text_encoder(tokenize(tokenizer, chunk).to(text_encoder.device), output_hidden_states=True)
+        embeds.append(last_layer(text_encoder, output, clip_skip).cpu())
     return torch.cat(embeds)
 
 
-def _last_layer(text_encoder: CLIPTextModel, output: Any, clip_skip: int) -> Tensor:
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+    """Token numbers, (N, L), each prompt cut or padded to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return tokens.input_ids
+
+
+def last_layer(text_encoder: CLIPTextModel, output: Any, clip_skip: int) -> Tensor:
     """Hidden states of the last layer that is kept, after the final layer norm."""
     if not clip_skip:
         return output.last_hidden_state

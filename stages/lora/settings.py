@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 from stages.pipeline.config import Count, NonNegative, Positive, Seed, Text, strict
 
 Step = Annotated[int, Field(ge=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _number_or_rank(value: Any) -> Any:
@@ -21,65 +22,141 @@ LoraAlpha = Annotated[float | Literal["rank"], BeforeValidator(_number_or_rank)]
 
 
 @dataclass(frozen=True, config=strict)
-class TrainingConfig:
-    """One training run of a LoRA on a UNet.
+class AdapterConfig:
+    """What is added to the layers of a model, in PEFT's terms.
+
+    Attributes:
+        peft_type: "lora" (Hu et al. 2021, arXiv:2106.09685), "lokr" or "loha" (Yeh et al. 2023, arXiv:2309.14859).
+        lora_alpha: the adapter's output is scaled by lora_alpha / rank; "rank" keeps that at 1 for every rank.
+        use_rslora: scale by lora_alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732).
+        use_dora: learn each row's length apart from its direction (Liu et al. 2024, arXiv:2402.09353).
+        lora_dropout: share of an adapter's inputs that are dropped while training.
+        target_modules: layers that get an adapter, by the end of their names.
+        rank_pattern: other ranks for layers whose names end as the key says.
+        alpha_pattern: other alphas, likewise.
+        init_lora_weights: first weights of a LoRA; the adapter begins as nothing added whichever is chosen. "pissa"
+            (Meng et al. 2024, arXiv:2404.02948) and "olora" (Büyükakyüz 2024, arXiv:2406.01775) begin with the main
+            directions of each weight and double the rank of the file; "orthogonal" takes an even rank. LoKr and LoHa have
+            first weights of their own.
+    """
+
+    peft_type: Literal["lora", "lokr", "loha"]
+    lora_alpha: LoraAlpha
+    use_rslora: bool
+    use_dora: bool
+    lora_dropout: BelowOne
+    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
+    rank_pattern: dict[Text, Count]
+    alpha_pattern: dict[Text, Positive]
+    init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora"]
+
+    def __post_init__(self) -> None:
+        """Refuse what PEFT would ignore, and what its file could not say."""
+        if self.peft_type != "lora":
+            for name in ("use_rslora", "use_dora", "lora_dropout"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: given {getattr(self, name)!r}: {self.peft_type} has none; only lora does")
+        if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
+            raise ValueError(f"init_lora_weights: given {self.init_lora_weights!r}: not together with use_dora")
+
+
+@dataclass(frozen=True, config=strict)
+class OptimizerConfig:
+    """How the weights follow their gradients.
+
+    Attributes:
+        optimizer: "adamw_fused" and "adamw" are the same formula, computed in one pass or in several; "adamw_8bit" keeps its
+            moments in 8 bits (package bitsandbytes); "prodigy" finds the learning rate itself (package prodigyopt;
+            Mishchenko & Defazio 2023, arXiv:2306.06101) and wants a learning_rate of 1.
+        max_train_steps: optimizer steps.
+        learning_rate: the highest one, reached after the warm-up.
+        lr_scheduler: its course afterwards, by diffusers' names.
+        lr_warmup_steps: optimizer steps in which it rises from 0; "constant" and "piecewise_constant" have none.
+        lr_num_cycles: restarts of cosine_with_restarts.
+        lr_power: exponent of polynomial.
+        lr_step_rules: of piecewise_constant: "1:10,0.1:20,0.01" is all of it for 10 steps, a tenth up to step 20, then a
+            hundredth; null for the others.
+        adam_beta1: the optimizer's decay of the mean of gradients.
+        adam_beta2: its decay of the mean of squared gradients.
+        adam_weight_decay: share of a weight that is taken off at each step, times the learning rate.
+        adam_epsilon: added to the optimizer's denominator.
+        max_grad_norm: gradients are scaled down to this norm, over all trained weights; null leaves them.
+    """
+
+    optimizer: Literal["adamw_fused", "adamw", "adamw_8bit", "prodigy"]
+    max_train_steps: Count
+    learning_rate: Positive
+    lr_scheduler: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "piecewise_constant",
+    ]
+    lr_warmup_steps: Step
+    lr_num_cycles: Count
+    lr_power: Positive
+    lr_step_rules: Annotated[str, Field(pattern=r"^(\d+(\.\d*)?:\d+,)*\d+(\.\d*)?$")] | None
+    adam_beta1: BelowOne
+    adam_beta2: BelowOne
+    adam_weight_decay: NonNegative
+    adam_epsilon: Positive
+    max_grad_norm: Positive | None
+
+    def __post_init__(self) -> None:
+        """Refuse a warm-up that the schedule ignores or that never ends, and rules that nobody reads."""
+        if self.lr_scheduler in ("constant", "piecewise_constant") and self.lr_warmup_steps:
+            raise ValueError(
+                f"lr_warmup_steps: the schedule {self.lr_scheduler} has none; take constant_with_warmup, or set this to 0"
+            )
+        if self.lr_warmup_steps >= self.max_train_steps:
+            raise ValueError(f"lr_warmup_steps: given {self.lr_warmup_steps}: must be less than max_train_steps")
+        if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
+            raise ValueError("lr_step_rules: set it with lr_scheduler=piecewise_constant, and only with that")
+
+
+@dataclass(frozen=True, config=strict)
+class TrainingConfig(AdapterConfig, OptimizerConfig):
+    """One training run on a UNet.
 
     Attributes:
         seed: of the adapter's first weights, the order of the images, noise, timesteps and augmentation.
-        lora_alpha: the adapter's output is scaled by lora_alpha / rank; "rank" keeps that at 1 for every rank.
-        target_modules: layers that get an adapter, by the end of their names.
-        init_lora_weights: first weights; either way the adapter begins as nothing added.
-        max_train_steps: optimizer steps.
-        train_batch_size: images of one forward pass.
-        gradient_accumulation_steps: forward passes of one optimizer step.
-        learning_rate: the highest one, reached after the warm-up.
-        lr_scheduler: its course afterwards, by diffusers' names.
-        lr_warmup_steps: optimizer steps in which it rises from 0; "constant" has none.
-        lr_num_cycles: restarts of cosine_with_restarts.
-        lr_power: exponent of polynomial.
-        adam_beta1: AdamW's decay of the mean of gradients.
-        adam_beta2: AdamW's decay of the mean of squared gradients.
-        adam_weight_decay: share of a weight that is taken off at each step, times the learning rate.
-        adam_epsilon: added to AdamW's denominator.
-        max_grad_norm: gradients are scaled down to this norm, over all trained weights; null leaves them.
+        tuned: "lora" trains an adapter; "full" all weights of the UNet, and writes a whole model.
+        num_processes: processes that share each batch, on this machine: one for each GPU, or with a share of the CPU threads.
+        train_batch_size: images of one forward pass, over all processes.
+        gradient_accumulation_steps: forward passes of one optimizer step. Batches run on across epochs, so none is partial.
         snr_gamma: min-SNR loss weighting (Hang et al. 2023 recommend 5); null weights all timesteps alike.
         noise_offset: strength of a shift of the noise that a whole channel shares; 0 for none, 0.1 is usual.
         random_flip: show half of the images as their mirror images.
         gradient_checkpointing: compute activations twice instead of keeping them: slower, and less memory.
+        validation_images: how many images are held out of training, to see over-fitting by their loss; 0 for none.
+        validation_steps: optimizer steps between two looks at them.
         checkpointing_steps: optimizer steps between two checkpoints of an unfinished run.
         logging_steps: optimizer steps between two rows of history.csv.
     """
 
     seed: Seed
-    lora_alpha: LoraAlpha
-    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
-    init_lora_weights: Literal["gaussian", "kaiming"]
-    max_train_steps: Count
+    tuned: Literal["lora", "full"]
+    num_processes: Annotated[int, Field(ge=1, le=64)]
     train_batch_size: Count
     gradient_accumulation_steps: Count
-    learning_rate: Positive
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-    lr_warmup_steps: Step
-    lr_num_cycles: Count
-    lr_power: Positive
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
-    adam_weight_decay: NonNegative
-    adam_epsilon: Positive
-    max_grad_norm: Positive | None
     snr_gamma: Positive | None
     noise_offset: NonNegative
     random_flip: bool
     gradient_checkpointing: bool
+    validation_images: Annotated[int, Field(ge=0)]
+    validation_steps: Count
     checkpointing_steps: Count
     logging_steps: Count
 
     def __post_init__(self) -> None:
-        """Refuse a warm-up that the schedule ignores or that never ends."""
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
-            raise ValueError("lr_warmup_steps: the schedule constant has none; take constant_with_warmup, or set this to 0")
-        if self.lr_warmup_steps >= self.max_train_steps:
-            raise ValueError(f"lr_warmup_steps: given {self.lr_warmup_steps}: must be less than max_train_steps")
+        """Both halves' checks."""
+        AdapterConfig.__post_init__(self)
+        OptimizerConfig.__post_init__(self)
+        if self.num_processes > self.train_batch_size:
+            raise ValueError(f"num_processes: given {self.num_processes}: must be at most train_batch_size")
 
     @property
     def effective_batch_size(self) -> int:

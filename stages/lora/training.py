@@ -2,19 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.optimization import get_scheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import Batch
+from stages.lora.batches import Batch, seeded_number
+from stages.lora.optimizers import make_lr_scheduler, make_optimizer
+from stages.lora.processes import add_up, own_samples, process_number
 from stages.lora.settings import TrainingConfig
 from stages.pipeline.outputs import atomic_file
 from stages.pipeline.progress import track
@@ -35,36 +35,24 @@ class HistoryRow:
         loss: mean over these steps.
         learning_rate: of the last of them.
         grad_norm: mean over these steps, before clipping.
+        validation_loss: after the last of them, of images that are not trained on; None where it was not measured.
     """
 
     step: int
     loss: float
     learning_rate: float
     grad_norm: float
+    validation_loss: float | None = None
 
 
 class TrainingState:
     """All that changes while training: what a checkpoint holds."""
 
-    def __init__(self, unet: UNet2DConditionModel, config: TrainingConfig, scale_gradients: bool) -> None:
-        self.parameters = trained_parameters(unet)
+    def __init__(self, model: nn.Module, config: TrainingConfig, scale_gradients: bool) -> None:
+        self.parameters = trained_parameters(model)
         weights = list(self.parameters.values())
-        self.optimizer = torch.optim.AdamW(
-            weights,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
-        self.lr_scheduler = get_scheduler(
-            config.lr_scheduler,
-            self.optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
-            num_cycles=config.lr_num_cycles,
-            power=config.lr_power,
-        )
+        self.optimizer = make_optimizer(weights, config)
+        self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
         self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=scale_gradients)
         self.step = 0
         self.learning_rate = config.learning_rate
@@ -84,7 +72,7 @@ class TrainingState:
         self.optimizer.zero_grad()
         self.step += 1
 
-    def log(self) -> None:
+    def log(self, validation_loss: float | None) -> None:
         """Close a row of the history; `DivergedError` if a loss in it is not finite."""
         losses, grad_norms = torch.stack(self.losses).tolist(), torch.stack(self.grad_norms).tolist()
         self._check_finite(losses)
@@ -94,6 +82,7 @@ class TrainingState:
                 loss=math.fsum(losses) / len(losses),
                 learning_rate=self.learning_rate,
                 grad_norm=_finite_mean(grad_norms),
+                validation_loss=validation_loss,
             )
         )
         self.losses, self.grad_norms = [], []
@@ -139,53 +128,82 @@ class TrainingState:
 
 
 def fit(
-    unet: UNet2DConditionModel,
+    model: nn.Module,
     batches: Callable[[int], Batch],
-    loss_fn: Callable[[UNet2DConditionModel, Batch], Tensor],
+    loss_fn: Callable[[Any, Batch], Tensor],
     config: TrainingConfig,
     dtype: torch.dtype = torch.float32,
     checkpoint: Path | None = None,
+    held_out: Sequence[Batch] = (),
 ) -> list[HistoryRow]:
-    """Train the parameters of `unet` that require a gradient.
+    """Train the parameters of `model` that require a gradient.
 
     Args:
-        unet: on its device; changed in place.
+        model: on its device; changed in place.
         batches: the n-th batch of the run, n counting forward passes from 0.
         loss_fn: a scalar for a batch.
         config: the run's settings.
         dtype: of the computation; other than float32, it is autocast.
         checkpoint: a file that a run which was interrupted goes on from, to the same bytes, and that is written every
             `checkpointing_steps`; None for neither.
+        held_out: batches that are never trained on; every `validation_steps` and at the end, the mean of their losses goes
+            into the history.
 
     Returns:
-        A row every `logging_steps` optimizer steps, and one for the end.
+        A row every `logging_steps` optimizer steps, and one for each validation and for the end.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    state = TrainingState(unet, config, scale_gradients=dtype == torch.float16)
+    state = TrainingState(model, config, scale_gradients=dtype == torch.float16)
     if checkpoint is not None and checkpoint.is_file():
         state.load(checkpoint)
         print(f"going on after step {state.step}", flush=True)
-    loss_of_batch = _autocast(loss_fn, unet, dtype)
-    accumulation = config.gradient_accumulation_steps
-    unet.train()
+    loss_of_batch = _autocast(loss_fn, model, dtype)
+    model.train()
     started, first = time.perf_counter(), state.step
     for step in track(range(first, config.max_train_steps), "training", total=config.max_train_steps, initial=first):
-        step_loss = torch.zeros((), device=unet.device)
-        for micro_step in range(step * accumulation, (step + 1) * accumulation):
-            loss = loss_of_batch(batches(micro_step)) / accumulation
-            state.scaler.scale(loss).backward()
-            step_loss += loss.detach()
-        state.update(step_loss, config.max_grad_norm)
+        state.update(_backward(state, batches, loss_of_batch, step, config), config.max_grad_norm)
         last = state.step == config.max_train_steps
-        if last or state.step % config.logging_steps == 0:
-            state.log()
-        if checkpoint is not None and not last and state.step % config.checkpointing_steps == 0:
+        validates = bool(held_out) and (last or state.step % config.validation_steps == 0)
+        if last or validates or state.step % config.logging_steps == 0:
+            state.log(mean_loss(model, held_out, loss_of_batch) if validates else None)
+        saves = not last and state.step % config.checkpointing_steps == 0 and process_number() == 0
+        if checkpoint is not None and saves:
             state.save(checkpoint)
         if state.step == first + STEPS_BEFORE_ESTIMATE:
             _say_estimate((time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE, config.max_train_steps - state.step)
     return state.history
+
+
+def _backward(
+    state: TrainingState,
+    batches: Callable[[int], Batch],
+    loss_of_batch: Callable[[Batch], Tensor],
+    step: int,
+    config: TrainingConfig,
+) -> Tensor:
+    """Add up the gradients of one optimizer step; its loss, still on the device."""
+    accumulation = config.gradient_accumulation_steps
+    step_loss = None
+    for micro_step in range(step * accumulation, (step + 1) * accumulation):
+        if config.lora_dropout:  # torch's dropout knows no generator but the global one
+            torch.manual_seed(seeded_number(config.seed, "dropout", micro_step, process_number()))
+        loss = loss_of_batch(own_samples(batches(micro_step))) / accumulation
+        state.scaler.scale(loss).backward()
+        step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()
+    assert step_loss is not None
+    add_up([step_loss, *(parameter.grad for parameter in state.parameters.values() if parameter.grad is not None)])
+    return step_loss
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Sequence[Batch], loss_of_batch: Callable[[Batch], Tensor]) -> float:
+    """The mean loss of batches, without dropout; the model is left in training mode."""
+    model.eval()
+    losses = torch.stack([loss_of_batch(batch) for batch in batches]).tolist()
+    model.train()
+    return math.fsum(losses) / len(losses)
 
 
 def _finite_mean(values: list[float]) -> float:
@@ -194,15 +212,13 @@ def _finite_mean(values: list[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.inf
 
 
-def _autocast(
-    loss_fn: Callable[[UNet2DConditionModel, Batch], Tensor], unet: UNet2DConditionModel, dtype: torch.dtype
-) -> Callable[[Batch], Tensor]:
-    """The loss of a batch, computed on the UNet's device and in `dtype`."""
-    device = unet.device
+def _autocast(loss_fn: Callable[[Any, Batch], Tensor], model: nn.Module, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
+    """The loss of a batch, computed on the model's device and in `dtype`."""
+    device = next(model.parameters()).device
 
     def loss_of_batch(batch: Batch) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return loss_fn(unet, batch.to(device))
+            return loss_fn(model, batch.to(device))
 
     return loss_of_batch
 

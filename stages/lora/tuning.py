@@ -1,26 +1,33 @@
 """From encoded images and a model to a trained LoRA file: what the two training stages have in common."""
 
 import csv
+import hashlib
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from stages.lora.adapters import LORA_FILE, add_lora, cast_frozen, load_unet, trained_parameters, write_lora
-from stages.lora.batches import Draws, Examples, Stream, batch_at
+from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
+from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, validation_batches
 from stages.lora.losses import denoising_loss
+from stages.lora.processes import process_number, run_processes
 from stages.lora.settings import TrainingConfig
+from stages.lora.text_encoder import TARGET_MODULES, TrainedPrompts, with_text_encoder
 from stages.lora.training import HistoryRow, fit
 from stages.pipeline.outputs import atomic_directory
 
 HISTORY_FILE = "history.csv"
+UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,44 +39,136 @@ class Place:
     checkpoint: Path | None
 
 
-def tune(model: Path, streams: Sequence[Stream], config: TrainingConfig, rank: int, place: Place, out: Path) -> None:
-    """Train a LoRA on the UNet of a model and write its file and the history of its training to the directory `out`.
+@dataclass(frozen=True)
+class Tuned:
+    """A model made ready for training.
 
-    Only the UNet is loaded: images and prompts come encoded. The first stream's images count the epochs.
+    Attributes:
+        model: what is called: the UNet, or the UNet with its text encoder.
+        parts: "unet" and, where it is trained, "text_encoder".
+        first_weights: what `add_adapter` returned, by part; nothing where all weights of the UNet are trained.
+    """
+
+    model: nn.Module
+    parts: Mapping[str, nn.Module]
+    first_weights: Mapping[str, Mapping[str, Tensor]]
+
+
+def tune(
+    model: Path,
+    streams: Sequence[Stream],
+    config: TrainingConfig,
+    rank: int,
+    place: Place,
+    out: Path,
+    prompts: TrainedPrompts | None = None,
+) -> None:
+    """Train on a model and write the result and the history of its training to the directory `out`.
+
+    The result is a LoRA file or, with `tuned: full`, the whole model in diffusers layout. Images and prompts come encoded, so
+    only the UNet is loaded; with `prompts`, the text encoder too, and it gets an adapter of its own. The first stream's
+    images count the epochs, and it is the one that held-out images are taken from. With `num_processes` above 1, so many
+    processes share each batch.
 
     Raises:
         ValueError: the examples do not fit the UNet, a target is not there, or training diverged.
     """
+    if config.num_processes == 1:
+        _tune(model, streams, config, rank, place, out, prompts)
+    else:
+        run_processes(config.num_processes, _tune, model, streams, config, rank, place, out, prompts)
+
+
+def _tune(
+    model: Path,
+    streams: Sequence[Stream],
+    config: TrainingConfig,
+    rank: int,
+    place: Place,
+    out: Path,
+    prompts: TrainedPrompts | None,
+) -> None:
+    """Do what `tune` says, as the only process or as one of several, of which the first one speaks and writes."""
     noise_scheduler = load_noise_scheduler(model)
-    unet: Any = load_unet(model)
+    tuned = prepare_model(model, config, rank, prompts)
     for stream in streams:
-        check_examples(unet, stream.examples)
-    add_lora(unet, rank, config.lora_alpha, config.target_modules, config.init_lora_weights, config.seed)
-    cast_frozen(unet, place.dtype)
-    unet.to(place.device, memory_format=torch.channels_last)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        check_examples(tuned.parts["unet"], stream.examples)
+    cast_frozen(tuned.model, place.dtype)
+    ready: Any = tuned.model
+    ready.to(place.device, memory_format=torch.channels_last)
     draws = Draws(
         seed=config.seed,
         num_train_timesteps=noise_scheduler.config["num_train_timesteps"],
         random_flip=config.random_flip,
         noise_offset=config.noise_offset,
     )
-    say_plan(unet, streams, config, rank)
+    streams, held_out = take_held_out(streams, config, draws)
+    if process_number() == 0:
+        say_plan(tuned, streams, config, rank)
     started = time.perf_counter()
     history = fit(
-        unet,
+        tuned.model,
         partial(batch_at, streams, draws, config.train_batch_size),
         partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma),
         config,
         place.dtype,
         place.checkpoint,
+        held_out,
     )
     seconds = time.perf_counter() - started
+    if process_number():
+        return
     with atomic_directory(out) as folder:
-        write_lora(unet, folder / LORA_FILE)
+        result = write_result(tuned, model, config, folder)
         write_history(history, config.effective_batch_size / len(streams[0].examples), folder / HISTORY_FILE)
-    say_summary(out / LORA_FILE, config, seconds, place.device)
+    say_summary(out / result, config, seconds, place.device)
+
+
+def prepare_model(model: Path, config: TrainingConfig, rank: int, prompts: TrainedPrompts | None) -> Tuned:
+    """Load what is trained, on the CPU, and make the weights that are trained the only ones that require a gradient."""
+    unet: Any = load_unet(model)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    parts: dict[str, nn.Module] = {"unet": unet}
+    first_weights = {}
+    if config.tuned == "full":
+        if prompts is not None:
+            raise ValueError("train_text_encoder: given true: only with tuned=lora")
+        unet.requires_grad_(True)
+        return Tuned(unet, parts, {})
+    first_weights["unet"] = add_adapter(unet, rank, config, config.target_modules, config.seed)
+    if prompts is None:
+        return Tuned(unet, parts, first_weights)
+    both = with_text_encoder(unet, model, prompts)
+    parts["text_encoder"] = both.text_encoder
+    plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
+    first_weights["text_encoder"] = add_adapter(both.text_encoder, rank, plain, TARGET_MODULES, config.seed)
+    return Tuned(both, parts, first_weights)
+
+
+def take_held_out(streams: Sequence[Stream], config: TrainingConfig, draws: Draws) -> tuple[Sequence[Stream], Sequence[Batch]]:
+    """Take the held-out images off the first stream; the batches that they are looked at in."""
+    if not config.validation_images:
+        return streams, []
+    kept, held = hold_out(streams[0].examples, config.validation_images, config.seed)
+    return [replace(streams[0], examples=kept), *streams[1:]], validation_batches(held, draws, config.train_batch_size)
+
+
+def write_result(tuned: Tuned, model: Path, config: TrainingConfig, folder: Path) -> Path:
+    """Write what was trained into `folder`; the name of the file that holds it, relative to it."""
+    if config.tuned == "lora":
+        with (model / "unet" / UNET_FILE).open("rb") as file:
+            base = {"base_unet_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        write_lora(tuned.parts, folder / LORA_FILE, tuned.first_weights, base)
+        return Path(LORA_FILE)
+    for path in sorted(model.iterdir()):
+        if path.name != "unet":
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, folder / path.name)
+    (folder / "unet").mkdir()
+    shutil.copyfile(model / "unet" / "config.json", folder / "unet" / "config.json")
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in tuned.parts["unet"].state_dict().items()}
+    save_file(weights, folder / "unet" / UNET_FILE, metadata={"format": "pt"})
+    return Path("unet") / UNET_FILE
 
 
 def load_noise_scheduler(model: Path) -> DDPMScheduler:
@@ -87,7 +186,7 @@ def load_noise_scheduler(model: Path) -> DDPMScheduler:
     return noise_scheduler
 
 
-def check_examples(unet: UNet2DConditionModel, examples: Examples) -> None:
+def check_examples(unet: Any, examples: Examples) -> None:
     """Refuse examples that were encoded for another kind of model.
 
     Raises:
@@ -96,7 +195,7 @@ def check_examples(unet: UNet2DConditionModel, examples: Examples) -> None:
     channels, width = examples.mean.shape[2], examples.prompt_embeds.shape[-1]
     if channels != unet.config["in_channels"]:
         raise ValueError(f"the latents have {channels} channels, the UNet takes {unet.config['in_channels']}: take its own VAE")
-    if width != unet.config["cross_attention_dim"]:
+    if examples.prompt_embeds.is_floating_point() and width != unet.config["cross_attention_dim"]:
         raise ValueError(
             f"the prompts are embedded in {width} numbers, the UNet takes {unet.config['cross_attention_dim']}: "
             "take the text encoder of the same model"
@@ -104,30 +203,42 @@ def check_examples(unet: UNet2DConditionModel, examples: Examples) -> None:
 
 
 def write_history(history: Sequence[HistoryRow], epochs_per_step: float, path: Path) -> None:
-    """Write history.csv: step, epoch, loss, learning_rate, grad_norm."""
+    """Write history.csv: step, epoch, loss, learning_rate, grad_norm, validation_loss (empty where it was not measured)."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "epoch", "loss", "learning_rate", "grad_norm"))
+        writer.writerow(("step", "epoch", "loss", "learning_rate", "grad_norm", "validation_loss"))
         for row in history:
             numbers = (row.step * epochs_per_step, row.loss, row.learning_rate, row.grad_norm)
-            writer.writerow((row.step, *(f"{number:.6g}" for number in numbers)))
+            validation_loss = "" if row.validation_loss is None else f"{row.validation_loss:.6g}"
+            writer.writerow((row.step, *(f"{number:.6g}" for number in numbers), validation_loss))
 
 
-def say_plan(unet: UNet2DConditionModel, streams: Sequence[Stream], config: TrainingConfig, rank: int) -> None:
+def say_plan(tuned: Tuned, streams: Sequence[Stream], config: TrainingConfig, rank: int) -> None:
     """Print what the run is going to do."""
     images = len(streams[0].examples)
     steps_per_epoch = images / config.effective_batch_size
-    trained = sum(parameter.numel() for parameter in trained_parameters(unet).values())
-    total = sum(parameter.numel() for parameter in unet.parameters())
-    lora_alpha = unet.peft_config["default"].lora_alpha
+    trained = sum(parameter.numel() for parameter in trained_parameters(tuned.model).values())
+    total = sum(parameter.numel() for parameter in tuned.model.parameters())
     prior = f" and {len(streams[1].examples)} class images" if len(streams) > 1 else ""
+    held_out = f", {config.validation_images} more are held out" if config.validation_images else ""
     print(
         f"{images} images{prior}, {config.effective_batch_size} a step: {steps_per_epoch:g} steps an epoch, "
-        f"{config.max_train_steps} steps are {config.max_train_steps / steps_per_epoch:.3g} epochs\n"
-        f"LoRA of rank {rank}, alpha {lora_alpha:g}: {trained:,} of {total:,} weights are trained "
-        f"({trained / total:.2%}); the file will have about {4 * trained / 1e6:.2f} MB",
+        f"{config.max_train_steps} steps are {config.max_train_steps / steps_per_epoch:.3g} epochs{held_out}\n"
+        f"{describe_adapter(tuned, config, rank)}: {trained:,} of {total:,} weights are trained "
+        f"({trained / total:.2%}); {'their' if config.tuned == 'full' else 'the'} file will have about "
+        f"{4 * trained / 1e6:.2f} MB",
         flush=True,
     )
+
+
+def describe_adapter(tuned: Tuned, config: TrainingConfig, rank: int) -> str:
+    """What is trained, in words."""
+    if config.tuned == "full":
+        return "full fine-tuning"
+    kind = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}[config.peft_type]
+    kind = "DoRA" if config.use_dora else f"rs{kind}" if config.use_rslora else kind
+    lora_alpha = rank if config.lora_alpha == "rank" else config.lora_alpha
+    return f"{kind} of rank {rank}, alpha {lora_alpha:g}, on {' and '.join(tuned.parts)}"
 
 
 def say_summary(lora: Path, config: TrainingConfig, seconds: float, device: torch.device) -> None:

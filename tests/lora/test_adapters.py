@@ -7,8 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from stages.lora.adapters import LORA_FILE, add_lora, cast_frozen, load_unet, trained_parameters, write_lora
+from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
 from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
+from tests.lora.settings import adapter_config
 
 TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 
@@ -31,21 +32,31 @@ def pipeline_of(**parts: Any) -> Any:
     return StableDiffusionPipeline(**dict.fromkeys(names) | parts, requires_safety_checker=False)  # pyright: ignore
 
 
-def trained_unet(model, rank=2, lora_alpha=8.0, targets=TARGETS):
-    """A UNet with an adapter that changes what it predicts."""
+def fresh_unet(model, rank=2, targets=TARGETS, seed=0, **settings):
     unet = load_unet(model)
-    add_lora(unet, rank, lora_alpha, targets, "gaussian", seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trained_parameters(unet).values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    add_adapter(unet, rank, adapter_config(**settings), targets, seed)
     return unet
+
+
+def shake(model):
+    """Change every trained weight a little, as training does."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trained_parameters(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def trained_unet(model, rank=2, targets=TARGETS, **settings):
+    """A UNet with an adapter that changes what it predicts."""
+    changes: dict[str, Any] = {"lora_alpha": 8.0} | settings
+    return shake(fresh_unet(model, rank, targets, **changes))
 
 
 def test_fresh_adapter_changes_nothing_and_is_all_that_is_trained(model):
     unet = load_unet(model)
     before = predict(unet)
     assert not trained_parameters(unet)
-    add_lora(unet, 2, 4.0, TARGETS, "gaussian", seed=0)
+    add_adapter(unet, 2, adapter_config(), TARGETS, seed=0)
     assert torch.equal(predict(unet), before)
     assert all("lora_" in name for name in trained_parameters(unet))
     assert {len(parameter) for name, parameter in trained_parameters(unet).items() if "lora_A" in name} == {2}
@@ -54,8 +65,7 @@ def test_fresh_adapter_changes_nothing_and_is_all_that_is_trained(model):
 def test_first_weights_depend_on_the_seed_alone(model):
     def first_weights(seed):
         torch.randn(3)
-        unet = load_unet(model)
-        add_lora(unet, 2, 4.0, TARGETS, "gaussian", seed=seed)
+        unet = fresh_unet(model, seed=seed)
         return torch.cat([parameter.flatten() for parameter in trained_parameters(unet).values()])
 
     assert torch.equal(first_weights(0), first_weights(0))
@@ -63,8 +73,7 @@ def test_first_weights_depend_on_the_seed_alone(model):
 
 
 def test_gaussian_weights_have_the_rank_as_inverse_spread(model):
-    unet = load_unet(model)
-    add_lora(unet, 4, 4.0, TARGETS, "gaussian", seed=0)
+    unet = fresh_unet(model, rank=4)
     down = torch.cat([parameter.flatten() for name, parameter in trained_parameters(unet).items() if "lora_A" in name])
     assert down.std().item() == pytest.approx(1 / 4, rel=0.1)
 
@@ -72,7 +81,7 @@ def test_gaussian_weights_have_the_rank_as_inverse_spread(model):
 @pytest.mark.parametrize("lora_alpha", [1.0, 8.0, "rank"])
 def test_diffusers_loads_the_file_with_its_alpha(model, tmp_path, lora_alpha):
     unet = trained_unet(model, rank=2, lora_alpha=lora_alpha)
-    write_lora(unet, tmp_path / LORA_FILE)
+    write_lora({"unet": unet}, tmp_path / LORA_FILE)
     pipeline = pipeline_of(unet=load_unet(model))
     plain = predict(pipeline.unet)
     pipeline.load_lora_weights(tmp_path)
@@ -83,14 +92,14 @@ def test_diffusers_loads_the_file_with_its_alpha(model, tmp_path, lora_alpha):
 
 def test_layers_other_than_attention_load_too(model, tmp_path):
     unet = trained_unet(model, targets=["proj_in", "ff.net.0.proj", "conv1", "to_q"])
-    write_lora(unet, tmp_path / LORA_FILE)
+    write_lora({"unet": unet}, tmp_path / LORA_FILE)
     pipeline = pipeline_of(unet=load_unet(model))
     pipeline.load_lora_weights(tmp_path)
     assert torch.equal(predict(pipeline.unet), predict(unet))
 
 
 def test_file_has_one_metadata_key_and_no_path(model, tmp_path):
-    write_lora(trained_unet(model), tmp_path / LORA_FILE)
+    write_lora({"unet": trained_unet(model)}, tmp_path / LORA_FILE)
     with safe_open(tmp_path / LORA_FILE, "np") as file:
         assert list(file.metadata()) == ["lora_adapter_metadata"]
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
@@ -107,7 +116,7 @@ def test_same_bytes_whatever_the_hash_seed_and_the_folder(model, tmp_path):
     script = (
         "import sys; from pathlib import Path; from tests.lora.test_adapters import *;"
         "from tests.comparison.tiny_models import save_tiny_checkpoint;"
-        "here = Path(sys.argv[1]); save_tiny_checkpoint(here); write_lora(trained_unet(here), here / 'lora')"
+        "here = Path(sys.argv[1]); save_tiny_checkpoint(here); write_lora({'unet': trained_unet(here)}, here / 'lora')"
     )
     digests = set()
     for seed in ("1", "2"):
@@ -119,7 +128,7 @@ def test_same_bytes_whatever_the_hash_seed_and_the_folder(model, tmp_path):
 
 def test_unknown_target_is_refused(model):
     with pytest.raises(ValueError, match="target_modules: 'to_z' names no layer"):
-        add_lora(load_unet(model), 2, 4.0, ["to_k", "to_z"], "gaussian", seed=0)
+        fresh_unet(model, targets=["to_k", "to_z"])
 
 
 def test_trained_weights_stay_in_float32(model):

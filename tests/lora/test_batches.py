@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from stages.lora.batches import Draws, Examples, Stream, batch_at, epoch_order, make_batch
+from stages.lora.batches import Draws, Examples, Stream, batch_at, epoch_order, hold_out, make_batch
 
 DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
 
@@ -106,3 +107,45 @@ def test_class_images_come_along_with_their_weight():
     batch = batch_at(streams, DRAWS, 4, 0)
     torch.testing.assert_close(batch.weights, torch.tensor([0.25] * 4 + [0.125] * 4))
     assert not torch.equal(batch.noise[:4], batch.noise[4:])
+
+
+def test_held_out_images_are_not_trained_on():
+    kept, held = hold_out(make_examples(10), 3, seed=1)
+    values = [part.mean[:, 0, 0, 0, 0].int().tolist() for part in (kept, held)]
+    assert sorted(values[0] + values[1]) == list(range(10))
+    assert len(held) == 3
+    assert held.prompt_embeds[:, 0, 0].int().tolist() == values[1]
+    assert hold_out(make_examples(10), 3, seed=1)[1].mean.equal(held.mean)
+    with pytest.raises(ValueError, match="validation_images: given 10: there are 10 images"):
+        hold_out(make_examples(10), 10, seed=1)
+
+
+def test_cached_posterior_has_the_distribution_of_fresh_encoding():
+    """Many samples of one image against those of diffusers' own posterior: mean, spread, and shape (Kolmogorov-Smirnov)."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = torch.randn(1, 8, 2, 2, generator=generator)
+    posterior = DiagonalGaussianDistribution(parameters)
+    both = [torch.stack([part[0], part[0].flip(-1)])[None] for part in (posterior.mean, posterior.std)]
+    examples = Examples(both[0], both[1], 0.5, torch.zeros(1, 3, 2), torch.zeros(3, 2))
+    draws = replace(DRAWS, random_flip=False)
+    count = 4000
+    cached = make_batch(Stream("instance", examples), range(count), draws).latents
+    fresh = torch.cat([posterior.sample(generator) for _ in range(count)]) * 0.5
+    spread = 0.5 * posterior.std
+    assert ((cached.mean(0) - 0.5 * posterior.mean).abs() / spread < 5 / count**0.5).all()
+    assert ((cached.std(0) / spread - 1).abs() < 5 / (2 * count) ** 0.5).all()
+    for ours, theirs in zip(cached.flatten(1).T, fresh.flatten(1).T, strict=True):
+        # 1.95 sqrt(2 / n) is the distance that two samples of one distribution exceed once in a thousand times.
+        assert kolmogorov_smirnov(ours, theirs) < 1.95 * (2 / count) ** 0.5
+
+
+def kolmogorov_smirnov(one, other):
+    """The largest distance between two empirical distribution functions."""
+    points = torch.cat([one, other]).sort().values
+    shares = [torch.searchsorted(sample.sort().values, points, right=True) / len(sample) for sample in (one, other)]
+    return (shares[0] - shares[1]).abs().max().item()
+
+
+def test_the_statistic_tells_the_posterior_mean_from_samples():
+    samples = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    assert kolmogorov_smirnov(samples, 0.5 * samples) > 1.95 * (2 / 4000) ** 0.5

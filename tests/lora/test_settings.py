@@ -11,13 +11,15 @@ def test_committed_settings_are_the_labs():
     assert config.lora_alpha == 4
     assert config.target_modules == ("to_k", "to_q", "to_v", "to_out.0")
     assert config.init_lora_weights == "gaussian"
+    assert (config.tuned, config.peft_type, config.optimizer) == ("lora", "lora", "adamw_fused")
+    assert (config.use_rslora, config.use_dora, config.lora_dropout, config.validation_images) == (False, False, 0, 0)
     assert config.max_train_steps * config.effective_batch_size == 40 * 112
 
 
 def test_dreambooth_differs_by_its_own_leaves_only():
     values = conf_values("train_dreambooth", class_prompt="a portrait", clip_skip=0)
     config = validate("train_dreambooth", TrainDreamboothConfig, values)
-    own = {"instance_prompt", "class_prompt", "prior_loss_weight", "clip_skip"}
+    own = {"instance_prompt", "class_prompt", "prior_loss_weight", "clip_skip", "train_text_encoder"}
     assert set(vars(config)) >= own
     assert {name for name in values if name not in conf_values("train_text2img")} == own
 
@@ -32,6 +34,16 @@ def test_dreambooth_differs_by_its_own_leaves_only():
         ({"lr_scheduler": "cosin"}, "train_text2img.lr_scheduler: given 'cosin'"),
         ({"lr_warmup_steps": 5}, "train_text2img.lr_warmup_steps: given 5: must be less than max_train_steps"),
         ({"lr_scheduler": "constant", "lr_warmup_steps": 1}, "train_text2img.lr_warmup_steps: the schedule constant has none"),
+        ({"peft_type": "lokr", "use_dora": True}, "train_text2img.use_dora: given True: lokr has none"),
+        ({"peft_type": "loha", "lora_dropout": 0.1}, "train_text2img.lora_dropout: given 0.1: loha has none"),
+        ({"use_dora": True, "init_lora_weights": "pissa"}, "train_text2img.init_lora_weights: given 'pissa': not together"),
+        ({"lr_scheduler": "piecewise_constant"}, "train_text2img.lr_step_rules: set it with lr_scheduler=piecewise_constant"),
+        ({"lr_step_rules": "1:10,0.1"}, "train_text2img.lr_step_rules: set it with"),
+        ({"lr_step_rules": "a lot"}, "train_text2img.lr_step_rules: given 'a lot'"),
+        ({"rank_pattern": {"to_q": 0}}, "train_text2img.rank_pattern.to_q: given 0"),
+        ({"lora_dropout": 1}, "train_text2img.lora_dropout: given 1"),
+        ({"num_processes": 5}, "train_text2img.num_processes: given 5: must be at most train_batch_size"),
+        ({"optimizer": "sgd"}, "train_text2img.optimizer: given 'sgd'"),
         ({"target_modules": []}, "train_text2img.target_modules"),
         ({"caption_dropout": 1.1}, "train_text2img.caption_dropout: given 1.1"),
         ({"learnig_rate": 1}, "train_text2img.learnig_rate: no such parameter"),

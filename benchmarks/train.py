@@ -1,0 +1,324 @@
+"""Training side by side: ours, diffusers' example scripts, the UNet's own forward and backward, and full fine-tuning.
+
+`python benchmarks/train.py --diffusers CHECKOUT [--json FILE]`, where CHECKOUT is a clone of
+https://github.com/huggingface/diffusers whose examples fit the installed version (measured with commit
+58eb52c0803ea9af3abec60841c2a093bdf1f951); without it, the scripts are left out.
+
+Every figure comes from processes of its own. A training runs twice, with few and with many steps: the difference is the time
+of a step, everything included, and the rest of the short run is its start. Ours is the stage as DVC runs it; encoding the
+images and captions is a stage before it, once for a whole sweep, and is shown apart. The limit is one fixed batch, forward and
+backward, through the same UNet with the same adapters, and nothing else.
+
+`--clock cpu` takes processor seconds of one thread in place of wall time: for a machine that others use too.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {
+    "text2img": "examples/text_to_image/train_text_to_image_lora.py",
+    "dreambooth": "examples/dreambooth/train_dreambooth_lora.py",
+}
+PROMPT = "asuka"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took.
+
+    Attributes:
+        seconds: by the chosen clock.
+        memory: peak, in bytes.
+    """
+
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a training takes.
+
+    Attributes:
+        step: seconds of one optimizer step.
+        start: seconds before the first and after the last.
+        memory: peak, in bytes.
+        result: bytes of the file with the trained weights.
+    """
+
+    step: float
+    start: float
+    memory: int
+    result: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all of them share: the place of work, and the settings of a run."""
+
+    work: Path
+    model: Path
+    options: argparse.Namespace
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Offline, with a fixed number of threads."""
+        threads = str(self.options.threads)
+        fixed = {
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(self.work / "cache"),
+            "OMP_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "passive",
+            "PYTHONWARNINGS": "ignore",
+        }
+        return os.environ | fixed | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.work), "TRANSFORMERS_VERBOSITY": "error"}
+
+    def run(self, *command: str | Path) -> Cost:
+        """Run a command in the place of work."""
+        log = self.work / "log"
+        started = time.perf_counter()
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command)], cwd=self.work, env=self.environment, stdout=file, stderr=file
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        if status:
+            raise SystemExit(f"{' '.join(map(str, command))}\n{log.read_text()[-3000:]}")
+        seconds = wall if self.options.clock == "wall" else usage.ru_utime + usage.ru_stime
+        return Cost(seconds, usage.ru_maxrss * 1024)
+
+
+def make_world(work: Path, options: argparse.Namespace) -> None:
+    """Images with captions for both sides: an imagefolder, and the same without captions for DreamBooth."""
+    for name in ("dataset", "raw"):
+        (work / name).mkdir()
+    images = sorted(options.images.glob("*.png"))[: options.num_images]
+    with (work / "dataset/metadata.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file_name", "caption"))
+        for number, image in enumerate(images):
+            for folder in ("dataset", "raw"):
+                shutil.copyfile(image, work / folder / image.name)
+            writer.writerow((image.name, f"{PROMPT}, picture {number}"))
+    (work / "class_images").mkdir()
+
+
+def write_params(setup: Setup, steps: int, tuned: str) -> None:
+    """Write params.yaml for our stages: the committed settings, and what the benchmark sets."""
+    options = setup.options
+    changes = {"max_train_steps": steps, "train_batch_size": options.batch_size, "tuned": tuned, "checkpointing_steps": 10**6}
+    params = {"runtime": {"device": options.device, "threads": options.threads, "dtype": options.dtype}}
+    for name in ("encode_images", "encode_captions", "train_text2img", "train_dreambooth"):
+        params[name] = yaml.safe_load((ROOT / f"conf/{name}/default.yaml").read_text())
+    params["encode_images"]["resolution"] = options.resolution
+    params["train_text2img"] |= changes
+    params["train_dreambooth"] |= changes | {"class_prompt": PROMPT, "clip_skip": 0, "instance_prompt": PROMPT}
+    (setup.work / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def encode(setup: Setup) -> dict[str, float]:
+    """Run the two encoding stages; seconds of each."""
+    write_params(setup, 1, "lora")
+    images = setup.run("-m", "stages.encode_images", "--images", "raw", "--vae", setup.model / "vae", "--out", "images")
+    captions = setup.run("-m", "stages.encode_captions", "--dataset", "dataset", "--model", setup.model, "--out", "captions")
+    return {"images": images.seconds, "captions": captions.seconds}
+
+
+def ours(setup: Setup, kind: str, steps: int, tuned: str) -> tuple[Cost, int]:
+    """Run our stage; its cost and the size of its result."""
+    write_params(setup, steps, tuned)
+    inputs = ["--captions", "captions"] if kind == "text2img" else ["--class-images", "class_images"]
+    common = ["--images", "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "ours"]
+    cost = setup.run("-m", f"stages.train_{kind}", *inputs, *common)
+    return cost, max(path.stat().st_size for path in (setup.work / "ours").rglob("*.safetensors") if "vae" not in path.parts)
+
+
+def script(setup: Setup, kind: str, steps: int) -> tuple[Cost, int]:
+    """Run diffusers' script; its cost and the size of its result."""
+    options = setup.options
+    shutil.rmtree(setup.work / "theirs", ignore_errors=True)
+    arguments: dict[str, Any] = {
+        "pretrained_model_name_or_path": setup.model,
+        "resolution": options.resolution,
+        "train_batch_size": options.batch_size,
+        "max_train_steps": steps,
+        "rank": options.rank,
+        "learning_rate": 1e-4,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 0,
+        "checkpointing_steps": 10**6,
+        "seed": 0,
+        "output_dir": "theirs",
+        "mixed_precision": {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[options.dtype],
+    }
+    data: dict[str, Any] = {"train_data_dir": "dataset", "caption_column": "caption"}
+    if kind == "dreambooth":
+        data = {"instance_data_dir": "raw", "instance_prompt": PROMPT}
+    flags = ["--center_crop", *(["--random_flip"] if kind == "text2img" else [])]
+    words = [word for name, value in (arguments | data).items() for word in (f"--{name}", str(value))]
+    cost = setup.run(ROOT / "benchmarks/peer.py", options.diffusers / SCRIPTS[kind], *words, *flags)
+    return cost, next((setup.work / "theirs").glob("*.safetensors")).stat().st_size
+
+
+def pace(setup: Setup, train: Any) -> Pace:
+    """The pace of `train`, a function of the number of steps: the best of the rounds."""
+    few, many = setup.options.steps
+    runs = [(train(few), train(many)) for _ in range(setup.options.rounds)]
+    short, long = (min(run[index][0].seconds for run in runs) for index in (0, 1))
+    step = (long - short) / (many - few)
+    return Pace(step, short - few * step, max(run[1][0].memory for run in runs), runs[0][1][1])
+
+
+def bare(setup: Setup) -> dict[str, float]:
+    """Seconds of the UNet alone: see `measure_unet`."""
+    names = ("batch_size", "threads", "rank", "device", "dtype", "clock")
+    words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(setup.options, name)))]
+    words += ["--model", str(setup.model), "--steps", *map(str, setup.options.steps)]
+    setup.run(__file__, "--only-unet", "unet.json", *words)
+    return json.loads((setup.work / "unet.json").read_text())
+
+
+def measure_unet(options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of the UNet on one fixed batch: forward, and forward with backward, without and with adapters."""
+    import torch
+    from safetensors.torch import load_file
+
+    from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters
+    from stages.lora.settings import AdapterConfig
+
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    values = yaml.safe_load((ROOT / "conf/train_text2img/default.yaml").read_text())
+    config = AdapterConfig(**{name: values[name] for name in AdapterConfig.__dataclass_fields__})
+    images, captions = (load_file(options.work / name) for name in ("images", "captions"))
+    latents = images["mean"][: options.batch_size, 0].to(device)
+    embeds = captions["prompt_embeds"][: options.batch_size].to(device)
+    timesteps = torch.arange(len(latents), device=device) * 100
+    dtype = getattr(torch, options.dtype)
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+
+    def seconds(unet: Any, backward: bool) -> float:
+        taken = []
+        for _ in range(options.steps[1]):
+            started = clock()
+            with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = unet(latents, timesteps, embeds, return_dict=False)[0].square().mean()
+            if backward:
+                loss.backward()
+            for parameter in trained_parameters(unet).values():
+                parameter.grad = None
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            taken.append(clock() - started)
+        return sorted(taken)[len(taken) // 2]
+
+    result = {}
+    unet: Any = load_unet(options.model).to(device=device, memory_format=torch.channels_last)
+    result["forward"] = seconds(unet, backward=False)
+    result["forward and backward, all weights"] = seconds(unet.requires_grad_(True), backward=True)
+    unet.requires_grad_(False)
+    unet.cpu()
+    add_adapter(unet, options.rank, config, config.target_modules, seed=0)
+    cast_frozen(unet, dtype)
+    unet.to(device)
+    result["forward, adapters"] = seconds(unet, backward=False)
+    result["forward and backward, adapters"] = seconds(unet, backward=True)
+    return result
+
+
+def ratios(kind: str, paces: dict[str, Pace], limit: float) -> dict[str, float]:
+    """Ours against the script and the limit."""
+    mine, theirs = paces[f"{kind}, ours"], paces.get(f"{kind}, script")
+    figures = {"step_vs_limit": mine.step / limit}
+    if theirs is not None:
+        figures["steps_per_second"] = theirs.step / mine.step
+        figures["peak_memory"] = mine.memory / theirs.memory
+        figures["start"] = mine.start / theirs.start
+    return figures
+
+
+def report(paces: dict[str, Pace], unet: dict[str, float], encoding: dict[str, float]) -> None:
+    """Print the tables."""
+    for name, seconds in unet.items():
+        print(f"UNet, {name}: {seconds * 1000:.1f} ms")
+    for name, seconds in encoding.items():
+        print(f"encoding {name}, once for a sweep: {seconds:.1f} s")
+    print(f"{'':24}{'ms a step':>12}{'start s':>10}{'peak MiB':>10}{'file MB':>10}")
+    for name, figures in paces.items():
+        numbers = (figures.step * 1000, figures.start, figures.memory / 2**20, figures.result / 1e6)
+        print(f"{name:24}{numbers[0]:12.1f}{numbers[1]:10.1f}{numbers[2]:10.0f}{numbers[3]:10.3f}")
+
+
+def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        setup = Setup(Path(folder), options.model.resolve(), options)
+        make_world(setup.work, options)
+        encoding = encode(setup)
+        unet = bare(setup)
+        paces = {}
+        for kind in options.kinds:
+            paces[f"{kind}, ours"] = pace(setup, lambda steps, kind=kind: ours(setup, kind, steps, "lora"))
+            if options.diffusers is not None:
+                paces[f"{kind}, script"] = pace(setup, lambda steps, kind=kind: script(setup, kind, steps))
+        paces["full fine-tuning, ours"] = pace(setup, lambda steps: ours(setup, "text2img", steps, "full"))
+    report(paces, unet, encoding)
+    limit = unet["forward and backward, adapters"]
+    lora, full = paces[f"{options.kinds[0]}, ours"], paces["full fine-tuning, ours"]
+    against = {name: getattr(lora, name) / getattr(full, name) for name in ("step", "memory", "result")}
+    return {"ratios": {kind: ratios(kind, paces, limit) for kind in options.kinds}, "lora_vs_full": against}
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "data/mini/base", help="in diffusers layout")
+    parser.add_argument("--images", type=Path, default=ROOT / "data/mini/asuka", help="a folder with PNG images")
+    parser.add_argument("--diffusers", type=Path, help="a checkout of diffusers")
+    parser.add_argument("--json", type=Path, help="a file for the ratios")
+    parser.add_argument("--kinds", nargs="+", choices=list(SCRIPTS), default=list(SCRIPTS))
+    parser.add_argument("--steps", type=int, nargs=2, default=(10, 60), help="of the short and of the long run")
+    parser.add_argument("--rounds", type=int, default=2, help="the best of so many counts")
+    parser.add_argument("--num-images", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--only-unet", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print; with --json, write the ratios."""
+    options = parse()
+    if options.only_unet:
+        options.work = options.only_unet.absolute().parent
+        options.only_unet.write_text(json.dumps(measure_unet(options)))
+        return
+    if options.diffusers is not None:
+        options.diffusers = options.diffusers.resolve()
+    result = benchmark(options)
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A UNet trained together with the text encoder that it listens to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from stages.lora.prompts import last_layer, load_text_encoder, tokenize
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The text encoder's attention; what diffusers' DreamBooth script trains."""
+
+
+@dataclass(frozen=True)
+class TrainedPrompts:
+    """The few prompts of a run that trains its text encoder.
+
+    Attributes:
+        prompts: the n-th is what the number n in `Batch.encoder_hidden_states` stands for.
+        clip_skip: layers left out at the end of the text encoder.
+    """
+
+    prompts: Sequence[str]
+    clip_skip: int
+
+
+class UNetWithTextEncoder(nn.Module):
+    """Called as a UNet is, with numbers of prompts in place of their embeddings; each prompt is embedded once a call."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, input_ids: Tensor, clip_skip: int) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.register_buffer("input_ids", input_ids, persistent=False)
+        self.clip_skip = clip_skip
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, prompt_numbers: Tensor, return_dict: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The UNet's prediction.
+
+        Args:
+            sample: (B, C, h, w).
+            timestep: (B,).
+            prompt_numbers: (B,), in [0, number of prompts).
+            return_dict: must be False, as in all calls here.
+        """
+        output = self.text_encoder(self.input_ids, output_hidden_states=True)
+        prompt_embeds = last_layer(self.text_encoder, output, self.clip_skip)
+        # A product with ones and zeros: an indexed sum of gradients is not deterministic on a GPU.
+        chosen = nn.functional.one_hot(prompt_numbers, len(prompt_embeds)).to(prompt_embeds.dtype)
+        encoder_hidden_states = torch.einsum("bp,pld->bld", chosen, prompt_embeds)
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)
+
+
+def with_text_encoder(unet: UNet2DConditionModel, model: Path, prompts: TrainedPrompts) -> UNetWithTextEncoder:
+    """Put the text encoder of a model before its UNet; both frozen, on the CPU.
+
+    Raises:
+        ValueError: as many layers would be left out as the text encoder has.
+    """
+    tokenizer, text_encoder = load_text_encoder(model, torch.device("cpu"))
+    layers = text_encoder.config.num_hidden_layers
+    if prompts.clip_skip >= layers:
+        raise ValueError(f"clip_skip: given {prompts.clip_skip}: this text encoder has {layers} layers")
+    input_ids: Any = tokenize(tokenizer, prompts.prompts)
+    return UNetWithTextEncoder(unet, text_encoder, input_ids, prompts.clip_skip)

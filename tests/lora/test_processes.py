@@ -1,0 +1,70 @@
+"""Two processes that share a batch learn what one learns from the whole."""
+
+from functools import partial
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from stages.lora import processes
+from stages.lora.adapters import trained_parameters
+from stages.lora.batches import batch_at
+from stages.lora.losses import denoising_loss
+from stages.lora.training import fit
+from tests.comparison.tiny_models import save_tiny_checkpoint
+from tests.lora.settings import training_config
+from tests.lora.test_training import DRAWS, make_stream, make_unet
+
+SETTINGS = {"max_train_steps": 4, "train_batch_size": 3, "logging_steps": 2, "gradient_accumulation_steps": 2}
+
+
+def train_and_save(model, out):
+    """What each process does; the first one saves."""
+    unet = make_unet(model)
+    config = training_config(**SETTINGS)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=5.0)
+    history = fit(unet, partial(batch_at, [make_stream()], DRAWS, 3), loss_fn, config)
+    weights = torch.cat([parameter.detach().flatten() for parameter in trained_parameters(unet).values()])
+    torch.save({"weights": weights, "losses": [row.loss for row in history]}, f"{out}-{processes.process_number()}")
+
+
+def test_shares_are_the_whole_batch(monkeypatch):
+    """Each sample is in one share, with its weight; three samples for two processes."""
+    batch = batch_at([make_stream()], DRAWS, 3, 0)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    shares = []
+    for number in range(2):
+        monkeypatch.setattr(processes, "process_number", lambda number=number: number)
+        shares.append(processes.own_samples(batch))
+    assert [len(share.weights) for share in shares] == [2, 1]
+    for name, whole in vars(batch).items():
+        parts = torch.cat([getattr(share, name) for share in shares])
+        assert torch.equal(parts, whole[[0, 2, 1]])
+
+
+def test_one_process_shares_with_nobody():
+    batch = batch_at([make_stream()], DRAWS, 3, 0)
+    assert processes.own_samples(batch) is batch
+    processes.add_up([batch.weights])
+    assert batch.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.stage
+def test_two_processes_learn_what_one_learns(tmp_path):
+    model = save_tiny_checkpoint(tmp_path / "model")
+    train_and_save(model, tmp_path / "one")
+    processes.run_processes(2, train_and_save, model, tmp_path / "two")
+    one, first, second = (torch.load(tmp_path / name) for name in ("one-0", "two-0", "two-1"))
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.stage
+def test_failure_of_a_process_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"a training process failed: .*no such model"):
+        processes.run_processes(2, fail, tmp_path)
+
+
+def fail(folder):
+    raise OSError(f"{folder}: no such model")
