@@ -284,7 +284,7 @@ class _Writer:
         with self._opening:
             if place.path not in self._files:
                 self._files[place.path] = os.open(place.path, os.O_RDONLY)
-        offset, view, done = place.offset + start * out.itemsize, memoryview(out.view(np.uint8)), 0
+        offset, view, done = place.offset + start * out.itemsize, memoryview(out.view(np.uint8).data), 0
         while done < len(view):
             count = os.preadv(self._files[place.path], [view[done:]], offset + done)
             if not count:
@@ -292,6 +292,6 @@ class _Writer:
             done += count
 
     def _put(self, values: Array, offset: int) -> None:
-        view, done = memoryview(values.view(np.uint8)), 0
+        view, done = memoryview(values.view(np.uint8).data), 0
         while done < len(view):
             done += os.pwrite(self._target, view[done:], self._data_start + offset + done)
