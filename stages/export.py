@@ -6,6 +6,7 @@ LDM layout, or the LoRA in kohya's keys with the alpha that it was trained with.
 It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
 """
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -35,14 +36,22 @@ def stage(config: ExportConfig, source: Path, out: Path) -> None:
     """Write the model or the LoRA in the directory `source` to the file `out`."""
     with atomic_file(out) as part:
         if (source / LORA_FILE).is_file():
-            from stages.checkpoints.kohya import write_kohya
-
-            write_kohya(source / LORA_FILE, part, config.lora_dtype)
+            _write_lora(source / LORA_FILE, part, config.lora_dtype)
         else:
             from stages.checkpoints.model import read_model
             from stages.checkpoints.single_file import write_single_file
 
             write_single_file(read_model(source, None), part, config.dtype)
+
+
+def _write_lora(lora: Path, part: Path, dtype: str) -> None:
+    from stages.checkpoints.kohya import is_plain_lora, write_kohya
+
+    if is_plain_lora(lora):
+        write_kohya(lora, part, dtype)
+    else:
+        print(f"{lora}: DoRA, LoKr and LoHa have no keys that other tools share: copied as it is, for PEFT")
+        shutil.copyfile(lora, part)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,15 @@ def test_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_an_adapter_that_other_tools_have_no_keys_for_is_copied(tmp_path, capsys):
+    (tmp_path / "lora").mkdir()
+    lokr = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    save_file({"unet.attn1.to_q.lokr_w1": np.ones((2, 2), np.float32)}, lokr)
+    stage(CONFIG, tmp_path / "lora", tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == lokr.read_bytes()
+    assert "LoKr" in capsys.readouterr().out
+
+
 def test_diffusers_loads_the_single_file_with_the_same_weights_and_image(tmp_path, model):
     import torch
     from diffusers import StableDiffusionPipeline

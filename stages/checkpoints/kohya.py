@@ -22,6 +22,11 @@ _DIRECTIONS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 _KEY = re.compile(r"(unet|text_encoder)\.(.+)\.(lora_A|lora_B)\.weight")
 
 
+def is_plain_lora(lora: Path) -> bool:
+    """Whether a LoRA file of diffusers holds nothing that kohya's keys have no common name for (DoRA, LoKr, LoHa)."""
+    return all(_KEY.fullmatch(key) for key in open_safetensors(lora))
+
+
 def write_kohya(lora: Path, out: Path, dtype: str) -> None:
     """Write a LoRA file of diffusers as one in kohya's keys, with the adapter's settings as its recipe.
 

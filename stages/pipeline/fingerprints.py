@@ -13,7 +13,7 @@ PACKAGE = "stages"
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "bing_image_downloader": "bing-image-downloader"}
 """Import names that differ from the name of the distribution in the lock file."""
 
-RESULT_NEUTRAL = {"tqdm", "pydantic", "dvc", "dvclive", "omegaconf", "hydra-core", "pyyaml"}
+RESULT_NEUTRAL = {"tqdm", "pydantic", "dvc", "omegaconf", "hydra-core", "pyyaml"}
 """Distributions whose version cannot change what a stage writes."""
 
 
