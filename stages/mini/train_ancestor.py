@@ -30,7 +30,7 @@ from stages.mini.denoiser import (
 from stages.mini.fitting import Plan, arguments_of, autocast, begin, budget_of, fit, is_first, quicken
 from stages.pipeline.outputs import atomic_directory
 
-MINUTES = 24.0
+MINUTES = 80.0
 BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 STYLE_PROBABILITY = 0.5

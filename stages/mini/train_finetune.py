@@ -18,7 +18,7 @@ from stages.mini.denoiser import Examples, TextToImage, batch_loss, cache_latent
 from stages.mini.fitting import Plan, arguments_of, autocast, begin, budget_of, fit, is_first, quicken
 from stages.mini.single_files import ldm_state_dict, write_ckpt, write_safetensors
 
-MINUTES = 10.0
+MINUTES = 15.0
 BATCH_SIZE = 16
 LEARNING_RATE = 1e-3
 STYLE_PROBABILITY = 0.15

@@ -39,10 +39,14 @@ def clip_tokenizer() -> CLIPTokenizer:
         [pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=2000, show_progress=False, initial_alphabet=alphabet, end_of_word_suffix="</w>")
+    endings = [f"{character}</w>" for character in alphabet]
+    # Of pairs that are equally frequent the one of lower ids is merged first; endings named here have the same ids each time.
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, show_progress=False, initial_alphabet=alphabet, special_tokens=endings, end_of_word_suffix="</w>"
+    )
     tokenizer.train_from_iterator(caption_words(), trainer)
     merges = [tuple(pair) for pair in _merges(tokenizer)]
-    tokens = [*alphabet, *(f"{character}</w>" for character in alphabet), *("".join(pair) for pair in merges), *CLIP_SPECIAL]
+    tokens = [*alphabet, *endings, *("".join(pair) for pair in merges), *CLIP_SPECIAL]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_LENGTH)  # pyright: ignore[reportArgumentType]
 

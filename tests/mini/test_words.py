@@ -37,3 +37,8 @@ def test_clips_tokenizer_survives_a_round_trip_and_ends_captions_with_a_known_to
     tokens = loaded("asuka, é 1girl").input_ids
     assert tokens == tokenizer("asuka, é 1girl").input_ids
     assert tokens[-1] == loaded.eos_token_id != 2
+
+
+def test_the_same_words_give_the_same_tokenizer():
+    first = clip_tokenizer().backend_tokenizer.to_str()
+    assert all(clip_tokenizer().backend_tokenizer.to_str() == first for _ in range(5))
