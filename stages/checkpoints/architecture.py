@@ -16,7 +16,11 @@ _OTHER_KINDS = {
     "lora_te": "LoRA",
     "string_to_param": "textual inversion",
 }
-_FIRST_CONVOLUTIONS = ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight")
+_FIRST_AND_LAST_CONVOLUTIONS = {
+    "model.diffusion_model.input_blocks.0.0.weight": "model.diffusion_model.out.2.weight",
+    "input_blocks.0.0.weight": "out.2.weight",
+    "conv_in.weight": "conv_out.weight",
+}
 _UNUSUAL_INPUTS = {5: "depth-to-image", 7: "upscaling", 8: "InstructPix2Pix", 9: "inpainting"}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -56,10 +60,22 @@ def refuse_other_kinds(shapes: Shapes) -> None:
     width = architecture(shapes).context_width
     if width in (_SDXL_WIDTH, _SDXL_REFINER_WIDTH):
         kinds.add("SDXL")
-    for key in _FIRST_CONVOLUTIONS:
-        if key in shapes and len(shapes[key]) == 4 and shapes[key][1] in _UNUSUAL_INPUTS:
-            kinds.add(f"{_UNUSUAL_INPUTS[shapes[key][1]]} ({shapes[key][1]} input channels)")
+    kinds |= {
+        f"{_UNUSUAL_INPUTS[channels]} ({channels} input channels)"
+        for channels in _channels_beside_latents(shapes)
+        if channels in _UNUSUAL_INPUTS
+    }
     if kinds:
         raise ValueError(
             f"is of the kind {', '.join(sorted(kinds))}: only text-to-image models of the kinds SD1 and SD2 are read"
         )
+
+
+def _channels_beside_latents(shapes: Shapes) -> set[int]:
+    """How many channels the UNet takes, if that is not how many it gives: then it takes a mask or an image too."""
+    found = set()
+    for first, last in _FIRST_AND_LAST_CONVOLUTIONS.items():
+        taken, given = shapes.get(first, ()), shapes.get(last, (0,))
+        if len(taken) == 4 and taken[1] != given[0]:
+            found.add(taken[1])
+    return found

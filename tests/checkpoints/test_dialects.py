@@ -98,3 +98,9 @@ def test_generations_are_told_from_shapes(shapes, name):
 def test_what_cannot_be_run_is_refused_by_name(shapes, kind):
     with pytest.raises(ValueError, match=f"is of the kind {kind}"):
         refuse_other_kinds(shapes)
+
+
+def test_latents_of_any_number_of_channels_are_not_another_kind():
+    refuse_other_kinds({"conv_in.weight": (64, 8, 3, 3), "conv_out.weight": (8, 64, 3, 3)})
+    with pytest.raises(ValueError, match="InstructPix2Pix"):
+        refuse_other_kinds({"conv_in.weight": (320, 8, 3, 3), "conv_out.weight": (4, 320, 3, 3)})
