@@ -159,6 +159,14 @@ def test_code_edit_runs_its_users_only(baseline):
     assert baseline.repro() == {"export_model@0.7", "export_text2img@0.7-4", "export_dreambooth@0.7-4"}
 
 
+def test_plots_of_losses_and_grids_load(repository):
+    done = repository.dvc("plots", "show", "--out", "plots")
+    assert "failed to load" not in done.stdout + done.stderr
+    page = (repository.root / "plots" / "index.html").read_text()
+    assert "Training loss" in page
+    assert "grid.png" in page
+
+
 def test_dvc_sees_one_vae(repository):
     """`encode_images` depends on data/vae alone, whose bytes every merge holds: more alphas encode nothing again."""
     stages = yaml.safe_load((repository.root / "dvc.lock").read_text())["stages"]
