@@ -227,7 +227,8 @@ def measure_unet(options: argparse.Namespace) -> dict[str, float]:
         return sorted(taken)[len(taken) // 2]
 
     result = {}
-    unet: Any = load_unet(options.model).to(device=device, memory_format=torch.channels_last)
+    unet: Any = load_unet(options.model)
+    unet.to(device=device, memory_format=torch.channels_last)
     result["forward"] = seconds(unet, backward=False)
     result["forward and backward, all weights"] = seconds(unet.requires_grad_(True), backward=True)
     unet.requires_grad_(False)
