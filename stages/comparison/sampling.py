@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from stages.comparison.adapters import ADAPTER, UNET_FILE, attach, holds_whole_unet, load_tuned_unet, lora_file
+from stages.comparison.prompts import last_layer, tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -144,19 +145,11 @@ def encode_prompt(models: Models, prompt: str, clip_skip: int = 0) -> Tensor:
         prompt_embeds: (1, 77, D), after the text encoder's final layer norm.
     """
     text_encoder = models.text_encoder
-    inputs = models.tokenizer(
-        prompt, padding="max_length", max_length=models.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
     length = len(models.tokenizer(prompt).input_ids)
     if length > models.tokenizer.model_max_length:
         logger.warning("%d tokens are more than the text encoder reads; the end is cut off: %s", length, prompt)
-    output = text_encoder(inputs.input_ids.to(text_encoder.device), output_hidden_states=True)
-    if not clip_skip:
-        return output.last_hidden_state
-    # transformers 5.6 took the level `text_model` out of CLIPTextModel; diffusers' own clip_skip still asks for it
-    # (huggingface/diffusers#14124).
-    text_model = getattr(text_encoder, "text_model", text_encoder)
-    return text_model.final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+    output = text_encoder(tokenize(models.tokenizer, [prompt]).to(text_encoder.device), output_hidden_states=True)
+    return last_layer(text_encoder, output, clip_skip)
 
 
 def initial_latents(models: Models, seeds: Sequence[int], resolution: int) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from stages.comparison.prompts import last_layer, tokenize
+
 
 def load_text_encoder(model: Path, device: torch.device) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Load the tokenizer and the text encoder, in float32, of a model in diffusers layout."""
@@ -44,22 +46,6 @@ def embed_prompts(
         output = text_encoder(tokenize(tokenizer, chunk).to(text_encoder.device), output_hidden_states=True)
         embeds.append(last_layer(text_encoder, output, clip_skip).cpu())
     return torch.cat(embeds)
-
-
-def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-    """Token numbers, (N, L), each prompt cut or padded to the tokenizer's length."""
-    length = tokenizer.model_max_length
-    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return tokens.input_ids
-
-
-def last_layer(text_encoder: CLIPTextModel, output: Any, clip_skip: int) -> Tensor:
-    """Hidden states of the last layer that is kept, after the final layer norm."""
-    if not clip_skip:
-        return output.last_hidden_state
-    # transformers 5.6 dropped the level `text_model` (huggingface/diffusers#14124).
-    layer_norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
-    return layer_norm(output.hidden_states[-(clip_skip + 1)])
 
 
 def token_counts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[int]:

@@ -10,7 +10,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from stages.lora.prompts import last_layer, load_text_encoder, tokenize
+from stages.comparison.prompts import last_layer, tokenize
+from stages.lora.prompts import load_text_encoder
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The text encoder's attention; what diffusers' DreamBooth script trains."""

@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from stages.comparison.prompts import tokenize
 from stages.mini.draw_sets import read_array
 from stages.mini.drawings import ATTRIBUTES, STYLES, caption
 from stages.mini.fitting import generator_of
@@ -156,12 +157,6 @@ def draw_captions(examples: Examples, chosen: Sequence[int], style_probability: 
         words = caption(name, examples.attributes[index], rng, ATTRIBUTE_DROPOUT, SHUFFLE)
         captions.append("" if rng.random() < CAPTION_DROPOUT else words)
     return captions
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Token ids (B, 77), padded as Stable Diffusion pads."""
-    found = tokenizer(list(captions), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return found.input_ids
 
 
 def build_noise_scheduler() -> DDPMScheduler:

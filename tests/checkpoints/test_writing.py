@@ -51,6 +51,12 @@ def test_written_and_read_again(tmp_path):
     assert read_recipe(tmp_path / "x.safetensors") == {"alpha": 0.7}
 
 
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", TENSORS, "float32", {"x": 1, "y": 2})
+    write_safetensors(tmp_path / "b.safetensors", dict(reversed(TENSORS.items())), "float32", {"y": 2, "x": 1})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_bytes_are_those_of_the_safetensors_library(tmp_path, dtype):
     write_safetensors(tmp_path / "ours.safetensors", TENSORS, dtype, {"naïve": "soup", "x": 1})
