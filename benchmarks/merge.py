@@ -4,9 +4,9 @@ Makes the pair once (random weights under the true keys, 2 GB each), then, one a
 copies them with `cat`, merges them with this pipeline, and with sd-meh, sd-mecha and mergekit, each in an environment of its
 own below --venvs (made if it is not there). Prints a table, and compares the results with each other.
 
-    python benchmarks/merge.py --folder /tmp/pair                     # ours and cat
-    python benchmarks/merge.py --folder /tmp/pair --venvs /tmp/venvs  # the other tools too
-    python benchmarks/merge.py --folder /tmp/pair --tiny              # a few MB, to see that it runs
+    python benchmarks/merge.py --folder DIR               # ours and cat
+    python benchmarks/merge.py --folder DIR --venvs VENVS  # the other tools too
+    python benchmarks/merge.py --folder DIR --tiny        # a few MB, to see that it runs
 """
 
 import argparse
