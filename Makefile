@@ -29,7 +29,7 @@ test: venv ## Lint, types and tests
 	ruff check .
 	ruff format --check .
 	pyright
-	pytest
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: venv ## Lint and types only
 	ruff check .
