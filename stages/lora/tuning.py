@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, validation_batches
+from stages.lora.compiling import compile_repeated_blocks
 from stages.lora.losses import denoising_loss
 from stages.lora.processes import process_number, run_processes
 from stages.lora.settings import TrainingConfig
@@ -96,6 +97,9 @@ def _tune(
     cast_frozen(tuned.model, place.dtype)
     ready: Any = tuned.model
     ready.to(place.device, memory_format=torch.channels_last)
+    passes = config.max_train_steps * config.gradient_accumulation_steps
+    latents = torch.Size((config.train_batch_size, *streams[0].examples.mean.shape[2:]))
+    compile_repeated_blocks(tuned.parts["unet"], latents, passes, place.device)
     draws = Draws(
         seed=config.seed,
         num_train_timesteps=noise_scheduler.config["num_train_timesteps"],

@@ -5,6 +5,7 @@ import os
 import torch
 
 from stages.pipeline.config import RuntimeConfig
+from stages.pipeline.resume import checkpoints_folder
 
 
 def prepare(runtime: RuntimeConfig) -> torch.device:
@@ -18,6 +19,7 @@ def prepare(runtime: RuntimeConfig) -> torch.device:
             "runtime.device: cuda asked for and there is no GPU; run where there is one, or set runtime.device=cpu"
         )
     torch.set_num_threads(runtime.threads)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(checkpoints_folder() / "compiled"))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
