@@ -49,7 +49,7 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
         if not caption.strip():
             print(f"warning: {name}: its caption is empty", file=sys.stderr)
     embeds = embed_prompts(tokenizer, text_encoder, ["", *captions.values()], config.clip_skip, config.batch_size)
-    write_encoded(EncodedCaptions(list(captions), list(captions.values()), embeds[1:], embeds[0]), out)
+    write_encoded(EncodedCaptions(list(captions), list(captions.values()), embeds[1:], embeds[0], config.clip_skip), out)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,14 @@ class EncodedCaptions:
         captions: N texts.
         prompt_embeds: (N, L, D).
         empty_prompt_embeds: (L, D), of "".
+        clip_skip: layers that were left out at the end of the text encoder.
     """
 
     file_names: list[str]
     captions: list[str]
     prompt_embeds: Tensor
     empty_prompt_embeds: Tensor
+    clip_skip: int
 
 
 def write_encoded(encoded: EncodedImages | EncodedCaptions, path: Path) -> None:

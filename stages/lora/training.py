@@ -89,8 +89,7 @@ class TrainingState:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all; `DivergedError` instead of one that is no good."""
-        if self.losses:
-            self._check_finite(torch.stack(self.losses).tolist())
+        self.check_finite()
         with atomic_file(path) as part:
             torch.save(
                 {
@@ -118,6 +117,11 @@ class TrainingState:
         self.step, self.losses, self.grad_norms = saved["step"], saved["losses"], saved["grad_norms"]
         self.history = [HistoryRow(**row) for row in saved["history"]]
 
+    def check_finite(self) -> None:
+        """`DivergedError` if a loss since the last row of the history is not finite."""
+        if self.losses:
+            self._check_finite(torch.stack(self.losses).tolist())
+
     def _check_finite(self, losses: list[float]) -> None:
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
             if not math.isfinite(loss):
@@ -135,6 +139,7 @@ def fit(
     dtype: torch.dtype = torch.float32,
     checkpoint: Path | None = None,
     held_out: Sequence[Batch] = (),
+    draw_samples: Callable[[int], None] | None = None,
 ) -> list[HistoryRow]:
     """Train the parameters of `model` that require a gradient.
 
@@ -148,6 +153,7 @@ def fit(
             `checkpointing_steps`; None for neither.
         held_out: batches that are never trained on; every `validation_steps` and at the end, the mean of their losses goes
             into the history.
+        draw_samples: called with the step wherever `config.samples_after` says so; None for no samples.
 
     Returns:
         A row every `logging_steps` optimizer steps, and one for each validation and for the end.
@@ -168,6 +174,9 @@ def fit(
         validates = bool(held_out) and (last or state.step % config.validation_steps == 0)
         if last or validates or state.step % config.logging_steps == 0:
             state.log(mean_loss(model, held_out, loss_of_batch) if validates else None)
+        if draw_samples is not None and config.samples_after(state.step):
+            state.check_finite()
+            draw_samples(state.step)
         saves = not last and state.step % config.checkpointing_steps == 0 and process_number() == 0
         if checkpoint is not None and saves:
             state.save(checkpoint)

@@ -21,6 +21,7 @@ from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet,
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, validation_batches
 from stages.lora.losses import denoising_loss
 from stages.lora.processes import process_number, run_processes
+from stages.lora.samples import SAMPLES, Sampler, SampleSize, prompt_embedder
 from stages.lora.settings import TrainingConfig
 from stages.lora.text_encoder import TARGET_MODULES, TrainedPrompts, with_text_encoder
 from stages.lora.training import HistoryRow, fit
@@ -32,7 +33,10 @@ UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Place:
-    """Where to compute: the device, the dtype of frozen weights and activations, and the file for checkpoints."""
+    """Where to compute: the device, the dtype of frozen weights and activations, and the file for checkpoints.
+
+    What is drawn on the way lies beside the checkpoint until the end, so without one, nothing is drawn.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -62,21 +66,22 @@ def tune(
     place: Place,
     out: Path,
     prompts: TrainedPrompts | None = None,
+    samples: SampleSize | None = None,
 ) -> None:
     """Train on a model and write the result and the history of its training to the directory `out`.
 
     The result is a LoRA file or, with `tuned: full`, the whole model in diffusers layout. Images and prompts come encoded, so
     only the UNet is loaded; with `prompts`, the text encoder too, and it gets an adapter of its own. The first stream's
     images count the epochs, and it is the one that held-out images are taken from. With `num_processes` above 1, so many
-    processes share each batch.
+    processes share each batch. With `samples`, images of `config.sample_prompts` come along.
 
     Raises:
         ValueError: the examples do not fit the UNet, a target is not there, or training diverged.
     """
     if config.num_processes == 1:
-        _tune(model, streams, config, rank, place, out, prompts)
+        _tune(model, streams, config, rank, place, out, prompts, samples)
     else:
-        run_processes(config.num_processes, _tune, model, streams, config, rank, place, out, prompts)
+        run_processes(config.num_processes, _tune, model, streams, config, rank, place, out, prompts, samples)
 
 
 def _tune(
@@ -87,6 +92,7 @@ def _tune(
     place: Place,
     out: Path,
     prompts: TrainedPrompts | None,
+    samples: SampleSize | None,
 ) -> None:
     """Do what `tune` says, as the only process or as one of several, of which the first one speaks and writes."""
     noise_scheduler = load_noise_scheduler(model)
@@ -102,6 +108,7 @@ def _tune(
         random_flip=config.random_flip,
         noise_offset=config.noise_offset,
     )
+    sampler = make_sampler(model, tuned, config, place, samples)
     streams, held_out = take_held_out(streams, config, draws)
     if process_number() == 0:
         say_plan(tuned, streams, config, rank)
@@ -114,6 +121,7 @@ def _tune(
         place.dtype,
         place.checkpoint,
         held_out,
+        sampler,
     )
     seconds = time.perf_counter() - started
     if process_number():
@@ -121,6 +129,8 @@ def _tune(
     with atomic_directory(out) as folder:
         result = write_result(tuned, model, config, folder)
         write_history(history, config.effective_batch_size / len(streams[0].examples), folder / HISTORY_FILE)
+        if sampler is not None:
+            shutil.copytree(sampler.folder, folder / SAMPLES)
     say_summary(out / result, config, seconds, place.device)
 
 
@@ -144,6 +154,14 @@ def prepare_model(model: Path, config: TrainingConfig, rank: int, prompts: Train
     plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
     first_weights["text_encoder"] = add_adapter(both.text_encoder, rank, plain, TARGET_MODULES, config.seed)
     return Tuned(both, parts, first_weights)
+
+
+def make_sampler(model: Path, tuned: Tuned, config: TrainingConfig, place: Place, size: SampleSize | None) -> Sampler | None:
+    """What draws on the way, in the process that speaks and writes; None where nothing is to be drawn."""
+    if not config.sample_prompts or size is None or place.checkpoint is None or process_number():
+        return None
+    embed = prompt_embedder(model, tuned.model, config, size.clip_skip)
+    return Sampler(model, tuned.model, embed, config, size, place.dtype, place.checkpoint.parent / SAMPLES)
 
 
 def take_held_out(streams: Sequence[Stream], config: TrainingConfig, draws: Draws) -> tuple[Sequence[Stream], Sequence[Batch]]:
