@@ -21,7 +21,7 @@ from stages.pipeline.outputs import atomic_file
 
 SAMPLES = "samples"
 """The folder of the images, beside the checkpoint and in the stage's output: p<prompt index>-step<step>.png."""
-NOISE_SCHEDULER, INFERENCE_STEPS, SEED = "dpmsolver++", 15, 0
+NOISE_SCHEDULER, INFERENCE_STEPS, SEED = "dpmsolver++", 12, 0
 
 
 @dataclass(frozen=True)
