@@ -219,6 +219,44 @@ def test_images_on_the_way_in_half_precision(encoded):
     assert len(list((encoded / "half/samples").iterdir())) == 2
 
 
+@pytest.fixture(scope="module")
+def mixed(world) -> Path:
+    """Wide, square and upright images, encoded each in its shape, and captions for them."""
+    random = np.random.default_rng(1)
+    for folder in ("mixed", "mixed-dataset"):
+        (world / folder).mkdir()
+    for number, (width, height) in enumerate([(120, 40), (96, 32), (70, 70), (64, 64), (64, 70), (32, 96), (192, 64)], start=1):
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for folder in ("mixed", "mixed-dataset"):
+            image.save(world / folder / f"{number:04d}.png")
+    rows = "".join(f"{number:04d}.png,a portrait {number}\n" for number in range(1, 8))
+    (world / "mixed-dataset/metadata.csv").write_text("file_name,caption\n" + rows)
+    return world
+
+
+BUCKETS = {"resolution": 64, "max_aspect_ratio": 3}
+
+
+def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
+    settings = {"max_train_steps": 40, "validation_images": 2, "validation_steps": 10, "train_batch_size": 3}
+    write_params(mixed, encode_images=BUCKETS, train_text2img=settings, train_dreambooth={"max_train_steps": 5})
+    run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
+    said = capsys.readouterr()
+    assert "1 images at 32x96, 3 images at 64x64, 3 images at 96x32" in said.out
+    assert "enlarged" not in said.err
+    run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")
+    options = TEXT2IMG | {"images": "mixed.safetensors", "captions": "mixed-captions.safetensors"}
+    run_stage("train_text2img", **options, out="mixed-whole")
+    kill_at_a_checkpoint(mixed, "train_text2img", **options, out="mixed-cut")
+    run_stage("train_text2img", **options, out="mixed-cut")
+    assert digests(mixed / "mixed-cut") == digests(mixed / "mixed-whole")
+    write_params(mixed, class_images={"num_class_images": 2, "resolution": 64}, train_dreambooth={"max_train_steps": 5})
+    run_stage("class_images", model="model", out="class-square")
+    options = {"images": "mixed.safetensors", "class_images": "class-square", "model": "model", "rank": 2}
+    run_stage("train_dreambooth", **options, out="mixed-dreambooth")
+    assert (mixed / "mixed-dreambooth/pytorch_lora_weights.safetensors").exists()
+
+
 def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
     import torch
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import Batch, seeded_number
+from stages.lora.batches import AnyBatch, Batch, seeded_number
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
 from stages.lora.processes import add_up, own_samples, process_number
 from stages.lora.settings import TrainingConfig
@@ -133,8 +133,8 @@ class TrainingState:
 
 def fit(
     model: nn.Module,
-    batches: Callable[[int], Batch],
-    loss_fn: Callable[[Any, Batch], Tensor],
+    batches: Callable[[int], AnyBatch],
+    loss_fn: Callable[[Any, AnyBatch], Tensor],
     config: TrainingConfig,
     dtype: torch.dtype = torch.float32,
     checkpoint: Path | None = None,
@@ -187,8 +187,8 @@ def fit(
 
 def _backward(
     state: TrainingState,
-    batches: Callable[[int], Batch],
-    loss_of_batch: Callable[[Batch], Tensor],
+    batches: Callable[[int], AnyBatch],
+    loss_of_batch: Callable[[AnyBatch], Tensor],
     step: int,
     config: TrainingConfig,
 ) -> Tensor:
@@ -207,7 +207,7 @@ def _backward(
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Sequence[Batch], loss_of_batch: Callable[[Batch], Tensor]) -> float:
+def mean_loss(model: nn.Module, batches: Sequence[Batch], loss_of_batch: Callable[[AnyBatch], Tensor]) -> float:
     """The mean loss of batches, without dropout; the model is left in training mode."""
     model.eval()
     losses = torch.stack([loss_of_batch(batch) for batch in batches]).tolist()
@@ -221,11 +221,11 @@ def _finite_mean(values: list[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.inf
 
 
-def _autocast(loss_fn: Callable[[Any, Batch], Tensor], model: nn.Module, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
+def _autocast(loss_fn: Callable[[Any, AnyBatch], Tensor], model: nn.Module, dtype: torch.dtype) -> Callable[[AnyBatch], Tensor]:
     """The loss of a batch, computed on the model's device and in `dtype`."""
     device = next(model.parameters()).device
 
-    def loss_of_batch(batch: Batch) -> Tensor:
+    def loss_of_batch(batch: AnyBatch) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return loss_fn(model, batch.to(device))
 

@@ -255,7 +255,7 @@ def test_looking_at_held_out_images_changes_nothing(model, stream):
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(model, stream, tmp_path):
     def batches(number):
-        batch = batch_at([stream], DRAWS, 2, number)
+        batch: Any = batch_at([stream], DRAWS, 2, number)
         if number == 4:
             batch.latents[:] = math.nan
         return batch
