@@ -45,17 +45,20 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
 
     from stages.lora.buckets import bucket_sizes, nearest_bucket
     from stages.lora.encoded import EncodedImages, write_encoded
-    from stages.lora.latents import encode_mixed, image_size, load_vae, say_sizes, vae_scale_factor, warn_of_small_images
+    from stages.lora.latents import encode_mixed, image_size, load_vae, say_sizes, vae_scale_factor
+    from stages.lora.problems import say_problems, size_problems
     from stages.pipeline.torch_runtime import prepare
 
     autoencoder = load_vae(vae, prepare(runtime))
     allowed = bucket_sizes(config.resolution, 8 * vae_scale_factor(autoencoder), config.max_aspect_ratio)
-    sizes = {path: nearest_bucket(image_size(path), allowed) for path in paths}
+    given = {path: image_size(path) for path in paths}
+    sizes = {path: nearest_bucket(size, allowed) for path, size in given.items()}
+    problems = size_problems({path.name: size for path, size in given.items()}, {path.name: sizes[path] for path in paths})
     say_sizes(sizes)
-    warn_of_small_images(sizes)
+    say_problems(problems)
     mean, std, shapes = encode_mixed(autoencoder, sizes, config.interpolation, config.batch_size)
-    names = [path.name for path in paths]
-    write_encoded(EncodedImages(names, mean, std, autoencoder.config["scaling_factor"], config.resolution, shapes), out)
+    names, scaling_factor = [path.name for path in paths], autoencoder.config["scaling_factor"]
+    write_encoded(EncodedImages(names, mean, std, scaling_factor, config.resolution, shapes, tuple(problems)), out)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def stage(
     from stages import lora
     from stages.lora.dreambooth import Subject, dreambooth_streams
     from stages.lora.encoded import read_encoded_images
+    from stages.lora.problems import say_problems
     from stages.lora.samples import SampleSize
     from stages.lora.text_encoder import TrainedPrompts
     from stages.lora.tuning import Place, tune
@@ -66,6 +67,7 @@ def stage(
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     instance = read_encoded_images(images)
+    say_problems(instance.problems)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
     with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])]) as folder:

@@ -40,6 +40,7 @@ def stage(
     from stages import lora
     from stages.lora.batches import Stream
     from stages.lora.encoded import pair_captions, read_encoded_captions, read_encoded_images
+    from stages.lora.problems import say_problems
     from stages.lora.samples import SampleSize
     from stages.lora.tuning import Place, tune
     from stages.pipeline.resume import resumable
@@ -47,6 +48,7 @@ def stage(
 
     encoded, described = read_encoded_images(images), read_encoded_captions(captions)
     examples = pair_captions(encoded, described)
+    say_problems([*encoded.problems, *described.problems])
     stream = Stream("instance", examples, caption_dropout=config.caption_dropout)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)

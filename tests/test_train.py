@@ -5,11 +5,13 @@ import hashlib
 import importlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,12 +97,15 @@ def encoded(world) -> Path:
     return world
 
 
-TEXT2IMG = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
+TEXT2IMG: dict[str, Any] = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
 
 
 def test_captions_that_are_cut_are_named(encoded, capsys):
     run_stage("encode_captions", dataset="dataset", model="model", out="again.safetensors")
-    assert "warning: 0006.png: its caption has 92 tokens; what comes after 77 is cut off" in capsys.readouterr().err
+    problem = "warning: 1 captions have more than 77 tokens; the rest is cut off: 0006.png (92)"
+    assert problem in capsys.readouterr().err
+    run_stage("train_text2img", **TEXT2IMG, out="told-again")
+    assert problem in capsys.readouterr().err
     assert (encoded / "again.safetensors").read_bytes() == (encoded / "captions.safetensors").read_bytes()
 
 
@@ -108,7 +113,9 @@ def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys)
     write_params(encoded, train_text2img={"max_train_steps": 60, "snr_gamma": 5.0, "noise_offset": 0.1})
     run_stage("train_text2img", **TEXT2IMG, out="whole")
     said = capsys.readouterr().out
-    assert "6 images, 2 a step: 3 steps an epoch, 60 steps are 20 epochs" in said
+    assert "6 images, 2 a step: 3 steps an epoch, 60 steps are 20 epochs: each image is seen about 20 times" in said
+    assert "GiB for weights, gradients and optimizer" in said
+    assert "s for the 40 steps left; peak memory so far" in said
     assert "LoRA of rank 2, alpha 4" in said
     assert not list((encoded / ".checkpoints").rglob("checkpoint.pt"))
     history = (encoded / "whole" / "history.csv").read_text().splitlines()
@@ -123,18 +130,18 @@ def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys)
 
 
 def kill_at_a_checkpoint(root: Path, name: str, patience: float = 0.0, **options) -> None:
-    """Run a stage in a process of its own and end it with SIGKILL, `patience` seconds after its first checkpoint."""
+    """Run a stage in processes of its own and end them with SIGKILL, `patience` seconds after the first checkpoint."""
     command = [sys.executable, "-m", f"stages.{name}", *arguments(**options)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     before = newest_checkpoint(root)
-    process = subprocess.Popen(command, cwd=root, env=environment)
+    process = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
     until = time.monotonic() + 600
     while newest_checkpoint(root) == before:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.002)
     time.sleep(patience)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
     assert process.wait() == -signal.SIGKILL
 
 
@@ -219,6 +226,33 @@ def test_images_on_the_way_in_half_precision(encoded):
     assert len(list((encoded / "half/samples").iterdir())) == 2
 
 
+def test_divergence_names_the_images_and_keeps_the_last_good_checkpoint(encoded, capsys):
+    import torch
+
+    settings = {"learning_rate": 1e6, "lr_scheduler": "constant", "max_grad_norm": None, "gradient_accumulation_steps": 2}
+    write_params(encoded, train_text2img=settings | {"checkpointing_steps": 1})
+    with pytest.raises(SystemExit):
+        run_stage("train_text2img", **TEXT2IMG, out="diverged")
+    said = capsys.readouterr().err.splitlines()[-1]
+    found = re.search(r"the loss is (\S+) at step (\d+): .*; the step learnt from ([\d.png, ]+); .* is kept: (.*)", said)
+    assert found is not None, said
+    assert set(found[3].split(", ")) <= {f"{number:04d}.png" for number in range(1, 7)}
+    assert torch.load(found[4], weights_only=True)["step"] == int(found[2]) - 1
+    assert not (encoded / "diverged").exists()
+
+
+def test_full_disk_is_seen_before_training(encoded, capsys, monkeypatch):
+    import shutil
+
+    write_params(encoded)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(SystemExit):
+        run_stage("train_text2img", **TEXT2IMG, out="no-room")
+    said = capsys.readouterr()
+    assert "are needed for 2 checkpoints and the result, and 0.00 GB are free" in said.err.splitlines()[-1]
+    assert "training:" not in said.err
+
+
 @pytest.fixture(scope="module")
 def mixed(world) -> Path:
     """Wide, square and upright images, encoded each in its shape, and captions for them."""
@@ -245,7 +279,7 @@ def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
     assert "1 images at 32x96, 3 images at 64x64, 3 images at 96x32" in said.out
     assert "enlarged" not in said.err
     run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")
-    options = TEXT2IMG | {"images": "mixed.safetensors", "captions": "mixed-captions.safetensors"}
+    options: dict[str, Any] = TEXT2IMG | {"images": "mixed.safetensors", "captions": "mixed-captions.safetensors"}
     run_stage("train_text2img", **options, out="mixed-whole")
     kill_at_a_checkpoint(mixed, "train_text2img", **options, out="mixed-cut")
     run_stage("train_text2img", **options, out="mixed-cut")
@@ -255,6 +289,21 @@ def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
     options = {"images": "mixed.safetensors", "class_images": "class-square", "model": "model", "rank": 2}
     run_stage("train_dreambooth", **options, out="mixed-dreambooth")
     assert (mixed / "mixed-dreambooth/pytorch_lora_weights.safetensors").exists()
+
+
+def test_two_processes_killed_at_a_random_moment_end_with_the_same_bytes(mixed):
+    """Images of several shapes, held-out images and images on the way included; the whole group is killed."""
+    settings = {"num_processes": 2, "train_batch_size": 3, "max_train_steps": 40, "lora_dropout": 0.2, "checkpointing_steps": 1}
+    settings |= {"validation_images": 2, "validation_steps": 10, "sample_prompts": ["a portrait"], "sample_steps": 15}
+    write_params(mixed, encode_images=BUCKETS, train_text2img=settings)
+    run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
+    run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")
+    options: dict[str, Any] = TEXT2IMG | {"images": "mixed.safetensors", "captions": "mixed-captions.safetensors"}
+    run_stage("train_text2img", **options, out="two-whole")
+    kill_at_a_checkpoint(mixed, "train_text2img", patience=random.Random(1).uniform(0, 0.4), **options, out="two-cut")
+    assert not (mixed / "two-cut").exists()
+    run_stage("train_text2img", **options, out="two-cut")
+    assert digests(mixed / "two-cut") == digests(mixed / "two-whole")
 
 
 def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):

@@ -60,7 +60,8 @@ class Examples:
         if self.shapes is None:
             return mean, std
         height, width = self.shapes[index].tolist()
-        return tuple(part[:, : height * width].view(-1, height, width) for part in (mean, std))
+        length, shape = height * width, (-1, height, width)
+        return mean[:, :length].view(shape), std[:, :length].view(shape)
 
     def chosen(self, numbers: Sequence[int]) -> "Examples":
         """Some of the images, by their numbers."""

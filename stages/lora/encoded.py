@@ -1,6 +1,7 @@
 """The files between the encoding stages and the training stages: safetensors, the same bytes each time."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class EncodedImages:
         resolution: pixels of one side of the images.
         shapes: (N, 2), h and w of each image's latents, where there are several: mean and std are then (N, 2, C, L), h and w
             made one dimension and padded with zeros.
+        problems: what was found to be wrong with the images.
     """
 
     file_names: list[str]
@@ -36,6 +38,7 @@ class EncodedImages:
     scaling_factor: float
     resolution: int
     shapes: Tensor | None = None
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class EncodedCaptions:
         prompt_embeds: (N, L, D).
         empty_prompt_embeds: (L, D), of "".
         clip_skip: layers that were left out at the end of the text encoder.
+        problems: what was found to be wrong with the captions.
     """
 
     file_names: list[str]
@@ -55,13 +59,14 @@ class EncodedCaptions:
     prompt_embeds: Tensor
     empty_prompt_embeds: Tensor
     clip_skip: int
+    problems: Sequence[str] = ()
 
 
 def write_encoded(encoded: EncodedImages | EncodedCaptions, path: Path) -> None:
     """Write a file of encoded images or captions: its tensors, and the rest as metadata."""
     values = vars(encoded)
     tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
-    rest = {name: value for name, value in values.items() if name not in tensors and value is not None}
+    rest = {name: value for name, value in values.items() if name not in tensors and value not in (None, ())}
     with atomic_file(path) as part:
         save_file(tensors, part, metadata={METADATA_KEY: json.dumps(rest, sort_keys=True)})
 

@@ -1,6 +1,5 @@
 """Images as the VAE sees them: loading, resizing, and the posterior of each image and its mirror image."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,14 +36,6 @@ def say_sizes(sizes: Mapping[Path, Size]) -> None:
     """Print how many images get which size."""
     counts = Counter(sizes.values())
     print(", ".join(f"{count} images at {width}x{height}" for (width, height), count in sorted(counts.items())), flush=True)
-
-
-def warn_of_small_images(sizes: Mapping[Path, Size]) -> None:
-    """Name on stderr the images that will be enlarged to their sizes, which blurs them."""
-    for path, size in sizes.items():
-        width, height = image_size(path)
-        if cover((width, height), size)[0] > width:
-            print(f"warning: {path.name}: {width}x{height} is enlarged to fill {size[0]}x{size[1]}", file=sys.stderr)
 
 
 def load_image(path: Path, size: Size, interpolation: str) -> Tensor:

@@ -14,16 +14,26 @@ from torch.nn.utils import clip_grad_norm_
 from stages.lora.adapters import trained_parameters
 from stages.lora.batches import AnyBatch, Batch, seeded_number
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
+from stages.lora.plan import peak_memory
 from stages.lora.processes import add_up, own_samples, process_number
 from stages.lora.settings import TrainingConfig
 from stages.pipeline.outputs import atomic_file
 from stages.pipeline.progress import track
 
 STEPS_BEFORE_ESTIMATE = 20
+LOSS_LIMIT = 1000.0
+"""A model that has learnt nothing has a loss of about 1; from one of thousands no training comes back."""
 
 
 class DivergedError(ValueError):
-    """The loss is no number any more; the message says from which step on, and what to try."""
+    """The loss is no number any more, or beyond all bounds; the message says from which step on, and what to try."""
+
+    def __init__(self, loss: float, step: int) -> None:
+        super().__init__(
+            f"the loss is {loss:.6g} at step {step}: try a lower learning_rate or max_grad_norm, a warm-up (lr_warmup_steps), "
+            "or runtime.dtype=float32 if it is float16"
+        )
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,8 @@ class TrainingState:
 
     def _check_finite(self, losses: list[float]) -> None:
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss} at step {step}: try a lower learning_rate or max_grad_norm, a warm-up "
-                    "(lr_warmup_steps), or runtime.dtype=float32 if it is float16"
-                )
+            if not loss < LOSS_LIMIT:
+                raise DivergedError(loss, step)
 
 
 def fit(
@@ -181,7 +188,8 @@ def fit(
         if checkpoint is not None and saves:
             state.save(checkpoint)
         if state.step == first + STEPS_BEFORE_ESTIMATE:
-            _say_estimate((time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE, config.max_train_steps - state.step)
+            pace = (time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE
+            _say_estimate(pace, config.max_train_steps - state.step, next(model.parameters()).device)
     return state.history
 
 
@@ -232,9 +240,11 @@ def _autocast(loss_fn: Callable[[Any, AnyBatch], Tensor], model: nn.Module, dtyp
     return loss_of_batch
 
 
-def _say_estimate(seconds_per_step: float, steps_left: int) -> None:
-    """Print how long the rest takes at the pace of the first steps."""
+def _say_estimate(seconds_per_step: float, steps_left: int, device: torch.device) -> None:
+    """Print how long the rest takes at the pace of the first steps, and what memory they took."""
     minutes, seconds = divmod(round(seconds_per_step * steps_left), 60)
     print(
-        f"{seconds_per_step * 1000:.0f} ms a step: about {minutes} min {seconds} s for the {steps_left} steps left", flush=True
+        f"{seconds_per_step * 1000:.0f} ms a step: about {minutes} min {seconds} s for the {steps_left} steps left; "
+        f"peak memory so far {peak_memory(device) / 2**30:.2f} GiB",
+        flush=True,
     )

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.lora.latents import encode_images, load_image, load_vae, warn_of_small_images
+from stages.lora.latents import encode_images, load_image, load_vae
 from tests.comparison.tiny_models import save_tiny_checkpoint
 
 
@@ -39,13 +39,6 @@ def test_broken_image_is_named(tmp_path):
     (tmp_path / "0007.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(OSError, match=r"0007\.png: cannot be decoded"):
         load_image(tmp_path / "0007.png", (32, 32), "lanczos")
-
-
-def test_enlarged_images_are_warned_of(picture, capsys):
-    warn_of_small_images({picture: (40, 40)})
-    assert capsys.readouterr().err == ""
-    warn_of_small_images({picture: (64, 64)})
-    assert "0001.png: 60x40 is enlarged to fill 64x64" in capsys.readouterr().err
 
 
 def test_posterior_of_image_and_mirror_image(vae, picture):
