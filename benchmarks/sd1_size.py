@@ -44,7 +44,10 @@ def make_world(work: Path, resolution: int) -> None:
     mean = torch.randn(2, 2, 4, resolution // 8, resolution // 8)
     write_encoded(EncodedImages(names, mean, torch.full_like(mean, 0.1), 0.18215, resolution), work / "images")
     prompt_embeds = torch.randn(2, 77, UNET["cross_attention_dim"])
-    write_encoded(EncodedCaptions(names, ["one", "two"], prompt_embeds, prompt_embeds[0], 0), work / "captions")
+    write_encoded(
+        EncodedCaptions(names, ["one", "two"], prompt_embeds, torch.zeros(77, UNET["cross_attention_dim"]), 0),
+        work / "captions",
+    )
 
 
 def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -94,15 +97,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure and print."""
     options = parse()
+    figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        make_world(work, options.resolution)
-        figures = {name: measure(work, options, checkpointing) for name, checkpointing in RUNS.items()}
-    for name, figure in figures.items():
-        print(
-            f"{name:24}{figure['seconds_per_step']:8.1f} s a step, {figure['seconds']:.0f} s in all, "
-            f"peak memory {figure['peak_memory'] / 1e9:.2f} GB, LoRA of {figure['lora'] / 1e6:.2f} MB"
-        )
+        make_world(Path(folder), options.resolution)
+        for name, gradient_checkpointing in RUNS.items():
+            figures[name] = figure = measure(Path(folder), options, gradient_checkpointing)
+            print(
+                f"{name:24}{figure['seconds_per_step']:8.1f} s a step, {figure['seconds']:.0f} s in all, "
+                f"peak memory {figure['peak_memory'] / 1e9:.2f} GB, LoRA of {figure['lora'] / 1e6:.2f} MB",
+                flush=True,
+            )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
     if any(figure["peak_memory"] > options.limit * 1e9 for figure in figures.values()):
