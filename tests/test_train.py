@@ -331,11 +331,14 @@ def test_dreambooth_with_its_text_encoder(encoded):
 
     from stages.comparison.sampling import encode_prompt, load_lora, load_models
 
-    write_params(encoded, class_images={"num_class_images": 3}, train_dreambooth={"train_text_encoder": True})
+    write_params(
+        encoded, class_images={"num_class_images": 3}, train_dreambooth={"train_text_encoder": True, "max_train_steps": 40}
+    )
     run_stage("class_images", model="model", out="class-prior")
-    options = {"images": "images.safetensors", "class_images": "class-prior", "model": "model", "rank": 2}
-    for name in ("prompts-one", "prompts-two"):
-        run_stage("train_dreambooth", **options, out=name)
+    options: dict[str, Any] = {"images": "images.safetensors", "class_images": "class-prior", "model": "model", "rank": 2}
+    run_stage("train_dreambooth", **options, out="prompts-one")
+    kill_at_a_checkpoint(encoded, "train_dreambooth", **options, out="prompts-two")
+    run_stage("train_dreambooth", **options, out="prompts-two")
     assert digests(encoded / "prompts-one") == digests(encoded / "prompts-two")
     models = load_models(encoded / "model", torch.device("cpu"))
     before = encode_prompt(models, "asuka")
