@@ -1,8 +1,9 @@
 """Put all variants side by side: grids, scores with confidence intervals, and a report to read.
 
-Reads the images and scores of every variant of the sweep, the captioned training images and the LoRAs' training
-histories. Writes grid.png, a sweep-<kind>.png for each kind of LoRA (alpha down, rank across), scores.csv, metrics.json,
-variants.csv and history/ (both for `dvc plots`), and index.html, a page that needs no other file.
+Reads the images and scores of every variant of the sweep, the captioned training images, and what the LoRAs' trainings
+logged and drew on the way. Writes grid.png, a sweep-<kind>.png for each kind of LoRA (alpha down, rank across), scores.csv,
+metrics.json, tables for `dvc plots` (variants.csv, loss.csv, validation_loss.csv, learning_rate.csv, grad_norm.csv), and
+index.html, a page that needs no other file.
 
 A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. What
 lies in the folders and is not in the sweep is left alone: a value taken out of the sweep is gone from the report, and comes
@@ -70,16 +71,18 @@ class CompareConfig:
 def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path, loras: Path, dataset: Path, out: Path) -> None:
     """Compare the variants of `sweep`."""
     from stages.comparison.grids import Style
-    from stages.comparison.presentation import Comparison, Presentation, read_training_images
+    from stages.comparison.presentation import Comparison, Presentation, read_samples, read_training_images
     from stages.comparison.report import write_report
     from stages.comparison.results import read_results
     from stages.comparison.variants import KINDS, Sweep
 
     compared = Sweep(sweep.bases, sweep.alpha, {"text2img": sweep.rank, "dreambooth": sweep.dreambooth_rank})
+    trained = [variant for variant in compared.variants if variant.rank is not None]
     comparison = Comparison(
         results=read_results(compared, images, scores),
         training=read_training_images(dataset, config.training_images),
-        histories={variant: loras / variant.name / "history.csv" for variant in compared.variants if variant.rank is not None},
+        histories={variant: loras / variant.name / "history.csv" for variant in trained},
+        samples={variant: read_samples(loras / variant.name / "samples") for variant in trained},
         presentation=Presentation(
             title=config.title,
             names={kind: getattr(config.names, kind) for kind in KINDS},

@@ -7,7 +7,6 @@ It is a stage of its own because it is what all LoRAs on a merge share, whatever
 encoder.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,18 +37,17 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
     captions = read_captions(dataset)
 
     from stages.lora.encoded import EncodedCaptions, write_encoded
+    from stages.lora.problems import caption_problems, say_problems
     from stages.lora.prompts import embed_prompts, load_text_encoder, token_counts
     from stages.pipeline.torch_runtime import prepare
 
     tokenizer, text_encoder = load_text_encoder(model, prepare(runtime))
-    limit = tokenizer.model_max_length
-    for (name, caption), tokens in zip(captions.items(), token_counts(tokenizer, list(captions.values())), strict=True):
-        if tokens > limit:
-            print(f"warning: {name}: its caption has {tokens} tokens; what comes after {limit} is cut off", file=sys.stderr)
-        if not caption.strip():
-            print(f"warning: {name}: its caption is empty", file=sys.stderr)
-    embeds = embed_prompts(tokenizer, text_encoder, ["", *captions.values()], config.clip_skip, config.batch_size)
-    write_encoded(EncodedCaptions(list(captions), list(captions.values()), embeds[1:], embeds[0]), out)
+    texts = list(captions.values())
+    problems = caption_problems(captions, token_counts(tokenizer, texts), tokenizer.model_max_length)
+    say_problems(problems)
+    embeds = embed_prompts(tokenizer, text_encoder, ["", *texts], config.clip_skip, config.batch_size)
+    encoded = EncodedCaptions(list(captions), texts, embeds[1:], embeds[0], config.clip_skip, tuple(problems))
+    write_encoded(encoded, out)
 
 
 if __name__ == "__main__":

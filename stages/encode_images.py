@@ -9,8 +9,9 @@ reruns nothing here.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
@@ -23,11 +24,15 @@ class EncodeImagesConfig:
 
     Attributes:
         resolution: pixels of one side; the shorter side is resized to it and the middle is cropped.
+        max_aspect_ratio: 1 makes every image that square; with 2, images are brought to the best of several sizes of about
+            the same area, from 1:2 to 2:1, and hardly cropped. Such sizes have sides that are multiples of 8 pixels of the
+            latents, 64 of the image in Stable Diffusion.
         interpolation: of the resizing.
         batch_size: images that are encoded together; the last bits of the result depend on it.
     """
 
     resolution: Resolution
+    max_aspect_ratio: Annotated[float, Field(ge=1, le=4)]
     interpolation: Literal["lanczos", "bicubic", "bilinear"]
     batch_size: Count
 
@@ -38,18 +43,22 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
     if not paths:
         raise ValueError(f"{images}: no .png images in it; run the stage download first")
 
+    from stages.lora.buckets import bucket_sizes, nearest_bucket
     from stages.lora.encoded import EncodedImages, write_encoded
-    from stages.lora.latents import encode_images, load_vae, warn_of_small_images
-    from stages.pipeline.progress import track
+    from stages.lora.latents import encode_mixed, image_size, load_vae, say_sizes, vae_scale_factor
+    from stages.lora.problems import say_problems, size_problems
     from stages.pipeline.torch_runtime import prepare
 
-    warn_of_small_images(paths, config.resolution)
     autoencoder = load_vae(vae, prepare(runtime))
-    mean, std = encode_images(
-        autoencoder, list(track(paths, "images")), config.resolution, config.interpolation, config.batch_size
-    )
-    names = [path.name for path in paths]
-    write_encoded(EncodedImages(names, mean, std, autoencoder.config["scaling_factor"], config.resolution), out)
+    allowed = bucket_sizes(config.resolution, 8 * vae_scale_factor(autoencoder), config.max_aspect_ratio)
+    given = {path: image_size(path) for path in paths}
+    sizes = {path: nearest_bucket(size, allowed) for path, size in given.items()}
+    problems = size_problems({path.name: size for path, size in given.items()}, {path.name: sizes[path] for path in paths})
+    say_sizes(sizes)
+    say_problems(problems)
+    mean, std, shapes = encode_mixed(autoencoder, sizes, config.interpolation, config.batch_size)
+    names, scaling_factor = [path.name for path in paths], autoencoder.config["scaling_factor"]
+    write_encoded(EncodedImages(names, mean, std, scaling_factor, config.resolution, shapes, tuple(problems)), out)
 
 
 if __name__ == "__main__":

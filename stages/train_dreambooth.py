@@ -3,8 +3,9 @@
 Reads the encoded images, the merge and a folder of class images. Embeds the prompts and, where there are class images,
 encodes them with the merge's text encoder and VAE, lets go of both, and trains with the UNet alone, or with the text
 encoder where that is trained too. Class images keep the class from becoming the subject (prior preservation); an empty
-folder leaves that out. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, and
-history.csv; or, with `tuned: full`, a whole model in diffusers layout instead of the LoRA.
+folder leaves that out. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads,
+history.csv, and in samples/ what was drawn on the way; with `tuned: full`, a whole model in diffusers layout instead of the
+LoRA.
 
 It is a stage of its own because it is what a sweep over rank repeats, and it reads no captions, so an edited caption does
 not rerun it. A run that was interrupted goes on from its last checkpoint in .checkpoints/ and ends with the same bytes.
@@ -58,12 +59,15 @@ def stage(
     from stages import lora
     from stages.lora.dreambooth import Subject, dreambooth_streams
     from stages.lora.encoded import read_encoded_images
+    from stages.lora.problems import say_problems
+    from stages.lora.samples import SampleSize
     from stages.lora.text_encoder import TrainedPrompts
     from stages.lora.tuning import Place, tune
     from stages.pipeline.resume import resumable
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     instance = read_encoded_images(images)
+    say_problems(instance.problems)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
     with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])]) as folder:
@@ -72,7 +76,8 @@ def stage(
         streams = dreambooth_streams(instance, sorted(class_images.glob("*.png")), model, subject, device)
         place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")
         prompts = TrainedPrompts(subject.prompts, config.clip_skip) if config.train_text_encoder else None
-        tune(model, streams, config, rank, place, out, prompts)
+        samples = SampleSize(instance.resolution, config.clip_skip)
+        tune(model, streams, config, rank, place, out, prompts, samples)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Train a LoRA on images with captions.
 
 Reads the encoded images, the captions embedded by the merge's text encoder, and the merge itself, of which only the UNet is
-loaded. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, and history.csv:
-step, epoch, loss, learning_rate, grad_norm, validation_loss. With `tuned: full`, all weights of the UNet are trained, and a
-whole model in diffusers layout is written instead of the LoRA.
+loaded. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, history.csv (step,
+epoch, loss, learning_rate, grad_norm, validation_loss), and in samples/ what was drawn on the way. With `tuned: full`, all
+weights of the UNet are trained, and a whole model in diffusers layout is written instead of the LoRA.
 
 It is a stage of its own because it is what a sweep over rank repeats. A run that was interrupted goes on from its last
 checkpoint in .checkpoints/ and ends with the same bytes.
@@ -40,17 +40,22 @@ def stage(
     from stages import lora
     from stages.lora.batches import Stream
     from stages.lora.encoded import pair_captions, read_encoded_captions, read_encoded_images
+    from stages.lora.problems import say_problems
+    from stages.lora.samples import SampleSize
     from stages.lora.tuning import Place, tune
     from stages.pipeline.resume import resumable
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    examples = pair_captions(read_encoded_images(images), read_encoded_captions(captions))
+    encoded, described = read_encoded_images(images), read_encoded_captions(captions)
+    examples = pair_captions(encoded, described)
+    say_problems([*encoded.problems, *described.problems])
     stream = Stream("instance", examples, caption_dropout=config.caption_dropout)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
     with resumable("train_text2img", settings, [images, captions, model, Path(lora.__path__[0])]) as folder:
         place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")
-        tune(model, [stream], config, rank, place, out)
+        samples = SampleSize(encoded.resolution, described.clip_skip)
+        tune(model, [stream], config, rank, place, out, samples=samples)
 
 
 if __name__ == "__main__":

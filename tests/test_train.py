@@ -5,11 +5,13 @@ import hashlib
 import importlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +83,8 @@ def in_the_world(world, monkeypatch):
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture
@@ -94,12 +97,15 @@ def encoded(world) -> Path:
     return world
 
 
-TEXT2IMG = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
+TEXT2IMG: dict[str, Any] = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
 
 
 def test_captions_that_are_cut_are_named(encoded, capsys):
     run_stage("encode_captions", dataset="dataset", model="model", out="again.safetensors")
-    assert "warning: 0006.png: its caption has 92 tokens; what comes after 77 is cut off" in capsys.readouterr().err
+    problem = "warning: 1 captions have more than 77 tokens; the rest is cut off: 0006.png (92)"
+    assert problem in capsys.readouterr().err
+    run_stage("train_text2img", **TEXT2IMG, out="told-again")
+    assert problem in capsys.readouterr().err
     assert (encoded / "again.safetensors").read_bytes() == (encoded / "captions.safetensors").read_bytes()
 
 
@@ -107,7 +113,9 @@ def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys)
     write_params(encoded, train_text2img={"max_train_steps": 60, "snr_gamma": 5.0, "noise_offset": 0.1})
     run_stage("train_text2img", **TEXT2IMG, out="whole")
     said = capsys.readouterr().out
-    assert "6 images, 2 a step: 3 steps an epoch, 60 steps are 20 epochs" in said
+    assert "6 images, 2 a step: 3 steps an epoch, 60 steps are 20 epochs: each image is seen about 20 times" in said
+    assert "GiB for weights, gradients and optimizer" in said
+    assert "s for the 40 steps left; peak memory so far" in said
     assert "LoRA of rank 2, alpha 4" in said
     assert not list((encoded / ".checkpoints").rglob("checkpoint.pt"))
     history = (encoded / "whole" / "history.csv").read_text().splitlines()
@@ -122,18 +130,18 @@ def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys)
 
 
 def kill_at_a_checkpoint(root: Path, name: str, patience: float = 0.0, **options) -> None:
-    """Run a stage in a process of its own and end it with SIGKILL, `patience` seconds after its first checkpoint."""
+    """Run a stage in processes of its own and end them with SIGKILL, `patience` seconds after the first checkpoint."""
     command = [sys.executable, "-m", f"stages.{name}", *arguments(**options)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     before = newest_checkpoint(root)
-    process = subprocess.Popen(command, cwd=root, env=environment)
+    process = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
     until = time.monotonic() + 600
     while newest_checkpoint(root) == before:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.002)
     time.sleep(patience)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
     assert process.wait() == -signal.SIGKILL
 
 
@@ -168,6 +176,136 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(encoded):
     assert [row["step"] for row in rows if row["validation_loss"]] == ["10", "20", "30", "40", "50", "60"]
 
 
+SAMPLES = {"sample_prompts": ["a portrait", "asuka"], "sample_steps": 5}
+DRAWN = {f"samples/p{index}-step{step:06d}.png" for index in range(2) for step in (5, 10, 12)}
+
+
+def test_images_on_the_way_change_nothing_and_survive_a_kill(encoded):
+    """The weights learnt are the same without them; those drawn before a SIGKILL are there at the end."""
+    write_params(encoded, train_text2img={"lora_dropout": 0.2, "max_train_steps": 12})
+    run_stage("train_text2img", **TEXT2IMG, out="unseen")
+    assert set(digests(encoded / "unseen")) == {"history.csv", "pytorch_lora_weights.safetensors"}
+    write_params(encoded, train_text2img={"lora_dropout": 0.2, "max_train_steps": 12, "checkpointing_steps": 6} | SAMPLES)
+    run_stage("train_text2img", **TEXT2IMG, out="seen")
+    seen = digests(encoded / "seen")
+    assert {name: digest for name, digest in seen.items() if name not in DRAWN} == digests(encoded / "unseen")
+    assert set(seen) - set(digests(encoded / "unseen")) == DRAWN
+    assert len({seen[name] for name in DRAWN}) == len(DRAWN), "the weights change, and so do the images"
+    kill_at_a_checkpoint(encoded, "train_text2img", **TEXT2IMG, out="cut")
+    assert len(list((encoded / ".checkpoints").rglob("*-step000005.png"))) == 2
+    run_stage("train_text2img", **TEXT2IMG, out="cut")
+    assert digests(encoded / "cut") == seen
+
+
+def test_last_images_on_the_way_are_what_the_file_draws(encoded):
+    """With the text encoder trained, at the run's settings, from the written file."""
+    import numpy as np
+    import torch
+
+    from stages.comparison.cells import read_png_text
+    from stages.comparison.sampling import Sampling, draw, load_lora, load_models
+    from stages.lora.samples import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
+
+    write_params(encoded, class_images={"num_class_images": 0}, train_dreambooth={"train_text_encoder": True} | SAMPLES)
+    run_stage("class_images", model="model", out="class-no")
+    options = {"images": "images.safetensors", "class_images": "class-no", "model": "model", "rank": 2}
+    run_stage("train_dreambooth", **options, out="drawn")
+    models = load_models(encoded / "model", torch.device("cpu"))
+    load_lora(models, encoded / "drawn")
+    sampling = Sampling(NOISE_SCHEDULER, INFERENCE_STEPS, 3.0, RESOLUTION, 1)
+    for index, image in enumerate(draw(models, ["a portrait", "asuka"], [SEED], sampling)):
+        path = encoded / f"drawn/samples/p{index}-step000012.png"
+        difference = np.abs(np.asarray(image, dtype=int) - np.asarray(Image.open(path), dtype=int))
+        assert difference.max() <= 1
+        assert read_png_text(path) == {"prompt": ["a portrait", "asuka"][index], "step": "12", "seed": "0"}
+
+
+def test_images_on_the_way_in_half_precision(encoded):
+    write_params(encoded, runtime={"dtype": "bfloat16"}, train_text2img=SAMPLES | {"max_train_steps": 2})
+    run_stage("train_text2img", **TEXT2IMG, out="half")
+    assert len(list((encoded / "half/samples").iterdir())) == 2
+
+
+def test_divergence_names_the_images_and_keeps_the_last_good_checkpoint(encoded, capsys):
+    import torch
+
+    settings = {"learning_rate": 1e6, "lr_scheduler": "constant", "max_grad_norm": None, "gradient_accumulation_steps": 2}
+    write_params(encoded, train_text2img=settings | {"checkpointing_steps": 1})
+    with pytest.raises(SystemExit):
+        run_stage("train_text2img", **TEXT2IMG, out="diverged")
+    said = capsys.readouterr().err.splitlines()[-1]
+    found = re.search(r"the loss is (\S+) at step (\d+): .*; the step learnt from ([\d.png, ]+); .* is kept: (.*)", said)
+    assert found is not None, said
+    assert set(found[3].split(", ")) <= {f"{number:04d}.png" for number in range(1, 7)}
+    assert torch.load(found[4], weights_only=True)["step"] == int(found[2]) - 1
+    assert not (encoded / "diverged").exists()
+
+
+def test_full_disk_is_seen_before_training(encoded, capsys, monkeypatch):
+    import shutil
+
+    write_params(encoded)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(SystemExit):
+        run_stage("train_text2img", **TEXT2IMG, out="no-room")
+    said = capsys.readouterr()
+    assert "are needed for 2 checkpoints and the result, and 0.00 GB are free" in said.err.splitlines()[-1]
+    assert "training:" not in said.err
+
+
+@pytest.fixture(scope="module")
+def mixed(world) -> Path:
+    """Wide, square and upright images, encoded each in its shape, and captions for them."""
+    random = np.random.default_rng(1)
+    for folder in ("mixed", "mixed-dataset"):
+        (world / folder).mkdir()
+    for number, (width, height) in enumerate([(120, 40), (96, 32), (70, 70), (64, 64), (64, 70), (32, 96), (192, 64)], start=1):
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for folder in ("mixed", "mixed-dataset"):
+            image.save(world / folder / f"{number:04d}.png")
+    rows = "".join(f"{number:04d}.png,a portrait {number}\n" for number in range(1, 8))
+    (world / "mixed-dataset/metadata.csv").write_text("file_name,caption\n" + rows)
+    return world
+
+
+BUCKETS = {"resolution": 64, "max_aspect_ratio": 3}
+
+
+def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
+    settings = {"max_train_steps": 40, "validation_images": 2, "validation_steps": 10, "train_batch_size": 3}
+    write_params(mixed, encode_images=BUCKETS, train_text2img=settings, train_dreambooth={"max_train_steps": 5})
+    run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
+    said = capsys.readouterr()
+    assert "1 images at 32x96, 3 images at 64x64, 3 images at 96x32" in said.out
+    assert "enlarged" not in said.err
+    run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")
+    options: dict[str, Any] = TEXT2IMG | {"images": "mixed.safetensors", "captions": "mixed-captions.safetensors"}
+    run_stage("train_text2img", **options, out="mixed-whole")
+    kill_at_a_checkpoint(mixed, "train_text2img", **options, out="mixed-cut")
+    run_stage("train_text2img", **options, out="mixed-cut")
+    assert digests(mixed / "mixed-cut") == digests(mixed / "mixed-whole")
+    write_params(mixed, class_images={"num_class_images": 2, "resolution": 64}, train_dreambooth={"max_train_steps": 5})
+    run_stage("class_images", model="model", out="class-square")
+    options = {"images": "mixed.safetensors", "class_images": "class-square", "model": "model", "rank": 2}
+    run_stage("train_dreambooth", **options, out="mixed-dreambooth")
+    assert (mixed / "mixed-dreambooth/pytorch_lora_weights.safetensors").exists()
+
+
+def test_two_processes_killed_at_a_random_moment_end_with_the_same_bytes(mixed):
+    """Images of several shapes, held-out images and images on the way included; the whole group is killed."""
+    settings = {"num_processes": 2, "train_batch_size": 3, "max_train_steps": 40, "lora_dropout": 0.2, "checkpointing_steps": 1}
+    settings |= {"validation_images": 2, "validation_steps": 10, "sample_prompts": ["a portrait"], "sample_steps": 15}
+    write_params(mixed, encode_images=BUCKETS, train_text2img=settings)
+    run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
+    run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")
+    options: dict[str, Any] = TEXT2IMG | {"images": "mixed.safetensors", "captions": "mixed-captions.safetensors"}
+    run_stage("train_text2img", **options, out="two-whole")
+    kill_at_a_checkpoint(mixed, "train_text2img", patience=random.Random(1).uniform(0, 0.4), **options, out="two-cut")
+    assert not (mixed / "two-cut").exists()
+    run_stage("train_text2img", **options, out="two-cut")
+    assert digests(mixed / "two-cut") == digests(mixed / "two-whole")
+
+
 def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
     import torch
 
@@ -193,11 +331,14 @@ def test_dreambooth_with_its_text_encoder(encoded):
 
     from stages.comparison.sampling import encode_prompt, load_lora, load_models
 
-    write_params(encoded, class_images={"num_class_images": 3}, train_dreambooth={"train_text_encoder": True})
+    write_params(
+        encoded, class_images={"num_class_images": 3}, train_dreambooth={"train_text_encoder": True, "max_train_steps": 40}
+    )
     run_stage("class_images", model="model", out="class-prior")
-    options = {"images": "images.safetensors", "class_images": "class-prior", "model": "model", "rank": 2}
-    for name in ("prompts-one", "prompts-two"):
-        run_stage("train_dreambooth", **options, out=name)
+    options: dict[str, Any] = {"images": "images.safetensors", "class_images": "class-prior", "model": "model", "rank": 2}
+    run_stage("train_dreambooth", **options, out="prompts-one")
+    kill_at_a_checkpoint(encoded, "train_dreambooth", **options, out="prompts-two")
+    run_stage("train_dreambooth", **options, out="prompts-two")
     assert digests(encoded / "prompts-one") == digests(encoded / "prompts-two")
     models = load_models(encoded / "model", torch.device("cpu"))
     before = encode_prompt(models, "asuka")

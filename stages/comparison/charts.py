@@ -1,12 +1,12 @@
 """Coordinates for the report's inline SVG charts; what they look like is in report.html.jinja and report.css."""
 
-import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from stages.comparison.histories import Course
 
 BINS = 60
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30
@@ -53,9 +53,18 @@ def fit_axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """A series of a line chart: its name, and its points as an SVG polyline takes them."""
+    """A series of a line chart.
+
+    Attributes:
+        name: of the series.
+        number: of its colour; a training's loss and its held-out loss share one.
+        dashed: whether it is of held-out images.
+        points: as an SVG polyline takes them.
+    """
 
     name: str
+    number: int
+    dashed: bool
     points: str
 
 
@@ -69,46 +78,54 @@ class LineChart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
 
+    @property
+    def legend(self) -> list[Curve]:
+        """One curve of each colour."""
+        return list({curve.number: curve for curve in reversed(self.curves)}.values())[::-1]
 
-def loss_chart(histories: dict[str, Path], width: int = 560, height: int = 230) -> LineChart:
-    """Training losses over the steps, from history.csv files; each point is the mean of one sixtieth of the steps.
+    @property
+    def dashed(self) -> bool:
+        """Whether any curve is of held-out images."""
+        return any(curve.dashed for curve in self.curves)
+
+
+def course_chart(
+    histories: Mapping[str, Mapping[str, Course]],
+    measure: str,
+    held_out: str | None = None,
+    width: int = 560,
+    height: int = 230,
+) -> LineChart:
+    """What a quantity did over the steps of several trainings; each point is the mean of one sixtieth of the steps.
 
     Args:
-        histories: for each curve its name and its file with the columns step and loss.
+        histories: for each curve its name and what `read_history` gives.
+        measure: the quantity.
+        held_out: another one, dashed in the same colours and not averaged, where it was measured.
         width: in units of the drawing.
         height: the same.
-
-    Raises:
-        OSError: a file is missing.
-        ValueError: a file has no such columns, or no rows.
     """
-    series = {name: _binned(*read_history(path)) for name, path in histories.items()}
-    xs, ys = (np.concatenate([points[axis] for points in series.values()]) for axis in (0, 1))
+    series = [(name, number, False, _binned(courses[measure])) for number, (name, courses) in enumerate(histories.items())]
+    if held_out is not None:
+        courses = [(name, number, courses[held_out]) for number, (name, courses) in enumerate(histories.items())]
+        series += [(name, number, True, course) for name, number, course in courses if len(course.steps)]
+    xs, ys = (np.concatenate(parts) for parts in zip(*((course.steps, course.values) for *_, course in series), strict=True))
     x = Axis(0, float(xs.max()), LEFT, width - RIGHT)
     y = Axis(0, float(ys.max()) * 1.05 or 1, height - BOTTOM, TOP)
     curves = [
-        Curve(name, " ".join(f"{x.place(a)},{y.place(b)}" for a, b in zip(*points, strict=True)))
-        for name, points in series.items()
+        Curve(name, number, dashed, " ".join(f"{x.place(a)},{y.place(b)}" for a, b in _points(course)))
+        for name, number, dashed, course in series
     ]
     return LineChart(width, height, curves, x.ticks(), y.ticks())
 
 
-def read_history(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses of a training."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        steps, losses = (np.array([float(row[column]) for row in rows]) for column in ("step", "loss"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected numbers in the columns step and loss ({error})") from error
-    if not len(steps):
-        raise ValueError(f"{path}: holds no steps")
-    return steps, losses
+def _points(course: Course) -> Iterator[tuple[float, float]]:
+    return zip(course.steps.tolist(), course.values.tolist(), strict=True)
 
 
-def _binned(steps: np.ndarray, losses: np.ndarray) -> tuple[list[float], list[float]]:
-    parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
-    return [float(steps[part].mean()) for part in parts], [float(losses[part].mean()) for part in parts]
+def _binned(course: Course) -> Course:
+    parts = np.array_split(np.arange(len(course.steps)), min(BINS, len(course.steps)))
+    return Course(*(np.array([values[part].mean() for part in parts]) for values in (course.steps, course.values)))
 
 
 def _round_step(step: float) -> float:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import jinja2
 from PIL import Image
 
 from stages.comparison.cells import read_png_text
-from stages.comparison.charts import Axis, fit_axis, loss_chart
+from stages.comparison.charts import Axis, LineChart, course_chart, fit_axis
 from stages.comparison.grids import mosaic_columns
-from stages.comparison.presentation import COLOURS, Comparison
+from stages.comparison.histories import read_history
+from stages.comparison.presentation import COLOURS, Comparison, Sample
 from stages.comparison.scores import Interval
-from stages.comparison.variants import Variant
+from stages.comparison.variants import Kind, Variant
 
 METRIC_NAMES = {"reference_similarity": "Likeness to the training images", "prompt_similarity": "Likeness to the prompt"}
 SETTINGS = {
@@ -51,7 +52,7 @@ def render_page(comparison: Comparison) -> str:
         mosaic_columns=mosaic_columns,
         cards=[card(comparison, variant) for variant in comparison.results.sweep.leading if variant.rank],
         forests=[forest(comparison, metric) for metric in METRIC_NAMES],
-        losses=losses(comparison),
+        trainings=[training(comparison, kind) for kind in comparison.results.sweep.kinds],
         settings=settings(comparison),
         weights=weights(comparison),
     )
@@ -112,13 +113,23 @@ def _place(mark: Interval | None, axis: Axis) -> list[float] | None:
     return [axis.place(value) for value in (low, mark.mean, high)]
 
 
-def losses(comparison: Comparison) -> list[dict[str, Any]]:
-    """A chart of training losses for each kind of LoRA."""
-    charts = []
-    for kind in comparison.results.sweep.kinds:
-        histories = {comparison.namer.detail(key): path for key, path in comparison.histories.items() if key.kind == kind}
-        charts.append({"kind": kind, "chart": loss_chart(histories)})
-    return charts
+def training(comparison: Comparison, kind: Kind) -> dict[str, Any]:
+    """Charts of the trainings of one kind of LoRA by what they show, and what each drew on the way."""
+    trained = {comparison.namer.detail(variant): variant for variant in comparison.histories if variant.kind == kind}
+    histories = {name: read_history(comparison.histories[variant]) for name, variant in trained.items()}
+    charts: dict[str, LineChart] = {
+        "Loss": course_chart(histories, "loss", held_out="validation_loss"),
+        "Learning rate": course_chart(histories, "learning_rate"),
+        "Gradient norm": course_chart(histories, "grad_norm"),
+    }
+    drawn = {name: by_prompt(comparison.samples[variant]) for name, variant in trained.items() if comparison.samples[variant]}
+    return {"kind": kind, "charts": charts, "drawn": drawn}
+
+
+def by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """The images of each prompt, in the order of their steps."""
+    prompts = dict.fromkeys(sample.prompt for sample in samples)
+    return {prompt: [sample for sample in samples if sample.prompt == prompt] for prompt in prompts}
 
 
 def settings(comparison: Comparison) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.comparison.cells import read_png_text
 from stages.comparison.grids import Style
 from stages.comparison.results import Results
 from stages.comparison.variants import Kind, Namer, Variant
@@ -46,6 +47,22 @@ class TrainingImages:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """An image that was drawn while training: with which prompt, after how many optimizer steps, and its file."""
+
+    prompt: str
+    step: int
+    file: Path
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The images p<prompt index>-step<step>.png of a folder, prompt by prompt; none where it does not exist."""
+    files = sorted(folder.glob("p*-step*.png"), key=lambda file: tuple(map(int, file.stem[1:].split("-step"))))
+    texts = [(read_png_text(file), file) for file in files]
+    return [Sample(text["prompt"], int(text["step"]), file) for text, file in texts]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All that the report says.
 
@@ -53,12 +70,14 @@ class Comparison:
         results: what was drawn and scored.
         training: what the LoRAs were trained on.
         histories: history.csv of each LoRA's training.
+        samples: what each training drew on the way, if anything.
         presentation: how it is shown.
     """
 
     results: Results
     training: TrainingImages
     histories: Mapping[Variant, Path]
+    samples: Mapping[Variant, Sequence[Sample]]
     presentation: Presentation
 
     def __post_init__(self) -> None:

@@ -1,12 +1,12 @@
 """The report: grids as PNG, tables of scores, and one self-contained page. Imports no torch."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from stages.comparison.grids import Column, Row, Strip, draw_grid
+from stages.comparison.histories import write_courses
 from stages.comparison.page import render_page
 from stages.comparison.presentation import COLOURS, Comparison
 from stages.comparison.results import write_metrics, write_scores_table, write_variants_table
@@ -14,7 +14,7 @@ from stages.comparison.variants import Kind, Variant
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write grid.png, a sweep-….png for each kind of LoRA, tables, metrics.json, history/<LoRA>.csv and index.html."""
+    """Write grid.png, a sweep-….png for each kind of LoRA, tables, metrics.json and index.html."""
     results = comparison.results
     main_grid(comparison).save(folder / "grid.png")
     for kind in results.sweep.kinds:
@@ -22,9 +22,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_scores_table(results, folder / "scores.csv")
     write_variants_table(results, folder / "variants.csv")
     write_metrics(results, comparison.presentation.subject_prompts, folder / "metrics.json")
-    (folder / "history").mkdir()
-    for variant, history in comparison.histories.items():
-        shutil.copyfile(history, folder / "history" / f"{variant.name}.csv")
+    write_courses(comparison.histories, folder)
     (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")
 
 

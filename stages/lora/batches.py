@@ -6,9 +6,9 @@ it had never stopped, and processes that share a batch need not talk about it.
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -28,6 +28,8 @@ class Examples:
         scaling_factor: what the VAE's latents are multiplied by before the UNet sees them.
         prompt_embeds: (N, L, D); or (N,), numbers of prompts, where the text encoder is trained.
         empty_prompt_embeds: (L, D), of the prompt ""; what a dropped caption is replaced by. Or its number.
+        file_names: of the images.
+        shapes: (N, 2), h and w of each image, where there are several; mean and std are then (N, 2, C, h w), padded.
     """
 
     mean: Tensor
@@ -35,10 +37,43 @@ class Examples:
     scaling_factor: float
     prompt_embeds: Tensor
     empty_prompt_embeds: Tensor
+    file_names: tuple[str, ...] = ()
+    shapes: Tensor | None = None
 
     def __len__(self) -> int:
         """How many images."""
         return len(self.mean)
+
+    @cached_property
+    def buckets(self) -> dict[str, list[int]]:
+        """The numbers of the images of each shape, by what the shape is called: "" where there is but one."""
+        if self.shapes is None:
+            return {"": list(range(len(self)))}
+        numbers: dict[str, list[int]] = {}
+        for number, (height, width) in enumerate(self.shapes.tolist()):
+            numbers.setdefault(f"{width}x{height}", []).append(number)
+        return dict(sorted(numbers.items()))
+
+    def posterior(self, index: int, mirrored: int) -> tuple[Tensor, Tensor]:
+        """Mean and std, (C, h, w), of an image or of its mirror image."""
+        mean, std = self.mean[index, mirrored], self.std[index, mirrored]
+        if self.shapes is None:
+            return mean, std
+        height, width = self.shapes[index].tolist()
+        length, shape = height * width, (-1, height, width)
+        return mean[:, :length].view(shape), std[:, :length].view(shape)
+
+    def chosen(self, numbers: Sequence[int]) -> "Examples":
+        """Some of the images, by their numbers."""
+        picked = list(numbers)
+        return replace(
+            self,
+            mean=self.mean[picked],
+            std=self.std[picked],
+            prompt_embeds=self.prompt_embeds[picked],
+            file_names=tuple(self.file_names[number] for number in picked) if self.file_names else (),
+            shapes=None if self.shapes is None else self.shapes[picked],
+        )
 
 
 @dataclass(frozen=True)
@@ -104,46 +139,115 @@ class Batch:
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
-def batch_at(streams: Sequence[Stream], draws: Draws, batch_size: int, number: int) -> Batch:
-    """The batch of the given number, counted from 0: `batch_size` samples of each stream."""
-    positions = range(number * batch_size, (number + 1) * batch_size)
-    return join(make_batch(stream, positions, draws) for stream in streams)
+@dataclass(frozen=True)
+class MixedBatch:
+    """What an optimizer step sees where shapes differ: a forward pass for each of them."""
+
+    parts: tuple[Batch, ...]
+
+    def samples(self, chosen: slice) -> "MixedBatch":
+        """A batch of some of the samples of each part, each with the weight that it has."""
+        return MixedBatch(tuple(part.samples(chosen) for part in self.parts))
+
+    def to(self, device: torch.device) -> "MixedBatch":
+        """The same batch on a device."""
+        return MixedBatch(tuple(part.to(device) for part in self.parts))
 
 
-def make_batch(stream: Stream, positions: range, draws: Draws) -> Batch:
-    """The samples at `positions` of a stream; epoch n is [n * len(examples), (n + 1) * len(examples))."""
-    samples = [_sample(stream, position, draws) for position in positions]
+AnyBatch = Batch | MixedBatch
+
+
+def batch_at(streams: Sequence[Stream], draws: Draws, batch_size: int, number: int) -> AnyBatch:
+    """The batch of the given number, counted from 0: `batch_size` samples of each stream, those of a stream of one shape."""
+    turns = [turn_at(stream, draws.seed, batch_size, number) for stream in streams]
+    return join(
+        [make_batch(stream, positions, draws, bucket) for stream, (bucket, positions) in zip(streams, turns, strict=True)]
+    )
+
+
+def names_at(streams: Sequence[Stream], seed: int, batch_size: int, number: int) -> list[str]:
+    """The file names of the images in the batch of the given number."""
+    names = []
+    for stream in streams:
+        bucket, positions = turn_at(stream, seed, batch_size, number)
+        names += [stream.examples.file_names[_index(stream, bucket, position, seed)] for position in positions]
+    return names
+
+
+def turn_at(stream: Stream, seed: int, batch_size: int, number: int) -> tuple[str, range]:
+    """Which bucket of a stream a batch is of, and which positions in that bucket's own endless sequence it holds.
+
+    Every batch is full. Buckets take turns in proportion to their images, so in the long run every image is shown equally
+    often: `batch_size` times in as many batches as there are images. The turns of an epoch are in random order.
+    """
+    buckets = stream.examples.buckets
+    if len(buckets) == 1:
+        return next(iter(buckets)), range(number * batch_size, (number + 1) * batch_size)
+    turns = even_turns(tuple((name, len(images)) for name, images in buckets.items()))
+    period, place = divmod(number, len(turns))
+    length = math.ceil(len(turns) / batch_size)
+    epoch, offset = divmod(place, length)
+    begun, order = turns[: epoch * length], turns[epoch * length : (epoch + 1) * length]
+    order = [order[index] for index in epoch_order(seed, f"{stream.name} turns {period}", epoch, len(order))]
+    bucket = order[offset]
+    done = period * len(buckets[bucket]) + begun.count(bucket) + order[:offset].count(bucket)
+    return bucket, range(done * batch_size, (done + 1) * batch_size)
+
+
+@lru_cache(maxsize=8)
+def even_turns(buckets: tuple[tuple[str, int], ...]) -> list[str]:
+    """Each bucket's name as often as it has images, spread evenly."""
+    turns = [((2 * turn + 1) / (2 * count), name) for name, count in buckets for turn in range(count)]
+    return [name for _, name in sorted(turns)]
+
+
+def make_batch(stream: Stream, positions: range, draws: Draws, bucket: str = "") -> Batch:
+    """The samples at `positions` of a bucket of a stream; its epoch n is [n * images, (n + 1) * images)."""
+    samples = [_sample(stream, bucket, position, draws) for position in positions]
     latents, noise, timesteps, prompt_embeds = (torch.stack(parts) for parts in zip(*samples, strict=True))
     return Batch(latents, noise, timesteps, prompt_embeds, torch.full((len(samples),), stream.weight / len(samples)))
 
 
-def join(batches: Iterable[Batch]) -> Batch:
-    """One batch of all samples."""
-    batches = list(batches)
+def join(batches: Sequence[Batch]) -> AnyBatch:
+    """One batch of all samples; of parts where they have several shapes."""
+    if len({batch.latents.shape[1:] for batch in batches}) > 1:
+        return MixedBatch(tuple(batches))
     return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
 
 
-def _sample(stream: Stream, position: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The latents, noise, timestep and prompt embeddings at one position of a stream."""
     examples = stream.examples
-    epoch, place = divmod(position, len(examples))
-    index = epoch_order(draws.seed, stream.name, epoch, len(examples))[place]
-    shape = examples.mean.shape[2:]
+    index = _index(stream, bucket, position, draws.seed)
+    shape = examples.posterior(index, 0)[0].shape
     # Everything is drawn whether it is used or not: turning one thing off leaves the others as they were.
-    generator = seeded_generator(draws.seed, stream.name, "sample", position)
+    generator = seeded_generator(draws.seed, _sequence(stream, bucket), "sample", position)
     noise = torch.randn(shape, generator=generator)
     posterior_noise = torch.randn(shape, generator=generator)
     shift = torch.randn((shape[0], 1, 1), generator=generator)
     timestep = torch.randint(draws.num_train_timesteps, (), generator=generator)
     flip, drop = torch.rand(2, generator=generator).tolist()
     mirrored = int(draws.random_flip and flip < 0.5)
-    latents = examples.mean[index, mirrored] + examples.std[index, mirrored] * posterior_noise
+    mean, std = examples.posterior(index, mirrored)
+    latents = mean + std * posterior_noise
     dropped = drop < stream.caption_dropout
     prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_embeds[index]
     return latents * examples.scaling_factor, noise + draws.noise_offset * shift, timestep, prompt_embeds
 
 
-@lru_cache(maxsize=8)
+def _index(stream: Stream, bucket: str, position: int, seed: int) -> int:
+    """The number of the image at a position of a bucket's sequence."""
+    images = stream.examples.buckets[bucket]
+    epoch, place = divmod(position, len(images))
+    return images[epoch_order(seed, _sequence(stream, bucket), epoch, len(images))[place]]
+
+
+def _sequence(stream: Stream, bucket: str) -> str:
+    """What the sequence of a bucket is called; sequences of different names draw independently."""
+    return f"{stream.name} {bucket}" if bucket else stream.name
+
+
+@lru_cache(maxsize=128)
 def epoch_order(seed: int, stream: str, epoch: int, length: int) -> list[int]:
     """The order in which an epoch shows its examples."""
     return torch.randperm(length, generator=seeded_generator(seed, stream, "order", epoch)).tolist()
@@ -170,12 +274,7 @@ def hold_out(examples: Examples, count: int, seed: int) -> tuple[Examples, Examp
     if count >= total:
         raise ValueError(f"validation_images: given {count}: there are {total} images, and some must be left to train on")
     order = torch.randperm(total, generator=seeded_generator(seed, "held out")).tolist()
-    chosen = [sorted(order[count:]), sorted(order[:count])]
-    kept, held = (
-        replace(examples, mean=examples.mean[part], std=examples.std[part], prompt_embeds=examples.prompt_embeds[part])
-        for part in chosen
-    )
-    return kept, held
+    return examples.chosen(sorted(order[count:])), examples.chosen(sorted(order[:count]))
 
 
 def validation_batches(examples: Examples, draws: Draws, batch_size: int) -> list[Batch]:
@@ -185,10 +284,10 @@ def validation_batches(examples: Examples, draws: Draws, batch_size: int) -> lis
     """
     fixed = replace(draws, random_flip=False, noise_offset=0.0)
     spread = [(2 * part + 1) * draws.num_train_timesteps // (2 * VALIDATION_TIMESTEPS) for part in range(VALIDATION_TIMESTEPS)]
-    whole = make_batch(Stream("held out", examples), range(len(examples) * VALIDATION_TIMESTEPS), fixed)
-    timesteps = torch.tensor(spread).repeat_interleave(len(examples))
-    total = len(timesteps)
-    count = math.ceil(total / batch_size)
-    weights = torch.full((total,), count / total)
-    parts = replace(whole, timesteps=timesteps, weights=weights)
-    return [parts.samples(slice(start, start + batch_size)) for start in range(0, total, batch_size)]
+    parts = []
+    for bucket, images in examples.buckets.items():
+        whole = make_batch(Stream("held out", examples), range(len(images) * VALIDATION_TIMESTEPS), fixed, bucket)
+        whole = replace(whole, timesteps=torch.tensor(spread).repeat_interleave(len(images)))
+        parts += [whole.samples(slice(start, start + batch_size)) for start in range(0, len(whole.timesteps), batch_size)]
+    weight = len(parts) / (len(examples) * VALIDATION_TIMESTEPS)
+    return [replace(part, weights=torch.full_like(part.weights, weight)) for part in parts]

@@ -40,7 +40,7 @@ def compile_repeated_blocks(unet: Any, latents: torch.Size, steps: int, device: 
 
     Args:
         unet: ready for training, on its device.
-        latents: (B, C, h, w), of a batch, the same in every step.
+        latents: (B, C, h, w), of a batch, the same in every step: each other shape is compiled anew.
         steps: forward and backward passes of the whole run.
         device: where it runs.
     """

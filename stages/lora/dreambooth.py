@@ -63,16 +63,27 @@ def dreambooth_streams(
         if subject.train_text_encoder
         else embed_prompts(tokenizer, text_encoder, prompts, subject.clip_skip, batch_size=1)
     )
-    examples = _under_one_prompt(instance.mean, instance.std, instance.scaling_factor, instance_embeds)
+    examples = _under_one_prompt(instance, instance_embeds)
     streams = [Stream("instance", examples)]
     if class_paths:
         vae = load_vae(model / "vae", device)
-        mean, std = encode_images(vae, class_paths, instance.resolution, INTERPOLATION, CLASS_BATCH_SIZE)
-        examples = _under_one_prompt(mean, std, vae.config["scaling_factor"], class_embeds)
+        square = (instance.resolution, instance.resolution)
+        mean, std = encode_images(vae, class_paths, square, INTERPOLATION, CLASS_BATCH_SIZE)
+        names = [path.name for path in class_paths]
+        encoded = EncodedImages(names, mean, std, vae.config["scaling_factor"], instance.resolution)
+        examples = _under_one_prompt(encoded, class_embeds)
         streams.append(Stream("class", examples, subject.prior_loss_weight))
     return streams
 
 
-def _under_one_prompt(mean: Tensor, std: Tensor, scaling_factor: float, prompt_embeds: Tensor) -> Examples:
+def _under_one_prompt(images: EncodedImages, prompt_embeds: Tensor) -> Examples:
     """Examples that all have the same prompt: its embeddings, (L, D), or its number."""
-    return Examples(mean, std, scaling_factor, prompt_embeds.expand(len(mean), *prompt_embeds.shape), prompt_embeds)
+    return Examples(
+        images.mean,
+        images.std,
+        images.scaling_factor,
+        prompt_embeds.expand(len(images.mean), *prompt_embeds.shape),
+        prompt_embeds,
+        tuple(images.file_names),
+        images.shapes,
+    )

@@ -1,6 +1,7 @@
 """The files between the encoding stages and the training stages: safetensors, the same bytes each time."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ class EncodedImages:
         std: the same shape.
         scaling_factor: the VAE's.
         resolution: pixels of one side of the images.
+        shapes: (N, 2), h and w of each image's latents, where there are several: mean and std are then (N, 2, C, L), h and w
+            made one dimension and padded with zeros.
+        problems: what was found to be wrong with the images.
     """
 
     file_names: list[str]
@@ -33,6 +37,8 @@ class EncodedImages:
     std: Tensor
     scaling_factor: float
     resolution: int
+    shapes: Tensor | None = None
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -44,19 +50,23 @@ class EncodedCaptions:
         captions: N texts.
         prompt_embeds: (N, L, D).
         empty_prompt_embeds: (L, D), of "".
+        clip_skip: layers that were left out at the end of the text encoder.
+        problems: what was found to be wrong with the captions.
     """
 
     file_names: list[str]
     captions: list[str]
     prompt_embeds: Tensor
     empty_prompt_embeds: Tensor
+    clip_skip: int
+    problems: Sequence[str] = ()
 
 
 def write_encoded(encoded: EncodedImages | EncodedCaptions, path: Path) -> None:
     """Write a file of encoded images or captions: its tensors, and the rest as metadata."""
     values = vars(encoded)
     tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
-    rest = {name: value for name, value in values.items() if name not in tensors}
+    rest = {name: value for name, value in values.items() if name not in tensors and value not in (None, ())}
     with atomic_file(path) as part:
         save_file(tensors, part, metadata={METADATA_KEY: json.dumps(rest, sort_keys=True)})
 
@@ -83,7 +93,13 @@ def pair_captions(images: EncodedImages, captions: EncodedCaptions) -> Examples:
         raise ValueError(f"{strangers[0]} has a caption and was not encoded as an image: run encode_images again")
     chosen = [index[name] for name in captions.file_names]
     return Examples(
-        images.mean[chosen], images.std[chosen], images.scaling_factor, captions.prompt_embeds, captions.empty_prompt_embeds
+        images.mean[chosen],
+        images.std[chosen],
+        images.scaling_factor,
+        captions.prompt_embeds,
+        captions.empty_prompt_embeds,
+        tuple(captions.file_names),
+        None if images.shapes is None else images.shapes[chosen],
     )
 
 
@@ -92,6 +108,6 @@ def _read(path: Path, tensors: tuple[str, ...]) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
-            return {name: file.get_tensor(name) for name in tensors} | metadata
+            return {name: file.get_tensor(name) for name in {*tensors, *file.keys()}} | metadata
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path}: not a file of encoded {'images' if 'mean' in tensors else 'captions'}: {error}") from error

@@ -1,7 +1,7 @@
 """Images as the VAE sees them: loading, resizing, and the posterior of each image and its mirror image."""
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from stages.lora.buckets import Size, cover
+from stages.pipeline.progress import track
+
 
 def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
     """Load a VAE in float32, whatever it is stored in: in float16 some SD1 VAEs overflow (A1111#12624)."""
@@ -18,26 +21,35 @@ def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
     return vae.to(device).requires_grad_(False).eval()
 
 
-def warn_of_small_images(paths: Iterable[Path], resolution: int) -> None:
-    """Name on stderr the images that will be enlarged, which blurs them."""
-    for path in paths:
-        with Image.open(path) as image:
-            if min(image.size) < resolution:
-                print(f"warning: {path.name}: {image.width}x{image.height} is enlarged to {resolution}", file=sys.stderr)
+def image_size(path: Path) -> Size:
+    """Width and height of an image file, from its header."""
+    with Image.open(path) as image:
+        return image.size
 
 
-def load_image(path: Path, resolution: int, interpolation: str) -> Tensor:
-    """Load an image, resize its shorter side to `resolution` and crop the middle.
+def vae_scale_factor(vae: AutoencoderKL) -> int:
+    """Pixels of the image for each pixel of the latents, along one side."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
-    The same as torchvision's Resize, CenterCrop, ToTensor and Normalize(0.5, 0.5), to the bit.
+
+def say_sizes(sizes: Mapping[Path, Size]) -> None:
+    """Print how many images get which size."""
+    counts = Counter(sizes.values())
+    print(", ".join(f"{count} images at {width}x{height}" for (width, height), count in sorted(counts.items())), flush=True)
+
+
+def load_image(path: Path, size: Size, interpolation: str) -> Tensor:
+    """Load an image, resize it until it just covers `size`, and crop the middle.
+
+    For a square the same as torchvision's Resize, CenterCrop, ToTensor and Normalize(0.5, 0.5), to the bit.
 
     Args:
         path: an image file.
-        resolution: pixels of one side of the result.
+        size: width and height of the result.
         interpolation: "lanczos", "bicubic" or "bilinear".
 
     Returns:
-        (3, resolution, resolution) in [-1, 1].
+        (3, height, width) in [-1, 1].
 
     Raises:
         OSError: the file cannot be decoded; it is named.
@@ -47,25 +59,24 @@ def load_image(path: Path, resolution: int, interpolation: str) -> Tensor:
             image = file.convert("RGB")
     except OSError as error:
         raise OSError(f"{path}: cannot be decoded as an image: {error}") from error
-    shorter = min(image.size)
-    size = (int(resolution * image.width / shorter), int(resolution * image.height / shorter))
-    image = image.resize(size, Image.Resampling[interpolation.upper()])
-    left, top = round((size[0] - resolution) / 2), round((size[1] - resolution) / 2)
-    image = image.crop((left, top, left + resolution, top + resolution))
+    resized = cover(image.size, size)
+    image = image.resize(resized, Image.Resampling[interpolation.upper()])
+    left, top = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
+    image = image.crop((left, top, left + size[0], top + size[1]))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
     return (pixels / 255 - 0.5) / 0.5
 
 
 @torch.inference_mode()
 def encode_images(
-    vae: AutoencoderKL, paths: Iterable[Path], resolution: int, interpolation: str, batch_size: int
+    vae: AutoencoderKL, paths: Iterable[Path], size: Size, interpolation: str, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Encode images and their mirror images.
 
     Args:
         vae: from `load_vae`.
         paths: image files.
-        resolution: see `load_image`.
+        size: see `load_image`.
         interpolation: see `load_image`.
         batch_size: images that are encoded together. The last bits of the result depend on it.
 
@@ -78,14 +89,52 @@ def encode_images(
     """
     paths = list(paths)
     means, stds = [], []
-    for start in range(0, len(paths), batch_size):
+    for start in track(range(0, len(paths), batch_size), f"batches of {size[0]}x{size[1]}"):
         chunk = paths[start : start + batch_size]
-        images = torch.stack([load_image(path, resolution, interpolation) for path in chunk]).to(vae.device)
+        images = torch.stack([load_image(path, size, interpolation) for path in chunk]).to(vae.device)
         posteriors = [vae.encode(view, return_dict=False)[0] for view in (images, images.flip(3))]
         means.append(torch.stack([posterior.mean for posterior in posteriors], dim=1).cpu())
         stds.append(torch.stack([posterior.std for posterior in posteriors], dim=1).cpu())
         _check_finite(chunk, means[-1], stds[-1])
     return torch.cat(means), torch.cat(stds)
+
+
+def encode_mixed(
+    vae: AutoencoderKL, sizes: Mapping[Path, Size], interpolation: str, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Encode images of several sizes, each batch of one size.
+
+    Args:
+        vae: from `load_vae`.
+        sizes: of each image.
+        interpolation: see `load_image`.
+        batch_size: see `encode_images`.
+
+    Returns:
+        mean and std as `encode_images` gives them, and None, where all sizes are the same. Otherwise mean and std are
+        (N, 2, C, L), where h and w are made one dimension and padded with zeros, and then shapes (N, 2) with each h and w.
+    """
+    groups: dict[Size, list[int]] = {}
+    for number, size in enumerate(sizes.values()):
+        groups.setdefault(size, []).append(number)
+    paths = list(sizes)
+    encoded = {
+        size: encode_images(vae, [paths[number] for number in numbers], size, interpolation, batch_size)
+        for size, numbers in groups.items()
+    }
+    if len(groups) == 1:
+        (only,) = encoded.values()
+        return *only, None
+    channels = vae.config["latent_channels"]
+    length = max(mean.shape[3] * mean.shape[4] for mean, _ in encoded.values())
+    parts = torch.zeros(2, len(paths), 2, channels, length)
+    shapes = torch.zeros(len(paths), 2, dtype=torch.int64)
+    for size, numbers in groups.items():
+        shapes[numbers] = torch.tensor(encoded[size][0].shape[3:])
+        for part, tensor in zip(parts, encoded[size], strict=True):
+            flat = tensor.flatten(3)
+            part[numbers, ..., : flat.shape[3]] = flat
+    return parts[0], parts[1], shapes
 
 
 def _check_finite(paths: Sequence[Path], mean: Tensor, std: Tensor) -> None:

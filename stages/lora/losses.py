@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stages.lora.batches import Batch
+from stages.lora.batches import Batch, MixedBatch
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -32,7 +32,7 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 
 def denoising_loss(
-    unet: "UNet2DConditionModel", batch: Batch, noise_scheduler: "DDPMScheduler", snr_gamma: float | None
+    unet: "UNet2DConditionModel", batch: Batch | MixedBatch, noise_scheduler: "DDPMScheduler", snr_gamma: float | None
 ) -> Tensor:
     """Weighted sum over the batch of each sample's mean squared error (Ho et al. 2020, equation 14, arXiv:2006.11239).
 
@@ -40,6 +40,9 @@ def denoising_loss(
     instance images plus prior_loss_weight times the mean over the class images (Ruiz et al. 2023, equation 2,
     arXiv:2208.12242).
     """
+    if isinstance(batch, MixedBatch):
+        losses = [denoising_loss(unet, part, noise_scheduler, snr_gamma) for part in batch.parts]
+        return torch.stack(losses).sum()
     prediction_type = noise_scheduler.config["prediction_type"]
     parts: Any = (batch.latents, batch.noise, batch.timesteps)
     noisy_latents = noise_scheduler.add_noise(*parts)

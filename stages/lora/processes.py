@@ -14,7 +14,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from stages.lora.batches import Batch
+from stages.lora.batches import AnyBatch
 
 
 def process_number() -> int:
@@ -27,7 +27,7 @@ def process_count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def own_samples(batch: Batch) -> Batch:
+def own_samples(batch: AnyBatch) -> AnyBatch:
     """This process's samples of a batch, each with its weight in the whole batch."""
     count = process_count()
     return batch if count == 1 else batch.samples(slice(process_number(), None, count))

@@ -133,6 +133,9 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         gradient_checkpointing: compute activations twice instead of keeping them: slower, and less memory.
         validation_images: how many images are held out of training, to see over-fitting by their loss; 0 for none.
         validation_steps: optimizer steps between two looks at them.
+        sample_prompts: what is drawn with the weights as they are, to see over-fitting; none for no images.
+        sample_steps: optimizer steps between two such drawings; there is one at the end, too.
+        sample_guidance_scale: weight of the prompt in them.
         checkpointing_steps: optimizer steps between two checkpoints of an unfinished run.
         logging_steps: optimizer steps between two rows of history.csv.
     """
@@ -148,6 +151,9 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     gradient_checkpointing: bool
     validation_images: Annotated[int, Field(ge=0)]
     validation_steps: Count
+    sample_prompts: tuple[Text, ...]
+    sample_steps: Count
+    sample_guidance_scale: NonNegative
     checkpointing_steps: Count
     logging_steps: Count
 
@@ -162,3 +168,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     def effective_batch_size(self) -> int:
         """Images of one optimizer step."""
         return self.train_batch_size * self.gradient_accumulation_steps
+
+    def samples_after(self, step: int) -> bool:
+        """Whether images are drawn when so many optimizer steps are done."""
+        return bool(self.sample_prompts) and (step == self.max_train_steps or step % self.sample_steps == 0)

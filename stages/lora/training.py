@@ -12,18 +12,28 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import Batch, seeded_number
+from stages.lora.batches import AnyBatch, Batch, seeded_number
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
+from stages.lora.plan import peak_memory
 from stages.lora.processes import add_up, own_samples, process_number
 from stages.lora.settings import TrainingConfig
 from stages.pipeline.outputs import atomic_file
 from stages.pipeline.progress import track
 
 STEPS_BEFORE_ESTIMATE = 20
+LOSS_LIMIT = 1000.0
+"""A model that has learnt nothing has a loss of about 1; from one of thousands no training comes back."""
 
 
 class DivergedError(ValueError):
-    """The loss is no number any more; the message says from which step on, and what to try."""
+    """The loss is no number any more, or beyond all bounds; the message says from which step on, and what to try."""
+
+    def __init__(self, loss: float, step: int) -> None:
+        super().__init__(
+            f"the loss is {loss:.6g} at step {step}: try a lower learning_rate or max_grad_norm, a warm-up (lr_warmup_steps), "
+            "or runtime.dtype=float32 if it is float16"
+        )
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,7 @@ class TrainingState:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all; `DivergedError` instead of one that is no good."""
-        if self.losses:
-            self._check_finite(torch.stack(self.losses).tolist())
+        self.check_finite()
         with atomic_file(path) as part:
             torch.save(
                 {
@@ -118,23 +127,26 @@ class TrainingState:
         self.step, self.losses, self.grad_norms = saved["step"], saved["losses"], saved["grad_norms"]
         self.history = [HistoryRow(**row) for row in saved["history"]]
 
+    def check_finite(self) -> None:
+        """`DivergedError` if a loss since the last row of the history is not finite."""
+        if self.losses:
+            self._check_finite(torch.stack(self.losses).tolist())
+
     def _check_finite(self, losses: list[float]) -> None:
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss} at step {step}: try a lower learning_rate or max_grad_norm, a warm-up "
-                    "(lr_warmup_steps), or runtime.dtype=float32 if it is float16"
-                )
+            if not loss < LOSS_LIMIT:
+                raise DivergedError(loss, step)
 
 
 def fit(
     model: nn.Module,
-    batches: Callable[[int], Batch],
-    loss_fn: Callable[[Any, Batch], Tensor],
+    batches: Callable[[int], AnyBatch],
+    loss_fn: Callable[[Any, AnyBatch], Tensor],
     config: TrainingConfig,
     dtype: torch.dtype = torch.float32,
     checkpoint: Path | None = None,
     held_out: Sequence[Batch] = (),
+    draw_samples: Callable[[int], None] | None = None,
 ) -> list[HistoryRow]:
     """Train the parameters of `model` that require a gradient.
 
@@ -148,6 +160,7 @@ def fit(
             `checkpointing_steps`; None for neither.
         held_out: batches that are never trained on; every `validation_steps` and at the end, the mean of their losses goes
             into the history.
+        draw_samples: called with the step wherever `config.samples_after` says so; None for no samples.
 
     Returns:
         A row every `logging_steps` optimizer steps, and one for each validation and for the end.
@@ -168,18 +181,22 @@ def fit(
         validates = bool(held_out) and (last or state.step % config.validation_steps == 0)
         if last or validates or state.step % config.logging_steps == 0:
             state.log(mean_loss(model, held_out, loss_of_batch) if validates else None)
+        if draw_samples is not None and config.samples_after(state.step):
+            state.check_finite()
+            draw_samples(state.step)
         saves = not last and state.step % config.checkpointing_steps == 0 and process_number() == 0
         if checkpoint is not None and saves:
             state.save(checkpoint)
         if state.step == first + STEPS_BEFORE_ESTIMATE:
-            _say_estimate((time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE, config.max_train_steps - state.step)
+            pace = (time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE
+            _say_estimate(pace, config.max_train_steps - state.step, next(model.parameters()).device)
     return state.history
 
 
 def _backward(
     state: TrainingState,
-    batches: Callable[[int], Batch],
-    loss_of_batch: Callable[[Batch], Tensor],
+    batches: Callable[[int], AnyBatch],
+    loss_of_batch: Callable[[AnyBatch], Tensor],
     step: int,
     config: TrainingConfig,
 ) -> Tensor:
@@ -198,10 +215,11 @@ def _backward(
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Sequence[Batch], loss_of_batch: Callable[[Batch], Tensor]) -> float:
+def mean_loss(model: nn.Module, batches: Sequence[Batch], loss_of_batch: Callable[[AnyBatch], Tensor]) -> float:
     """The mean loss of batches, without dropout; the model is left in training mode."""
     model.eval()
-    losses = torch.stack([loss_of_batch(batch) for batch in batches]).tolist()
+    with torch.compiler.set_stance("force_eager"):  # these batches have shapes of their own
+        losses = torch.stack([loss_of_batch(batch) for batch in batches]).tolist()
     model.train()
     return math.fsum(losses) / len(losses)
 
@@ -212,20 +230,22 @@ def _finite_mean(values: list[float]) -> float:
     return math.fsum(finite) / len(finite) if finite else math.inf
 
 
-def _autocast(loss_fn: Callable[[Any, Batch], Tensor], model: nn.Module, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
+def _autocast(loss_fn: Callable[[Any, AnyBatch], Tensor], model: nn.Module, dtype: torch.dtype) -> Callable[[AnyBatch], Tensor]:
     """The loss of a batch, computed on the model's device and in `dtype`."""
     device = next(model.parameters()).device
 
-    def loss_of_batch(batch: Batch) -> Tensor:
+    def loss_of_batch(batch: AnyBatch) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return loss_fn(model, batch.to(device))
 
     return loss_of_batch
 
 
-def _say_estimate(seconds_per_step: float, steps_left: int) -> None:
-    """Print how long the rest takes at the pace of the first steps."""
+def _say_estimate(seconds_per_step: float, steps_left: int, device: torch.device) -> None:
+    """Print how long the rest takes at the pace of the first steps, and what memory they took."""
     minutes, seconds = divmod(round(seconds_per_step * steps_left), 60)
     print(
-        f"{seconds_per_step * 1000:.0f} ms a step: about {minutes} min {seconds} s for the {steps_left} steps left", flush=True
+        f"{seconds_per_step * 1000:.0f} ms a step: about {minutes} min {seconds} s for the {steps_left} steps left; "
+        f"peak memory so far {peak_memory(device) / 2**30:.2f} GiB",
+        flush=True,
     )

@@ -2,9 +2,7 @@
 
 import csv
 import hashlib
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +15,16 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
-from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, validation_batches
+from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, write_lora
+from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, names_at, validation_batches
 from stages.lora.compiling import compile_repeated_blocks
 from stages.lora.losses import denoising_loss
+from stages.lora.plan import check_disk, say_plan, say_summary
 from stages.lora.processes import process_number, run_processes
+from stages.lora.samples import SAMPLES, Sampler, SampleSize, prompt_embedder
 from stages.lora.settings import TrainingConfig
 from stages.lora.text_encoder import TARGET_MODULES, TrainedPrompts, with_text_encoder
-from stages.lora.training import HistoryRow, fit
+from stages.lora.training import DivergedError, HistoryRow, fit
 from stages.pipeline.outputs import atomic_directory
 
 HISTORY_FILE = "history.csv"
@@ -33,7 +33,10 @@ UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Place:
-    """Where to compute: the device, the dtype of frozen weights and activations, and the file for checkpoints."""
+    """Where to compute: the device, the dtype of frozen weights and activations, and the file for checkpoints.
+
+    What is drawn on the way lies beside the checkpoint until the end, so without one, nothing is drawn.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -63,21 +66,22 @@ def tune(
     place: Place,
     out: Path,
     prompts: TrainedPrompts | None = None,
+    samples: SampleSize | None = None,
 ) -> None:
     """Train on a model and write the result and the history of its training to the directory `out`.
 
     The result is a LoRA file or, with `tuned: full`, the whole model in diffusers layout. Images and prompts come encoded, so
     only the UNet is loaded; with `prompts`, the text encoder too, and it gets an adapter of its own. The first stream's
     images count the epochs, and it is the one that held-out images are taken from. With `num_processes` above 1, so many
-    processes share each batch.
+    processes share each batch. With `samples`, images of `config.sample_prompts` come along.
 
     Raises:
         ValueError: the examples do not fit the UNet, a target is not there, or training diverged.
     """
     if config.num_processes == 1:
-        _tune(model, streams, config, rank, place, out, prompts)
+        _tune(model, streams, config, rank, place, out, prompts, samples)
     else:
-        run_processes(config.num_processes, _tune, model, streams, config, rank, place, out, prompts)
+        run_processes(config.num_processes, _tune, model, streams, config, rank, place, out, prompts, samples)
 
 
 def _tune(
@@ -88,6 +92,7 @@ def _tune(
     place: Place,
     out: Path,
     prompts: TrainedPrompts | None,
+    samples: SampleSize | None,
 ) -> None:
     """Do what `tune` says, as the only process or as one of several, of which the first one speaks and writes."""
     noise_scheduler = load_noise_scheduler(model)
@@ -97,34 +102,43 @@ def _tune(
     cast_frozen(tuned.model, place.dtype)
     ready: Any = tuned.model
     ready.to(place.device, memory_format=torch.channels_last)
-    passes = config.max_train_steps * config.gradient_accumulation_steps
-    latents = torch.Size((config.train_batch_size, *streams[0].examples.mean.shape[2:]))
-    compile_repeated_blocks(tuned.parts["unet"], latents, passes, place.device)
+    if all(stream.examples.shapes is None for stream in streams):
+        passes = config.max_train_steps * config.gradient_accumulation_steps
+        latents = torch.Size((config.train_batch_size * len(streams), *streams[0].examples.mean.shape[2:]))
+        compile_repeated_blocks(tuned.parts["unet"], latents, passes, place.device)
     draws = Draws(
         seed=config.seed,
         num_train_timesteps=noise_scheduler.config["num_train_timesteps"],
         random_flip=config.random_flip,
         noise_offset=config.noise_offset,
     )
+    sampler = make_sampler(model, tuned, config, place, samples)
     streams, held_out = take_held_out(streams, config, draws)
     if process_number() == 0:
         say_plan(tuned, streams, config, rank)
+        check_disk(place.checkpoint, tuned.model, config)
     started = time.perf_counter()
-    history = fit(
-        tuned.model,
-        partial(batch_at, streams, draws, config.train_batch_size),
-        partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma),
-        config,
-        place.dtype,
-        place.checkpoint,
-        held_out,
-    )
+    try:
+        history = fit(
+            tuned.model,
+            partial(batch_at, streams, draws, config.train_batch_size),
+            partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma),
+            config,
+            place.dtype,
+            place.checkpoint,
+            held_out,
+            sampler,
+        )
+    except DivergedError as error:
+        raise ValueError(explain_divergence(error, streams, config, place.checkpoint)) from error
     seconds = time.perf_counter() - started
     if process_number():
         return
     with atomic_directory(out) as folder:
         result = write_result(tuned, model, config, folder)
         write_history(history, config.effective_batch_size / len(streams[0].examples), folder / HISTORY_FILE)
+        if sampler is not None:
+            shutil.copytree(sampler.folder, folder / SAMPLES)
     say_summary(out / result, config, seconds, place.device)
 
 
@@ -148,6 +162,23 @@ def prepare_model(model: Path, config: TrainingConfig, rank: int, prompts: Train
     plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
     first_weights["text_encoder"] = add_adapter(both.text_encoder, rank, plain, TARGET_MODULES, config.seed)
     return Tuned(both, parts, first_weights)
+
+
+def explain_divergence(error: DivergedError, streams: Sequence[Stream], config: TrainingConfig, checkpoint: Path | None) -> str:
+    """What happened, with the files that the step learnt from, and where the last good weights are."""
+    accumulation = config.gradient_accumulation_steps
+    numbers = range((error.step - 1) * accumulation, error.step * accumulation)
+    names = [name for number in numbers for name in names_at(streams, config.seed, config.train_batch_size, number)]
+    kept = f"; the last good checkpoint is kept: {checkpoint}" if checkpoint is not None and checkpoint.is_file() else ""
+    return f"{error}; the step learnt from {', '.join(dict.fromkeys(names))}{kept}"
+
+
+def make_sampler(model: Path, tuned: Tuned, config: TrainingConfig, place: Place, size: SampleSize | None) -> Sampler | None:
+    """What draws on the way, in the process that speaks and writes; None where nothing is to be drawn."""
+    if not config.sample_prompts or size is None or place.checkpoint is None or process_number():
+        return None
+    embed = prompt_embedder(model, tuned.model, config, size.clip_skip)
+    return Sampler(model, tuned.model, embed, config, size, place.dtype, place.checkpoint.parent / SAMPLES)
 
 
 def take_held_out(streams: Sequence[Stream], config: TrainingConfig, draws: Draws) -> tuple[Sequence[Stream], Sequence[Batch]]:
@@ -215,45 +246,3 @@ def write_history(history: Sequence[HistoryRow], epochs_per_step: float, path: P
             numbers = (row.step * epochs_per_step, row.loss, row.learning_rate, row.grad_norm)
             validation_loss = "" if row.validation_loss is None else f"{row.validation_loss:.6g}"
             writer.writerow((row.step, *(f"{number:.6g}" for number in numbers), validation_loss))
-
-
-def say_plan(tuned: Tuned, streams: Sequence[Stream], config: TrainingConfig, rank: int) -> None:
-    """Print what the run is going to do."""
-    images = len(streams[0].examples)
-    steps_per_epoch = images / config.effective_batch_size
-    trained = sum(parameter.numel() for parameter in trained_parameters(tuned.model).values())
-    total = sum(parameter.numel() for parameter in tuned.model.parameters())
-    prior = f" and {len(streams[1].examples)} class images" if len(streams) > 1 else ""
-    held_out = f", {config.validation_images} more are held out" if config.validation_images else ""
-    print(
-        f"{images} images{prior}, {config.effective_batch_size} a step: {steps_per_epoch:g} steps an epoch, "
-        f"{config.max_train_steps} steps are {config.max_train_steps / steps_per_epoch:.3g} epochs{held_out}\n"
-        f"{describe_adapter(tuned, config, rank)}: {trained:,} of {total:,} weights are trained "
-        f"({trained / total:.2%}); {'their' if config.tuned == 'full' else 'the'} file will have about "
-        f"{4 * trained / 1e6:.2f} MB",
-        flush=True,
-    )
-
-
-def describe_adapter(tuned: Tuned, config: TrainingConfig, rank: int) -> str:
-    """What is trained, in words."""
-    if config.tuned == "full":
-        return "full fine-tuning"
-    kind = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}[config.peft_type]
-    kind = "DoRA" if config.use_dora else f"rs{kind}" if config.use_rslora else kind
-    lora_alpha = rank if config.lora_alpha == "rank" else config.lora_alpha
-    return f"{kind} of rank {rank}, alpha {lora_alpha:g}, on {' and '.join(tuned.parts)}"
-
-
-def say_summary(lora: Path, config: TrainingConfig, seconds: float, device: torch.device) -> None:
-    """Print size, pace and memory of a finished run."""
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    pace = config.max_train_steps * config.effective_batch_size / seconds
-    print(
-        f"{lora}: {lora.stat().st_size / 1e6:.2f} MB; {seconds:.1f} s of training, {pace:.1f} images/s, "
-        f"peak memory {memory / 2**30:.2f} GiB",
-        flush=True,
-    )

@@ -7,7 +7,7 @@ from PIL import Image
 
 from stages.comparison.cells import Cell, plan_cells, write_cells, write_png
 from stages.comparison.grids import Style
-from stages.comparison.presentation import Comparison, Presentation, read_training_images
+from stages.comparison.presentation import Comparison, Presentation, read_samples, read_training_images
 from stages.comparison.results import read_results
 from stages.comparison.scores import write_scores
 from stages.comparison.variants import Kind, Sweep, Variant
@@ -44,7 +44,7 @@ def write_variant(root: Path, variant: Variant, seeds: list[int] | None = None) 
     (root / "scores").mkdir(exist_ok=True)
     write_scores(root / "scores" / f"{variant.name}.csv", {cell: _scores(variant, cell) for cell in cells})
     if variant.rank is not None:
-        write_history(root / "lora" / variant.name / "history.csv")
+        write_history(root / "lora" / variant.name / "history.csv", (50, 100) if variant.kind == "text2img" else ())
 
 
 def _scores(variant: Variant, cell: Cell) -> dict[str, float]:
@@ -52,9 +52,19 @@ def _scores(variant: Variant, cell: Cell) -> dict[str, float]:
     return {"prompt_similarity": 0.25 + cell.seed / 1000, "reference_similarity": likeness + cell.seed / 100}
 
 
-def write_history(path: Path) -> None:
+def write_history(path: Path, held_out: tuple[int, ...] = ()) -> None:
     path.parent.mkdir(parents=True)
-    path.write_text("step,loss\n" + "".join(f"{step},{1 / step}\n" for step in range(1, 101)))
+    rows = (f"{step},{1 / step},{0.5 if step in held_out else ''},0.001,{step / 10}\n" for step in range(1, 101))
+    path.write_text("step,loss,validation_loss,learning_rate,grad_norm\n" + "".join(rows))
+
+
+def write_samples(folder: Path) -> None:
+    folder.mkdir()
+    for index, prompt in enumerate(PROMPTS):
+        for step in (50, 100):
+            colour = (100 * index, step, 0)
+            text = {"prompt": prompt, "step": str(step)}
+            write_png(Image.new("RGB", (16, 16), colour), folder / f"p{index}-step{step:06d}.png", text)
 
 
 def write_world(root: Path, sweep: Sweep = SWEEP) -> Path:
@@ -78,5 +88,6 @@ def read_world(root: Path, sweep: Sweep = SWEEP) -> Comparison:
         results=read_results(sweep, root / "images", root / "scores"),
         training=read_training_images(root / "dataset", 3),
         histories={variant: root / "lora" / variant.name / "history.csv" for variant in sweep.variants if variant.rank},
+        samples={variant: read_samples(root / "lora" / variant.name / "samples") for variant in sweep.variants if variant.rank},
         presentation=Presentation("Two & one", NAMES, (1,), 2, Style(24, "nearest")),
     )

@@ -1,6 +1,8 @@
 import pytest
 
-from stages.comparison.charts import Axis, fit_axis, loss_chart, read_history
+from stages.comparison.charts import Axis, course_chart, fit_axis
+from stages.comparison.histories import read_history, write_courses
+from stages.comparison.variants import Variant
 from tests.comparison.small_comparison import write_history
 
 
@@ -29,14 +31,50 @@ def test_axis_shows_all_values():
 
 def test_losses_are_averaged(tmp_path):
     write_history(tmp_path / "lora" / "history.csv")
-    (curve,) = loss_chart({"rank 4": tmp_path / "lora" / "history.csv"}).curves
+    (curve,) = course_chart({"rank 4": read_history(tmp_path / "lora" / "history.csv")}, "loss").curves
     points = [tuple(map(float, point.split(","))) for point in curve.points.split()]
     assert len(points) == 60
     heights = [y for _, y in points]
     assert heights == sorted(heights), "the loss falls, so its curve goes down, where y is larger"
 
 
-@pytest.mark.parametrize("text", ["step,lost\n1,2\n", "step,loss\n", "step,loss\n1,high\n"])
+def test_held_out_loss_is_dashed_in_the_colour_of_its_training(tmp_path):
+    for name, held_out in (("one", ()), ("two", (50, 100))):
+        write_history(tmp_path / name / "history.csv", held_out)
+    histories = {name: read_history(tmp_path / name / "history.csv") for name in ("one", "two")}
+    chart = course_chart(histories, "loss", held_out="validation_loss")
+    assert [(curve.name, curve.number, curve.dashed) for curve in chart.curves] == [
+        ("one", 0, False),
+        ("two", 1, False),
+        ("two", 1, True),
+    ]
+    assert [curve.name for curve in chart.legend] == ["one", "two"]
+    assert len(chart.curves[2].points.split()) == 2
+    assert chart.dashed
+    assert not course_chart(histories, "learning_rate").dashed
+
+
+def test_courses_are_tables_for_plots(tmp_path):
+    write_history(tmp_path / "lora" / "history.csv", (50,))
+    write_history(tmp_path / "other" / "history.csv")
+    histories = {Variant("text2img", 0.7, rank): tmp_path / name / "history.csv" for rank, name in ((4, "lora"), (8, "other"))}
+    write_courses(histories, tmp_path)
+    assert (tmp_path / "validation_loss.csv").read_text() == "variant,step,validation_loss\ntext2img-a0.7-r4,50,0.5\n"
+    rows = (tmp_path / "loss.csv").read_text().splitlines()
+    assert rows[:2] == ["variant,step,loss", "text2img-a0.7-r4,1,1"]
+    assert len(rows) == 201
+
+
+def test_infinite_norms_are_left_out(tmp_path):
+    (tmp_path / "history.csv").write_text("step,loss,validation_loss,learning_rate,grad_norm\n1,1,,1,inf\n2,1,,1,3\n")
+    course = read_history(tmp_path / "history.csv")["grad_norm"]
+    assert (course.steps.tolist(), course.values.tolist()) == ([2], [3])
+
+
+HEADER = "step,loss,validation_loss,learning_rate,grad_norm\n"
+
+
+@pytest.mark.parametrize("text", ["step,lost\n1,2\n", HEADER, f"{HEADER}1,high,,1,1\n"])
 def test_wrong_history_is_refused(tmp_path, text):
     (tmp_path / "history.csv").write_text(text)
     with pytest.raises(ValueError, match=r"history\.csv"):

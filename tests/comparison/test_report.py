@@ -13,7 +13,7 @@ from stages.comparison.report import main_grid, write_report
 from stages.comparison.results import read_results
 from stages.comparison.scores import Interval
 from stages.comparison.variants import Sweep, Variant
-from tests.comparison.small_comparison import COLOURS, SWEEP, read_world, write_variant, write_world
+from tests.comparison.small_comparison import COLOURS, SWEEP, read_world, write_samples, write_variant, write_world
 
 WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (4, 2), "dreambooth": ()})
 VOID = {"meta", "img", "input", "br", "line", "circle"}
@@ -118,10 +118,25 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         "scores.csv",
         "variants.csv",
         "metrics.json",
-        "history/text2img-a0.7-r4.csv",
-        "history/dreambooth-a0.7-r4.csv",
+        "loss.csv",
+        "validation_loss.csv",
+        "learning_rate.csv",
+        "grad_norm.csv",
         "index.html",
     }
+
+
+def test_page_shows_the_courses_of_training_and_what_was_drawn_on_the_way(tmp_path):
+    root = write_world(tmp_path)
+    write_samples(root / "lora" / "text2img-a0.7-r4" / "samples")
+    page = Page(render_page(read_world(root)))
+    said = words(page)
+    assert re.search(r"text2img LoRA, rank 4: drawn on the way, from the same noise a portrait step 50 step 100 asuka", said)
+    assert "DreamBooth LoRA, rank 4: drawn on the way" not in said
+    assert said.count("Dashed: images that are not trained on") == 1
+    assert said.count("LoRA gradient norm") == 2
+    images = [address for address in page.addresses if address.startswith("data:")]
+    assert len(images) == 5 * 2 * 3 + 3 + 4
 
 
 def test_page_does_not_say_where_it_was_made(world):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_noise_offset_shifts_whole_channels():
 
 def test_class_images_come_along_with_their_weight():
     streams = [Stream("instance", make_examples(10)), Stream("class", make_examples(7), weight=0.5)]
-    batch = batch_at(streams, DRAWS, 4, 0)
+    batch: Any = batch_at(streams, DRAWS, 4, 0)
     torch.testing.assert_close(batch.weights, torch.tensor([0.25] * 4 + [0.125] * 4))
     assert not torch.equal(batch.noise[:4], batch.noise[4:])
 

@@ -6,9 +6,10 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages.lora.adapters import load_unet
+from stages.lora.batches import validation_batches
 from stages.lora.compiling import EXPECTED, compile_repeated_blocks, forward_flops, saved_seconds
 from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
-from tests.lora.test_training import make_stream, make_unet, train
+from tests.lora.test_training import DRAWS, make_stream, make_unet, train
 
 CPU = torch.device("cpu")
 LATENTS = torch.Size((2, 4, 8, 8))
@@ -64,11 +65,14 @@ def test_compiled_training_is_the_same_training(model, monkeypatch):
 
     Without the last step, C++, which takes minutes.
     """
-    stream, eager = make_stream(), train(model, make_stream())[0]
+    stream = make_stream()
+    held_out = validation_batches(stream.examples, DRAWS, batch_size=3)
+    options = {"held_out": held_out, "validation_steps": 2}
+    eager = train(model, stream, **options)[0]
     whole = partialmethod(UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager")
     monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", whole)
     monkeypatch.setattr("tests.lora.test_training.make_unet", compiled_unet)
-    first, again = (train(model, stream)[0] for _ in range(2))
+    first, again = (train(model, stream, **options)[0] for _ in range(2))
     torch.testing.assert_close(first, eager, rtol=1e-3, atol=1e-4)
     assert torch.equal(first, again)
 

@@ -18,7 +18,7 @@ def make_images(names):
 
 def make_captions(names):
     captions = [f"caption of {name}" for name in names]
-    return EncodedCaptions(list(names), captions, torch.randn(len(names), 7, 3), torch.zeros(7, 3))
+    return EncodedCaptions(list(names), captions, torch.randn(len(names), 7, 3), torch.zeros(7, 3), 1)
 
 
 def test_round_trip_and_same_bytes(tmp_path):
@@ -31,7 +31,8 @@ def test_round_trip_and_same_bytes(tmp_path):
     back = read_encoded_images(tmp_path / "images-one")
     assert (back.file_names, back.scaling_factor, back.resolution) == (["a", "b"], 0.18215, 64)
     assert torch.equal(back.mean, images.mean)
-    assert read_encoded_captions(tmp_path / "captions-one").captions == ["caption of b", "caption of a"]
+    back = read_encoded_captions(tmp_path / "captions-one")
+    assert (back.captions, back.clip_skip) == (["caption of b", "caption of a"], 1)
 
 
 def test_other_files_are_refused(tmp_path):

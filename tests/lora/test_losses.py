@@ -1,6 +1,7 @@
 """The losses against the papers' formulas, written out sample by sample in float64."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ def alphas_cumprod(num_train_timesteps=1000):
     return np.cumprod(1 - betas)
 
 
-def predict(noisy_latents, timesteps, encoder_hidden_states, return_dict):
+def predict(noisy_latents, timesteps, encoder_hidden_states, return_dict, factor=0.7):
     """Any function of what a UNet is given will do."""
     assert not return_dict
-    return (noisy_latents * 0.7 + timesteps[:, None, None, None] / 1000 + encoder_hidden_states.mean(),)
+    return (noisy_latents * factor + timesteps[:, None, None, None] / 1000 + encoder_hidden_states.mean(),)
 
 
 unet: Any = predict
@@ -36,34 +37,35 @@ def make_batch(timesteps, weights):
 
 
 def reference_loss(batch, prediction_type, snr_gamma):
-    """Sum over the samples of weight * min-SNR weight * mean squared error."""
-    total = 0.0
+    """Sum over the samples of weight * min-SNR weight * mean squared error; and its derivative by the UNet's factor."""
+    total = gradient = 0.0
     for sample in range(len(batch.timesteps)):
         latents, noise = batch.latents[sample].double().numpy(), batch.noise[sample].double().numpy()
         signal = alphas_cumprod()[batch.timesteps[sample]]
         alpha, sigma = math.sqrt(signal), math.sqrt(1 - signal)
-        pred = (
-            0.7 * (alpha * latents + sigma * noise)
-            + batch.timesteps[sample].item() / 1000
-            + batch.encoder_hidden_states.double().mean().item()
-        )
+        noisy_latents = alpha * latents + sigma * noise
+        pred = 0.7 * noisy_latents + batch.timesteps[sample].item() / 1000 + batch.encoder_hidden_states.double().mean().item()
         target = noise if prediction_type == "epsilon" else alpha * noise - sigma * latents
         weight = batch.weights[sample].item()
         if snr_gamma is not None:
             snr = alpha**2 / sigma**2
             weight *= min(snr, snr_gamma) / (snr if prediction_type == "epsilon" else snr + 1)
         total += weight * np.mean((pred - target) ** 2)
-    return total
+        gradient += weight * np.mean(2 * (pred - target) * noisy_latents)
+    return total, gradient
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("snr_gamma", [None, 5.0])
 @pytest.mark.parametrize("weights", [[0.25] * 4, [0.5, 0.5, 0.35, 0.35]], ids=["mean", "prior preservation"])
-def test_loss_is_that_of_the_papers(prediction_type, snr_gamma, weights):
+def test_loss_and_gradient_are_those_of_the_papers(prediction_type, snr_gamma, weights):
     batch = make_batch([0, 10, 500, 999], weights)
     noise_scheduler = DDPMScheduler(prediction_type=prediction_type, **BETAS)
-    loss = denoising_loss(unet, batch, noise_scheduler, snr_gamma)
-    assert loss.item() == pytest.approx(reference_loss(batch, prediction_type, snr_gamma), rel=2e-5)
+    factor = torch.tensor(0.7, requires_grad=True)
+    trained: Any = partial(predict, factor=factor)
+    loss = denoising_loss(trained, batch, noise_scheduler, snr_gamma)
+    (gradient,) = torch.autograd.grad(loss, factor)
+    assert (loss.item(), gradient.item()) == pytest.approx(reference_loss(batch, prediction_type, snr_gamma), rel=5e-5)
 
 
 def test_min_snr_weights_at_both_sides_of_gamma():

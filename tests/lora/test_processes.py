@@ -1,6 +1,7 @@
 """Two processes that share a batch learn what one learns from the whole."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def train_and_save(model, out):
 
 def test_shares_are_the_whole_batch(monkeypatch):
     """Each sample is in one share, with its weight; three samples for two processes."""
-    batch = batch_at([make_stream()], DRAWS, 3, 0)
+    batch: Any = batch_at([make_stream()], DRAWS, 3, 0)
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     shares = []
     for number in range(2):
@@ -43,7 +44,7 @@ def test_shares_are_the_whole_batch(monkeypatch):
 
 
 def test_one_process_shares_with_nobody():
-    batch = batch_at([make_stream()], DRAWS, 3, 0)
+    batch: Any = batch_at([make_stream()], DRAWS, 3, 0)
     assert processes.own_samples(batch) is batch
     processes.add_up([batch.weights])
     assert batch.weights.sum() == pytest.approx(1)

@@ -255,17 +255,28 @@ def test_looking_at_held_out_images_changes_nothing(model, stream):
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(model, stream, tmp_path):
     def batches(number):
-        batch = batch_at([stream], DRAWS, 2, number)
+        batch: Any = batch_at([stream], DRAWS, 2, number)
         if number == 4:
             batch.latents[:] = math.nan
         return batch
 
-    with pytest.raises(DivergedError, match="the loss is nan at step 5: try a lower learning_rate"):
+    with pytest.raises(DivergedError, match="the loss is nan at step 5: try a lower learning_rate") as error:
         train(model, stream, tmp_path / "checkpoint.pt", batches, max_train_steps=20, checkpointing_steps=3, logging_steps=20)
+    assert error.value.step == 5
     state = TrainingState(make_unet(model), training_config(), scale_gradients=False)
     state.load(tmp_path / "checkpoint.pt")
     assert state.step == 3
     assert all(parameter.isfinite().all() for parameter in state.parameters.values())
+
+
+def test_loss_beyond_all_bounds_stops(model, stream):
+    def batches(number):
+        batch: Any = batch_at([stream], DRAWS, 2, number)
+        batch.noise[:] *= 100 if number == 2 else 1
+        return batch
+
+    with pytest.raises(DivergedError, match=r"the loss is \d+(\.\d+)? at step 3"):
+        train(model, stream, batches=batches)
 
 
 def test_bfloat16_trains_float32_weights(model, stream):
