@@ -53,7 +53,9 @@ class MergeMethod:
 
 def weighted_sum(theta0: Array, theta1: Array, alpha: float) -> Array:
     """Interpolate linearly between two models: Wortsman et al. 2021, section 3 (arXiv:2109.01903)."""
-    return (1 - alpha) * theta0 + alpha * theta1
+    merged = (1 - alpha) * theta0
+    merged += alpha * theta1
+    return merged
 
 
 def add_difference(theta0: Array, theta1: Array, theta2: Array, alpha: float) -> Array:

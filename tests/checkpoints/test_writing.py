@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from stages.checkpoints import writing
 from stages.checkpoints.tensors import LazyTensor, open_safetensors, read_recipe
-from stages.checkpoints.writing import check_space, elementwise, write_safetensors, written_size
+from stages.checkpoints.writing import check_space, computed, write_safetensors, written_size
 
 RNG = np.random.default_rng(0)
 
@@ -70,7 +70,7 @@ def test_the_bytes_are_those_of_the_safetensors_library(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_pieces_are_rounded_once_for_any_number_of_threads(tmp_path, small_pieces, source, dtype):
     tensors, values = stored(tmp_path, "in.safetensors", source)
-    mean = elementwise([tensors["x"], tensors["y"]], lambda x, y: 0.3 * x + 0.7 * y)
+    mean = computed([tensors["x"], tensors["y"]], lambda x, y: 0.3 * x + 0.7 * y, in_pieces=True)
     written = {"copy": tensors["x"], "mean": mean, "reshaped": mean.reshape((37, 11)), **TENSORS}
     for threads in (1, 2, 5):
         write_safetensors(tmp_path / f"{threads}.safetensors", written, dtype, {}, threads)
@@ -82,9 +82,10 @@ def test_pieces_are_rounded_once_for_any_number_of_threads(tmp_path, small_piece
     assert len({(tmp_path / f"{threads}.safetensors").read_bytes() for threads in (1, 2, 5)}) == 1
 
 
-def test_an_elementwise_tensor_is_read_as_it_is_written(tmp_path, small_pieces):
+@pytest.mark.parametrize("in_pieces", [True, False])
+def test_a_computed_tensor_is_read_as_it_is_written(tmp_path, small_pieces, in_pieces):
     tensors, _ = stored(tmp_path, "in.safetensors", "float16")
-    double = elementwise([tensors["x"]], lambda x: x * 2)
+    double = computed([tensors["x"]], lambda x: x * 2, in_pieces=in_pieces)
     write_safetensors(tmp_path / "out.safetensors", {"x": double}, "float32", {})
     assert load_file(tmp_path / "out.safetensors")["x"].tobytes() == double.read().tobytes()
 
@@ -101,7 +102,8 @@ def test_bfloat16_is_widened_exactly(tmp_path, small_pieces):
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 7e4])
 def test_what_is_not_finite_is_named_and_leaves_nothing(tmp_path, value):
-    with pytest.raises(ValueError, match=r"in float16: bad$"):
+    message = "^larger than float16 holds: bad$" if np.isfinite(value) else r"^not a finite number \(NaN or Inf\): bad$"
+    with pytest.raises(ValueError, match=message):
         write_safetensors(tmp_path / "x.safetensors", {**TENSORS, "bad": lazy(np.array([value], np.float32))}, "float16", {})
     assert list(tmp_path.iterdir()) == []
 
@@ -114,17 +116,29 @@ def test_what_is_not_finite_in_a_source_is_named(tmp_path, small_pieces, source,
     values["bad"][777] = value
     save_file(values, tmp_path / "in.safetensors")
     tensors = open_safetensors(tmp_path / "in.safetensors")
-    doubled = {key: elementwise([tensor], lambda x: 2 * x) for key, tensor in tensors.items()}
-    for written in (tensors, doubled):
-        with pytest.raises(ValueError, match=rf"in {dtype}: bad$"):
+    doubled = {key: computed([tensor], lambda x: 2 * x, in_pieces=True) for key, tensor in tensors.items()}
+    ignored = {key: computed([tensor], lambda x: 0 * x, in_pieces=False) for key, tensor in tensors.items()}
+    for written in (tensors, doubled, ignored):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/in.safetensors: not a finite number \(NaN or Inf\): bad$"):
             write_safetensors(tmp_path / "out.safetensors", written, dtype, {})
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
 
 
+def test_of_several_sources_the_file_at_fault_is_named(tmp_path):
+    for name, values in {"theta0": [1, 2, 3], "theta1": [1, np.nan, 3]}.items():
+        save_file({"x": np.array(values, np.float32)}, tmp_path / f"{name}.safetensors")
+    thetas = [open_safetensors(tmp_path / f"{name}.safetensors")["x"] for name in ("theta0", "theta1")]
+    big = computed(thetas[:1], lambda x: 1e5 * x, in_pieces=True)
+    written = {"sum": computed(thetas, lambda x, y: x + y, in_pieces=True), "big": big}
+    expected = rf"^larger than float16 holds: big; {tmp_path}/theta1.safetensors: not a finite number \(NaN or Inf\): sum$"
+    with pytest.raises(ValueError, match=expected):
+        write_safetensors(tmp_path / "out.safetensors", written, "float16", {})
+
+
 def test_a_result_that_overflows_is_named(tmp_path, small_pieces):
     save_file({"big": np.full(100, 6e4, np.float16)}, tmp_path / "in.safetensors")
-    double = {"big": elementwise([open_safetensors(tmp_path / "in.safetensors")["big"]], lambda x: 2 * x)}
-    with pytest.raises(ValueError, match="in float16: big"):
+    double = {"big": computed([open_safetensors(tmp_path / "in.safetensors")["big"]], lambda x: 2 * x, in_pieces=True)}
+    with pytest.raises(ValueError, match="larger than float16 holds: big"):
         write_safetensors(tmp_path / "out.safetensors", double, "float16", {})
     write_safetensors(tmp_path / "out.safetensors", double, "float32", {})
 
