@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,15 @@ def test_text_encoder_taken_whole(models, policy, index):
         merged.components["unet"].tensors["conv_in.weight"].read(),
         models[index].components["unet"].tensors["conv_in.weight"].read(),
     )
+
+
+def test_a_text_encoder_taken_whole_from_theta1_keeps_its_config_and_its_shards(models):
+    theta1 = models[1].components["text_encoder"]
+    sharded = replace(theta1, config={**theta1.config, "layer_norm_eps": 1e-4}, shards=(theta1.file,))
+    other = replace(models[1], components={**models[1].components, "text_encoder": sharded})
+    taken = merge_models(models[0], other, MergePlan("weighted_sum", 0.7, "theta1")).components["text_encoder"]
+    assert taken.config["layer_norm_eps"] == 1e-4
+    assert taken.digest() == sharded.digest() != theta1.digest()
 
 
 def test_the_vae_is_not_merged(models):
