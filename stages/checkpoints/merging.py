@@ -5,6 +5,7 @@ Directions differ between tools; here theta0 and theta1 are as in `theta = (1 - 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +13,11 @@ import numpy as np
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.blocks import BlockWeights, block_alphas
 from stages.checkpoints.components import Component
+from stages.checkpoints.computed import computed
 from stages.checkpoints.key_maps import component_specs
-from stages.checkpoints.methods import MERGE_METHODS, Setting
+from stages.checkpoints.methods import MERGE_METHODS, Array, Measured, Setting
 from stages.checkpoints.model import Model
 from stages.checkpoints.tensors import FLOATS, LazyTensor, LazyTensors, Recipe, listed
-from stages.checkpoints.writing import computed
 
 TextEncoderPolicy = Literal["merged", "theta0", "theta1"]
 MERGED_COMPONENTS = ("unet", "text_encoder")
@@ -78,7 +79,11 @@ def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: f
     method, setting = MERGE_METHODS[plan.method], Setting(key, alpha, plan.density, plan.seed)
     if method.models == 1:
         return originals[0]
-    return computed(originals, lambda *thetas: method.function(*thetas, setting), in_pieces=method.elementwise)
+
+    def merge(start: int, measured: Measured, *thetas: Array) -> Array:
+        return method.function(*thetas, replace(setting, start=start, measured=measured))
+
+    return computed(originals, merge, method.measure and partial(method.measure, setting))
 
 
 def _merge_component(name: str, originals: Sequence[Component], plan: MergePlan, policy: TextEncoderPolicy) -> Component:

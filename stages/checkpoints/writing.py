@@ -9,54 +9,24 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from stages.checkpoints.casting import Cast, are_finite, cast_in_numpy, quickest_cast
+from stages.checkpoints.computed import STRIDE, ComputedTensor
 from stages.checkpoints.tensors import FLOATS, NUMPY_DTYPES, RECIPE_KEY, Array, LazyTensor, LazyTensors, Recipe, listed
 
 PIECE = 2**20
 """Values that are read and written at once."""
-STRIDE = 2**16
-"""Values that are computed at once: they and the steps between stay in a core's cache."""
 MOST_THREADS = 8
 """More would wait for the memory; each takes some MB."""
 _LARGE = 2**22
 _CODES = {"float16": "F16", "float32": "F32"}
 _WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
-
-
-@dataclass(frozen=True)
-class ComputedTensor(LazyTensor):
-    """A tensor that is computed of others.
-
-    Attributes:
-        sources: Tensors of its size, each of floating point.
-        function: Of the sources, float32 and flat; gives this tensor in float32.
-        in_pieces: Whether the function gives a piece of this tensor for the same piece of the sources.
-    """
-
-    sources: tuple[LazyTensor, ...] = ()
-    function: Callable[..., Array] = np.asarray
-    in_pieces: bool = False
-
-
-def computed(sources: Sequence[LazyTensor], function: Callable[..., Array], *, in_pieces: bool) -> ComputedTensor:
-    """Compute a tensor of the shape and dtype of the first source; see `ComputedTensor`.
-
-    Where a source is not finite, neither is the tensor, whatever the function makes of it.
-    """
-
-    def load() -> Array:
-        values = [source.read().astype(np.float32, copy=False).reshape(-1) for source in sources]
-        return function(*values) if all(map(are_finite, values)) else np.full_like(values[0], np.nan)
-
-    return ComputedTensor(sources[0].shape, sources[0].dtype, load, None, tuple(sources), function, in_pieces)
 
 
 def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Recipe, threads: int | None = None) -> None:
@@ -125,11 +95,7 @@ class _Piece(NamedTuple):
 
 def _entry(key: str, tensor: LazyTensor, dtype: str, offset: int) -> _Entry:
     code = _CODES[dtype] if tensor.dtype in FLOATS else tensor.dtype
-    return _Entry(key, tensor, code, offset, _count(tensor) * np.dtype(NUMPY_DTYPES[code]).itemsize)
-
-
-def _count(tensor: LazyTensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64))
+    return _Entry(key, tensor, code, offset, tensor.size * np.dtype(NUMPY_DTYPES[code]).itemsize)
 
 
 def _lay_out(tensors: LazyTensors, dtype: str, metadata: Mapping[str, str]) -> tuple[bytes, list[_Entry]]:
@@ -187,12 +153,12 @@ def _casts(entry: _Entry) -> int:
     widened = [source.dtype for source in _streamed(entry)]
     if widened == [entry.code] and not isinstance(entry.tensor, ComputedTensor):
         return 0
-    return _count(entry.tensor) * (widened.count("F16") + (entry.code == "F16"))
+    return entry.tensor.size * (widened.count("F16") + (entry.code == "F16"))
 
 
 def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:
     for entry in entries:
-        count = _count(entry.tensor)
+        count = entry.tensor.size
         step = PIECE if _streamed(entry) else max(count, 1)
         yield from (_Piece(entry, start, min(start + step, count)) for start in range(0, count, step))
 
@@ -200,7 +166,7 @@ def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:
 def _streamed(entry: _Entry) -> tuple[LazyTensor, ...]:
     """The tensors in a file that the entry can be made of in pieces; none if it must be read whole."""
     tensor = entry.tensor
-    sources = tensor.sources if isinstance(tensor, ComputedTensor) and tensor.in_pieces else (tensor,)
+    sources = tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
     return sources if all(source.stored and source.dtype in _WIDENED for source in sources) else ()
 
 
@@ -260,11 +226,11 @@ class _Writer:
         for source, buffer in zip(_streamed(piece.entry), self._buffers.raw, strict=False):
             raws.append(buffer.view(NUMPY_DTYPES[source.dtype])[: len(out)])
             self._get(source, piece.start, raws[-1])
-        function: Callable[..., Array] = tensor.function if isinstance(tensor, ComputedTensor) else np.asarray
         for start in range(0, len(out), STRIDE):
             part = slice(start, start + STRIDE)
             wide = [self._widened(raw[part], buffer) for raw, buffer in zip(raws, self._buffers.wide, strict=False)]
-            self._round(function(*wide), out[part])
+            values = tensor.function(piece.start + start, *wide) if isinstance(tensor, ComputedTensor) else wide[0]
+            self._round(values, out[part])
 
     def _widened(self, raw: Array, buffer: Array) -> Array:
         """Values in float32: themselves, or in the buffer."""
