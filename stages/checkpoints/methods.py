@@ -123,15 +123,17 @@ def smallest_kept(pieces: Pieces, density: float) -> tuple[float, ...]:
 
     Of one difference at a time, the magnitudes are held in memory: that is what ties takes more than the other methods.
     """
-    if density == 1:
-        return 0.0, 0.0
-    smallest = []
-    for index in (0, 1):
-        magnitudes = np.concatenate([np.abs(thetas[index] - thetas[2]).reshape(-1) for thetas in pieces()])
-        dropped = len(magnitudes) - ceil(density * len(magnitudes))
-        magnitudes.partition(dropped)
-        smallest.append(float(magnitudes[dropped]))
-    return tuple(smallest)
+    return (0.0, 0.0) if density == 1 else tuple(_smallest_kept(pieces, index, density) for index in (0, 1))
+
+
+def _smallest_kept(pieces: Pieces, index: int, density: float) -> float:
+    held = bytearray()  # grows in place, so that the magnitudes are never there twice
+    for thetas in pieces():
+        held += np.abs(thetas[index] - thetas[2]).tobytes()
+    magnitudes = np.frombuffer(held, np.float32)
+    dropped = len(magnitudes) - ceil(density * len(magnitudes))
+    magnitudes.partition(dropped)
+    return float(magnitudes[dropped])
 
 
 def trim(difference: Array, smallest: float) -> Array:
