@@ -1,7 +1,8 @@
 """Write what people take away: a single-file checkpoint, or a LoRA file, for A1111 and ComfyUI.
 
 Reads a model in the diffusers layout, or the directory of a trained LoRA. Writes one .safetensors file: the model in the
-LDM layout, or the LoRA in kohya's keys with the alpha that it was trained with. The recipe is in the file's metadata.
+LDM layout, or the LoRA in kohya's keys with the alpha that it was trained with. With --lora FILE the model has that LoRA
+fused into its weights, --weight times as strong as it was trained. The recipe is in the file's metadata.
 
 It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
 """
@@ -32,16 +33,24 @@ class ExportConfig:
     lora_dtype: Literal["float16", "float32"]
 
 
-def stage(config: ExportConfig, source: Path, out: Path) -> None:
-    """Write the model or the LoRA in the directory `source` to the file `out`."""
+def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = None, weight: float = 1.0) -> None:
+    """Write the model or the LoRA in the directory `source` to the file `out`, the model with `lora` fused into it."""
+    if lora and (source / LORA_FILE).is_file():
+        raise ValueError(f"--lora: given {lora}, and {source} is a LoRA too: one is fused into a model")
     with atomic_file(out) as part:
         if (source / LORA_FILE).is_file():
             _write_lora(source / LORA_FILE, part, config.lora_dtype)
         else:
-            from stages.checkpoints.model import read_model
-            from stages.checkpoints.single_file import write_single_file
+            _write_model(source, part, config.dtype, lora, weight)
 
-            write_single_file(read_model(source, None), part, config.dtype)
+
+def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight: float) -> None:
+    from stages.checkpoints.fusing import fuse
+    from stages.checkpoints.model import read_model
+    from stages.checkpoints.single_file import write_single_file
+
+    model = read_model(source, None)
+    write_single_file(fuse(model, lora, weight) if lora else model, part, dtype)
 
 
 def _write_lora(lora: Path, part: Path, dtype: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
@@ -20,6 +20,11 @@ from stages.pipeline.config import Alpha, Seed, strict
 from stages.pipeline.outputs import atomic_directory
 
 Block = Annotated[str, Field(pattern=r"^((IN|OUT)\d\d|M00)$")]
+Blocks = Annotated[
+    Annotated[dict[Block, Alpha], Tag("names")] | Annotated[tuple[Alpha, ...], Tag("list")],
+    Discriminator(lambda value: "names" if isinstance(value, dict) else "list"),
+]
+"""Which of the two is meant is told first, so that a wrong value is refused once, not once for each."""
 
 
 @dataclass(frozen=True, config=strict)
@@ -46,7 +51,7 @@ class MergeConfig:
 
     method: Literal["weighted_sum", "add_difference", "slerp", "ties", "dare", "passthrough"]
     component_alpha: ComponentAlpha
-    blocks: dict[Block, Alpha] | tuple[Alpha, ...] | None
+    blocks: Blocks | None
     density: Annotated[float, Field(gt=0, le=1)]
     seed: Seed
     text_encoder: Literal["merged", "theta0", "theta1"]

@@ -125,6 +125,18 @@ def test_text2img_learning_rate(baseline):
     assert baseline.repro() == {"train_text2img@0.7-4", *ONE_CELL, "compare"}
 
 
+def test_a_config_beside_a_single_file_is_read_again_when_it_is_edited(baseline):
+    neighbour = baseline.root / "data/mini/toon.yaml"
+    try:
+        neighbour.write_text("model: {params: {parameterization: eps}}\n")
+        baseline.compose()
+        assert baseline.repro() == {"base@theta0"}
+        neighbour.write_text("model: {params: {parameterization: eps}}  # as before\n")
+        assert baseline.repro() == {"base@theta0"}
+    finally:
+        neighbour.unlink()
+
+
 def test_prompt(baseline):
     baseline.compose("generate.prompts=[another]")
     kinds = ("base@theta0", "merged@0.7", "text2img@0.7-4", "dreambooth@0.7-4")

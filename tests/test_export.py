@@ -116,6 +116,51 @@ def test_diffusers_draws_the_same_with_the_kohya_file(tmp_path, model, settings)
     assert not np.array_equal(expected, plain)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_a_fused_lora_draws_what_the_loaded_one_does(tmp_path, model, weight):
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+
+    pipeline = StableDiffusionPipeline.from_pretrained(model, local_files_only=True, **NOTHING)
+    plain = draw(pipeline)
+    torch.manual_seed(0)
+    for part, modules in {"unet": ["to_q", "to_out.0", "proj_in", "conv1"], "text_encoder": ["q_proj", "fc1"]}.items():
+        lora = LoraConfig(r=4, lora_alpha=80, init_lora_weights=False, target_modules=modules, alpha_pattern={modules[-1]: 20})
+        getattr(pipeline, part).add_adapter(lora)
+    save_lora(pipeline, tmp_path / "lora")
+    for part in (pipeline.unet, pipeline.text_encoder):
+        scale_layers(part, weight)
+    expected = draw(pipeline)
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    stage(CONFIG, tmp_path / "lora", tmp_path / "kohya.safetensors")
+    for lora in (file, tmp_path / "kohya.safetensors"):
+        stage(CONFIG, model, tmp_path / "out.safetensors", lora, weight)
+        fused = StableDiffusionPipeline.from_single_file(
+            str(tmp_path / "out.safetensors"), config=str(model), local_files_only=True, **NOTHING
+        )
+        np.testing.assert_allclose(draw(fused), expected, atol=2e-5)
+    assert np.abs(expected - plain).max() > 1e-3
+    with safe_open(tmp_path / "out.safetensors", "np") as written:
+        assert json.loads(written.metadata()["recipe"])["unet"]["lora"]["weight"] == weight
+
+
+def scale_layers(module, weight):
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.scale_layer(weight)
+
+
+def test_a_lora_of_another_model_is_not_fused(tmp_path, model):
+    name = "lora_unet_down_blocks_9_attentions_0_proj_in"
+    tensors = {"lora_down.weight": np.ones((2, 4)), "lora_up.weight": np.ones((4, 2)), "alpha": np.array(1.0)}
+    save_file({f"{name}.{part}": value.astype(np.float32) for part, value in tensors.items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match=rf"does not belong to this model.*{name}"):
+        stage(CONFIG, model, tmp_path / "out.safetensors", tmp_path / "lora.safetensors")
+
+
 def save_lora(pipeline, folder):
     from peft import get_peft_model_state_dict
 

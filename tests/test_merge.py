@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from stages.merge import MergeConfig, stage
-from stages.pipeline.config import validate
+from stages.pipeline.config import ParamsError, validate
 from stages.vae import VaeConfig
 from stages.vae import stage as vae_stage
 from tests.checkpoints.tiny import WEIGHTS, random_weights, save_diffusers, tree
@@ -32,6 +32,23 @@ def folders(tmp_path):
 def merge_config(**values):
     defaults = yaml.safe_load((Path(__file__).parents[1] / "conf" / "merge" / "default.yaml").read_text())
     return validate("merge", MergeConfig, defaults | values)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "leaf", "allowed"),
+    [
+        ({"IN00": 2}, "blocks.IN00: given 2", "less than or equal to 1"),
+        ({"INX": 0.5}, "blocks.INX: given 'INX'", "match pattern"),
+        ([0.1, 2], "blocks.1: given 2", "less than or equal to 1"),
+        ("IN00", "blocks: given 'IN00'", "valid tuple"),
+    ],
+)
+def test_a_wrong_weight_of_a_block_is_refused_in_one_line(blocks, leaf, allowed):
+    with pytest.raises(ParamsError) as error:
+        merge_config(blocks=blocks)
+    assert str(error.value).startswith(f"merge.{leaf}: ")
+    assert allowed in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.7, 1.0])

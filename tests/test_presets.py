@@ -30,6 +30,18 @@ def preset(request, tmp_path_factory) -> tuple[str, dict[str, Any]]:
     return request.param, yaml.safe_load(out.read_text())
 
 
+def test_a_config_beside_a_single_file_is_watched(tmp_path):
+    model = tmp_path / "model.safetensors"
+    model.touch()
+    watched = []
+    for _ in range(2):
+        compose(tmp_path / "params.yaml", [f"base.theta0.source.path={model}"])
+        watched.append(yaml.safe_load((tmp_path / "params.yaml").read_text())["inputs"]["base"]["theta0"]["neighbour"])
+        model.with_suffix(".yaml").touch()
+    assert watched == ["LICENSE", str(tmp_path / "model.yaml")]
+    assert "${item.neighbour}" in STAGES["base"]["deps"]
+
+
 @pytest.fixture(autouse=True)
 def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -33,15 +33,30 @@ def write_kohya(lora: Path, out: Path, dtype: str) -> None:
     Raises:
         ValueError: The file does not say its alpha, or holds something other than plain LoRA (DoRA, LoKr, biases).
     """
+    write_safetensors(out, read_kohya(lora), dtype, _settings(lora))
+
+
+def read_kohya(lora: Path) -> LazyTensors:
+    """Open a LoRA file, of diffusers or in kohya's keys, under kohya's keys.
+
+    Raises:
+        ValueError: The file does not say its alpha, or holds something other than plain LoRA (DoRA, LoKr, biases).
+    """
+    tensors = open_safetensors(lora)
+    if all(key.startswith(tuple(_PREFIXES.values())) for key in tensors):
+        return tensors
+    settings = _settings(lora)
+    try:
+        return to_kohya(tensors, settings)
+    except ValueError as error:
+        raise ValueError(f"{lora}: {error}") from error
+
+
+def _settings(lora: Path) -> dict[str, Any]:
     metadata = read_metadata(lora)
     if ADAPTER_METADATA_KEY not in metadata:
         raise ValueError(f"{lora}: no {ADAPTER_METADATA_KEY} in its metadata, so its alpha is unknown; train it anew")
-    settings = json.loads(metadata[ADAPTER_METADATA_KEY])
-    try:
-        tensors = to_kohya(open_safetensors(lora), settings)
-    except ValueError as error:
-        raise ValueError(f"{lora}: {error}") from error
-    write_safetensors(out, tensors, dtype, settings)
+    return json.loads(metadata[ADAPTER_METADATA_KEY])
 
 
 def to_kohya(tensors: LazyTensors, settings: Mapping[str, Any]) -> dict[str, LazyTensor]:
@@ -57,14 +72,15 @@ def to_kohya(tensors: LazyTensors, settings: Mapping[str, Any]) -> dict[str, Laz
         if match is None:
             raise ValueError(f"{key}: only plain LoRA has kohya keys that every tool reads")
         component, module, direction = match.groups()
-        name = _kohya_name(component, module)
+        name = kohya_name(component, module)
         renamed[f"{name}.{_DIRECTIONS[direction]}.weight"] = tensor
         if direction == "lora_A":
             renamed[f"{name}.alpha"] = _scalar(_kohya_alpha(component, module, tensor.shape[0], settings))
     return renamed
 
 
-def _kohya_name(component: str, module: str) -> str:
+def kohya_name(component: str, module: str) -> str:
+    """What kohya's keys call a module of the UNet or the text encoder."""
     if component == "text_encoder" and not module.startswith("text_model."):
         module = f"text_model.{module}"  # transformers 5.6 dropped this level; kohya's keys have it
     return f"{_PREFIXES[component]}_{module.replace('.', '_')}"

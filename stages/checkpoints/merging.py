@@ -3,8 +3,9 @@
 Directions differ between tools; here theta0 and theta1 are as in `theta = (1 - alpha) * theta0 + alpha * theta1`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +13,11 @@ import numpy as np
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.blocks import BlockWeights, block_alphas
 from stages.checkpoints.components import Component
+from stages.checkpoints.computed import computed
 from stages.checkpoints.key_maps import component_specs
-from stages.checkpoints.methods import MERGE_METHODS, Array, MergeMethod, Setting
+from stages.checkpoints.methods import MERGE_METHODS, Array, Measured, Setting
 from stages.checkpoints.model import Model
 from stages.checkpoints.tensors import FLOATS, LazyTensor, LazyTensors, Recipe, listed
-from stages.checkpoints.writing import elementwise
 
 TextEncoderPolicy = Literal["merged", "theta0", "theta1"]
 MERGED_COMPONENTS = ("unet", "text_encoder")
@@ -72,25 +73,17 @@ def merge_models(theta0: Model, theta1: Model | None, plan: MergePlan, theta2: M
     return replace(theta0, components=merged)
 
 
-def merge_tensors(theta0: LazyTensors, theta1: LazyTensors, method: str, alpha: float) -> dict[str, LazyTensor]:
-    """Merge tensors of the same keys and shapes in float32, each when it is read; integers are copied from theta0."""
-    plan = MergePlan(method, alpha, "merged")
-    return {key: _merged([tensor, theta1[key]], plan, key, alpha) for key, tensor in theta0.items()}
-
-
 def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: float) -> LazyTensor:
     if originals[0].dtype not in FLOATS:
         return originals[0]
     method, setting = MERGE_METHODS[plan.method], Setting(key, alpha, plan.density, plan.seed)
     if method.models == 1:
         return originals[0]
-    if method.elementwise:
-        return elementwise(originals, lambda *thetas: method.function(*thetas, setting))
-    return LazyTensor(originals[0].shape, originals[0].dtype, _computed(originals, method, setting))
 
+    def merge(start: int, measured: Measured, *thetas: Array) -> Array:
+        return method.function(*thetas, replace(setting, start=start, measured=measured))
 
-def _computed(originals: Sequence[LazyTensor], method: MergeMethod, setting: Setting) -> Callable[[], Array]:
-    return lambda: method.function(*(tensor.read().astype(np.float32, copy=False) for tensor in originals), setting)
+    return computed(originals, merge, method.measure and partial(method.measure, setting))
 
 
 def _merge_component(name: str, originals: Sequence[Component], plan: MergePlan, policy: TextEncoderPolicy) -> Component:
@@ -98,7 +91,7 @@ def _merge_component(name: str, originals: Sequence[Component], plan: MergePlan,
     if len(originals) == 1 or policy == "theta0":
         return replace(originals[0], recipe=recipe)
     if policy == "theta1":
-        return replace(originals[0], tensors=originals[1].tensors, file=originals[1].file, recipe=recipe)
+        return replace(originals[1], recipe=recipe)
     alphas = _alphas(name, originals[0], plan)
     tensors = {
         key: _merged([original.tensors[key] for original in originals], plan, f"{name}.{key}", alphas[key])

@@ -152,8 +152,7 @@ def write_component(directory: Path, name: str, component: Component, dtype: str
     if name == "text_encoder":
         config["dtype"] = dtype  # transformers loads weights in the dtype that the config names
     write_json(directory / "config.json", config)
-    with named(component.file):
-        write_safetensors(directory / WEIGHTS[name], component.tensors, dtype, component.recipe)
+    write_safetensors(directory / WEIGHTS[name], component.tensors, dtype, component.recipe)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

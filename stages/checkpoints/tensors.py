@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -78,6 +79,11 @@ class LazyTensor:
     dtype: str
     load: Callable[[], Array]
     stored: Stored | None = None
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
 
     def read(self) -> Array:
         """The values, in `shape`."""

@@ -9,48 +9,24 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from stages.checkpoints.halves import HALF_OVERFLOW, INFINITY, Scratch, are_finite, largest, narrow, widen
+from stages.checkpoints.casting import Cast, are_finite, cast_in_numpy, quickest_cast
+from stages.checkpoints.computed import STRIDE, ComputedTensor
 from stages.checkpoints.tensors import FLOATS, NUMPY_DTYPES, RECIPE_KEY, Array, LazyTensor, LazyTensors, Recipe, listed
 
 PIECE = 2**20
 """Values that are read and written at once."""
-STRIDE = 2**16
-"""Values that are computed at once: they and the steps between stay in a core's cache."""
 MOST_THREADS = 8
 """More would wait for the memory; each takes some MB."""
 _LARGE = 2**22
 _CODES = {"float16": "F16", "float32": "F32"}
 _WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
-
-
-@dataclass(frozen=True)
-class ElementwiseTensor(LazyTensor):
-    """A tensor that is computed of others value by value, so that it can be computed in pieces.
-
-    Attributes:
-        sources: Tensors of its size, each of floating point.
-        function: Of pieces of the sources, float32 and flat; gives the same piece of this tensor in float32.
-    """
-
-    sources: tuple[LazyTensor, ...] = ()
-    function: Callable[..., Array] = np.asarray
-
-
-def elementwise(sources: Sequence[LazyTensor], function: Callable[..., Array]) -> ElementwiseTensor:
-    """Compute a tensor of the shape and dtype of the first source; see `ElementwiseTensor`."""
-
-    def load() -> Array:
-        return function(*(source.read().astype(np.float32).reshape(-1) for source in sources))
-
-    return ElementwiseTensor(sources[0].shape, sources[0].dtype, load, None, tuple(sources), function)
 
 
 def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Recipe, threads: int | None = None) -> None:
@@ -67,7 +43,7 @@ def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Reci
         threads: How many pieces are worked on at once; None for one a processor.
 
     Raises:
-        ValueError: A tensor is not finite, in itself or in `dtype`; all such keys are named.
+        ValueError: A tensor is not finite, in itself or in `dtype`; all such keys are named, with the files at fault.
         OSError: The disk is full.
     """
     header, entries = _lay_out(tensors, dtype, {RECIPE_KEY: json.dumps(recipe, sort_keys=True)})
@@ -77,14 +53,13 @@ def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Reci
             file.write(header)
             file.flush()
             broken = _write_entries(file.fileno(), len(header), entries, threads or _processors())
+            if broken:
+                raise ValueError(_complaint({key: tensors[key] for key in broken}, dtype))
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(f"{path}: the disk became full while the file was written") from error
         raise
-    if broken:
-        path.unlink()
-        raise ValueError(f"not a finite number (NaN or Inf) in {dtype}: {listed(broken)}")
     path.chmod(0o644)
 
 
@@ -120,11 +95,7 @@ class _Piece(NamedTuple):
 
 def _entry(key: str, tensor: LazyTensor, dtype: str, offset: int) -> _Entry:
     code = _CODES[dtype] if tensor.dtype in FLOATS else tensor.dtype
-    return _Entry(key, tensor, code, offset, _count(tensor) * np.dtype(NUMPY_DTYPES[code]).itemsize)
-
-
-def _count(tensor: LazyTensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64))
+    return _Entry(key, tensor, code, offset, tensor.size * np.dtype(NUMPY_DTYPES[code]).itemsize)
 
 
 def _lay_out(tensors: LazyTensors, dtype: str, metadata: Mapping[str, str]) -> tuple[bytes, list[_Entry]]:
@@ -150,19 +121,44 @@ def _lay_out(tensors: LazyTensors, dtype: str, metadata: Mapping[str, str]) -> t
 
 def _write_entries(target: int, data_start: int, entries: Sequence[_Entry], threads: int) -> list[str]:
     """Write all entries; the sorted keys of those that are not finite."""
-    writer = _Writer(target, data_start)
-    pool = ThreadPoolExecutor(threads, "write")
-    try:
-        done = pool.map(writer.write, _pieces(entries))
-        return sorted({key for key in done if key is not None})
-    finally:
-        pool.shutdown(cancel_futures=True)
-        writer.close()
+    with quickest_cast(sum(map(_casts, entries))) as cast:
+        writer = _Writer(target, data_start, cast)
+        pool = ThreadPoolExecutor(threads, "write")
+        try:
+            done = pool.map(writer.write, _pieces(entries))
+            return sorted({key for key in done if key is not None})
+        finally:
+            pool.shutdown(cancel_futures=True)
+            writer.close()
+
+
+def _complaint(broken: LazyTensors, dtype: str) -> str:
+    """Which tensors are not finite, by the files that are at fault."""
+    causes: dict[str, list[str]] = {}
+    for key, tensor in broken.items():
+        for source, fault in _faults(tensor, dtype):
+            file = f"{source.stored.path}: " if source.stored else ""
+            causes.setdefault(file + fault, []).append(key)
+    return "; ".join(f"{cause}: {listed(keys)}" for cause, keys in causes.items())
+
+
+def _faults(tensor: LazyTensor, dtype: str) -> list[tuple[LazyTensor, str]]:
+    sources = tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
+    faulty = [source for source in sources if not are_finite(source.read())]
+    return [(source, "not a finite number (NaN or Inf)") for source in faulty] or [(tensor, f"larger than {dtype} holds")]
+
+
+def _casts(entry: _Entry) -> int:
+    """How many values are cast between half and single precision for an entry."""
+    widened = [source.dtype for source in _streamed(entry)]
+    if widened == [entry.code] and not isinstance(entry.tensor, ComputedTensor):
+        return 0
+    return entry.tensor.size * (widened.count("F16") + (entry.code == "F16"))
 
 
 def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:
     for entry in entries:
-        count = _count(entry.tensor)
+        count = entry.tensor.size
         step = PIECE if _streamed(entry) else max(count, 1)
         yield from (_Piece(entry, start, min(start + step, count)) for start in range(0, count, step))
 
@@ -170,7 +166,7 @@ def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:
 def _streamed(entry: _Entry) -> tuple[LazyTensor, ...]:
     """The tensors in a file that the entry can be made of in pieces; none if it must be read whole."""
     tensor = entry.tensor
-    sources = tensor.sources if isinstance(tensor, ElementwiseTensor) else (tensor,)
+    sources = tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
     return sources if all(source.stored and source.dtype in _WIDENED for source in sources) else ()
 
 
@@ -182,8 +178,7 @@ class _Buffers(threading.local):
     """A thread's own memory, used again for every piece."""
 
     def __init__(self) -> None:
-        self.scratch = Scratch.of(STRIDE)
-        self.raw = [np.empty(4 * STRIDE, np.uint8) for _ in range(3)]
+        self.raw = [np.empty(4 * PIECE, np.uint8) for _ in range(3)]
         self.wide = [np.empty(STRIDE, np.float32) for _ in range(3)]
         self.out = np.empty(4 * PIECE, np.uint8)
 
@@ -191,9 +186,10 @@ class _Buffers(threading.local):
 class _Writer:
     """Makes pieces and writes them to their places in an open file; used by several threads."""
 
-    def __init__(self, target: int, data_start: int) -> None:
+    def __init__(self, target: int, data_start: int, cast: Cast) -> None:
         self._target = target
         self._data_start = data_start
+        self._cast = cast
         self._buffers = _Buffers()
         self._one_large = threading.Lock()
         self._opening = threading.Lock()
@@ -216,69 +212,55 @@ class _Writer:
     def _write_streamed(self, piece: _Piece) -> str | None:
         entry = piece.entry
         out = self._buffers.out.view(NUMPY_DTYPES[entry.code])[: piece.stop - piece.start]
-        for start in range(piece.start, piece.stop, STRIDE):
-            stop = min(start + STRIDE, piece.stop)
-            if not self._compute(entry, start, stop, out[start - piece.start : stop - piece.start]):
-                return entry.key
+        if not isinstance(entry.tensor, ComputedTensor) and entry.tensor.dtype == entry.code:
+            self._get(entry.tensor, piece.start, out)
+        else:
+            self._compute(piece, out)
+        if not are_finite(out):
+            return entry.key
         self._put(out, entry.offset + piece.start * out.itemsize)
         return None
 
-    def _compute(self, entry: _Entry, start: int, stop: int, out: Array) -> bool:
-        """Make values `start` to `stop` of a tensor; whether they are finite."""
-        sources = _streamed(entry)
-        if not isinstance(entry.tensor, ElementwiseTensor) and entry.tensor.dtype == entry.code:
-            return self._copy(entry.tensor, start, stop, out)
-        wide = [self._read_wide(index, source, start, stop) for index, source in enumerate(sources)]
-        if any(values is None for values in wide):
-            return False
-        values = entry.tensor.function(*wide) if isinstance(entry.tensor, ElementwiseTensor) else wide[0]
-        return values is not None and self._round(values, out)
+    def _compute(self, piece: _Piece, out: Array) -> None:
+        tensor, raws = piece.entry.tensor, []
+        for source, buffer in zip(_streamed(piece.entry), self._buffers.raw, strict=False):
+            raws.append(buffer.view(NUMPY_DTYPES[source.dtype])[: len(out)])
+            self._get(source, piece.start, raws[-1])
+        for start in range(0, len(out), STRIDE):
+            part = slice(start, start + STRIDE)
+            wide = [self._widened(raw[part], buffer) for raw, buffer in zip(raws, self._buffers.wide, strict=False)]
+            values = tensor.function(piece.start + start, *wide) if isinstance(tensor, ComputedTensor) else wide[0]
+            self._round(values, out[part])
 
-    def _copy(self, tensor: LazyTensor, start: int, stop: int, out: Array) -> bool:
-        self._get(tensor, start, stop, out)
-        scratch = self._buffers.scratch
-        return are_finite(out, scratch) if tensor.dtype == "F16" else largest(out, scratch) < INFINITY
-
-    def _read_wide(self, index: int, tensor: LazyTensor, start: int, stop: int) -> Array | None:
-        """Values of a tensor in float32, in a buffer of this thread; None if they are not finite."""
-        wide = self._buffers.wide[index][: stop - start]
-        if tensor.dtype == "F32":
-            self._get(tensor, start, stop, wide)
-            return wide
-        raw = self._buffers.raw[index].view(NUMPY_DTYPES[tensor.dtype])[: stop - start]
-        self._get(tensor, start, stop, raw)
-        if tensor.dtype == "BF16":
+    def _widened(self, raw: Array, buffer: Array) -> Array:
+        """Values in float32: themselves, or in the buffer."""
+        if raw.dtype == np.float32:
+            return raw
+        wide = buffer[: len(raw)]
+        if raw.dtype == np.float16:
+            self._cast(raw, wide)
+        else:  # the bits of bfloat16
             np.left_shift(raw, np.uint32(16), out=wide.view(np.uint32), dtype=np.uint32)
-            return wide
-        widen(raw, wide)
-        return wide if are_finite(raw, self._buffers.scratch) else None
+        return wide
 
-    def _round(self, values: Array, out: Array) -> bool:
-        """Round values to the dtype of `out`; whether they are finite in it."""
-        scratch = self._buffers.scratch
-        if values.dtype != np.float32:
-            out[:] = values
-            return bool(np.isfinite(out).all())
-        if out.dtype == np.float32:
-            out[:] = values
-            return largest(values, scratch) < INFINITY
-        if largest(values, scratch) >= HALF_OVERFLOW:
-            return False
-        narrow(values, out, scratch)
-        return True
+    def _round(self, values: Array, out: Array) -> None:
+        cast = self._cast if values.dtype == np.float32 else cast_in_numpy  # torch rounds float64 twice
+        cast(values, out)
 
     def _write_whole(self, entry: _Entry) -> str | None:
         values = np.ascontiguousarray(entry.tensor.read()).reshape(-1)
         if entry.tensor.dtype in FLOATS:
             rounded = np.empty(len(values), NUMPY_DTYPES[entry.code])
-            steps = (slice(start, start + STRIDE) for start in range(0, len(values), STRIDE))
-            if not all(self._round(values[step], rounded[step]) for step in steps):
+            for start in range(0, len(values), STRIDE):
+                self._round(values[start : start + STRIDE], rounded[start : start + STRIDE])
+            if not are_finite(rounded):
                 return entry.key
             values = rounded
         self._put(values, entry.offset)
         return None
 
-    def _get(self, tensor: LazyTensor, start: int, stop: int, out: Array) -> None:
+    def _get(self, tensor: LazyTensor, start: int, out: Array) -> None:
+        """Read the values of a tensor from `start` on."""
         place = tensor.stored
         assert place is not None
         with self._opening:

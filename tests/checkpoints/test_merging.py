@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from stages.checkpoints.merging import MergePlan, merge_models, merge_tensors
+from stages.checkpoints.merging import MergePlan, merge_models
 from stages.checkpoints.model import read_model
-from stages.checkpoints.tensors import LazyTensor
 from tests.checkpoints.tiny import CONFIGS, SCHEDULER, TEXT_ENCODER, UNET, random_weights, save_diffusers
 
 PLAN = MergePlan("weighted_sum", 0.7, "merged")
@@ -26,18 +27,14 @@ def test_alpha_is_the_weight_of_theta1(models, alpha, winner):
             assert np.array_equal(tensor.read(), models[winner].components[name].tensors[key].read())
 
 
-def test_half_precision_is_merged_in_float32():
-    theta0, theta1 = (np.random.default_rng(seed).normal(size=999).astype(np.float16) for seed in (0, 1))
-    tensors = [{"x": LazyTensor(theta.shape, "F16", lambda theta=theta: theta)} for theta in (theta0, theta1)]
-    merged = merge_tensors(tensors[0], tensors[1], "weighted_sum", 0.7)["x"].read()
-    exact = 0.3 * theta0.astype(np.float64) + 0.7 * theta1.astype(np.float64)
-    assert merged.dtype == np.float32
-    assert np.abs(merged - exact).max() < 1e-6
-
-
-def test_integers_are_copied():
-    ids = LazyTensor((77,), "I64", lambda: np.arange(77))
-    assert np.array_equal(merge_tensors({"ids": ids}, {"ids": ids}, "weighted_sum", 0.1)["ids"].read(), np.arange(77))
+def test_half_precision_is_merged_in_float32(tmp_path):
+    weights = [random_weights(seed, dtype=np.float16) for seed in (0, 1)]
+    models = [read_model(save_diffusers(tmp_path / f"{seed}", weights[seed]), None) for seed in (0, 1)]
+    for key, tensor in merge_models(models[0], models[1], PLAN).components["unet"].tensors.items():
+        theta0, theta1 = (weight["unet"][key].astype(np.float64) for weight in weights)
+        merged = tensor.read()
+        assert merged.dtype == np.float32
+        assert np.abs(merged - (0.3 * theta0 + 0.7 * theta1)).max() < 1e-6, key
 
 
 @pytest.mark.parametrize(("policy", "index"), [("theta0", 0), ("theta1", 1)])
@@ -49,6 +46,15 @@ def test_text_encoder_taken_whole(models, policy, index):
         merged.components["unet"].tensors["conv_in.weight"].read(),
         models[index].components["unet"].tensors["conv_in.weight"].read(),
     )
+
+
+def test_a_text_encoder_taken_whole_from_theta1_keeps_its_config_and_its_shards(models):
+    theta1 = models[1].components["text_encoder"]
+    sharded = replace(theta1, config={**theta1.config, "layer_norm_eps": 1e-4}, shards=(theta1.file,))
+    other = replace(models[1], components={**models[1].components, "text_encoder": sharded})
+    taken = merge_models(models[0], other, MergePlan("weighted_sum", 0.7, "theta1")).components["text_encoder"]
+    assert taken.config["layer_norm_eps"] == 1e-4
+    assert taken.digest() == sharded.digest() != theta1.digest()
 
 
 def test_the_vae_is_not_merged(models):

@@ -1,7 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from stages.checkpoints.methods import MERGE_METHODS, Setting, add_difference, dare, keep_mask, slerp, ties, trim, weighted_sum
+from stages.checkpoints.methods import (
+    MERGE_METHODS,
+    Setting,
+    add_difference,
+    dare,
+    keep_mask,
+    slerp,
+    smallest_kept,
+    ties,
+    trim,
+    weighted_sum,
+)
 
 THETA0 = np.array([[0, 4], [8, -4]], np.float32)
 THETA1 = np.array([[4, 4], [0, 4]], np.float32)
@@ -37,8 +50,10 @@ def test_slerp_without_an_arc_is_the_line(theta1):
 
 
 def test_trim_keeps_the_largest():
-    assert trim(np.array([[1, -3], [0.5, 2]], np.float32), 0.5).tolist() == [[0, -3], [0, 2]]
-    assert trim(THETA0, 1.0) is THETA0
+    difference, nothing = np.array([[1, -3], [0.5, 2]], np.float32), np.zeros((2, 2), np.float32)
+    smallest = smallest_kept(lambda: iter([(difference, nothing, nothing)]), 0.5)
+    assert smallest == (2, 0)
+    assert trim(difference, smallest[0]).tolist() == [[0, -3], [0, 2]]
 
 
 def test_ties_by_hand():
@@ -53,7 +68,8 @@ def test_ties_by_hand():
 def test_ties_with_one_weight_zero_is_the_other_model_trimmed():
     thetas = normal(0), normal(1), normal(2)
     merged = ties(*thetas, alpha=1.0, density=0.3)
-    np.testing.assert_array_equal(merged, thetas[2] + trim(thetas[1] - thetas[2], 0.3))
+    smallest = smallest_kept(lambda: iter([thetas]), 0.3)[1]
+    np.testing.assert_array_equal(merged, thetas[2] + trim(thetas[1] - thetas[2], smallest))
 
 
 def test_dare_of_everything_is_the_weighted_sum():
@@ -76,12 +92,28 @@ def test_masks_depend_on_the_key_the_seed_and_the_model_alone():
     assert len({mask.tobytes() for mask in masks}) == 8
 
 
-@pytest.mark.parametrize("name", [name for name, method in MERGE_METHODS.items() if method.elementwise])
-def test_elementwise_methods_may_be_computed_in_pieces(name):
+@pytest.mark.parametrize("name", MERGE_METHODS)
+@pytest.mark.parametrize("size", [7, 8, 1000])
+def test_pieces_are_merged_as_the_whole_is(name, size):
     method, setting = MERGE_METHODS[name], Setting("x", 0.3, 0.5, 0)
-    thetas = [normal(seed) for seed in range(method.models)]
-    pieces = [method.function(*(theta[part] for theta in thetas), setting) for part in (slice(0, 7), slice(7, None))]
-    assert np.concatenate(pieces).tobytes() == method.function(*thetas, setting).tobytes()
+    thetas = [normal(seed, size) for seed in range(method.models)]
+    cuts = [slice(start, start + 16) for start in range(0, size, 16)]
+    measured = method.measure and method.measure(setting, lambda: (tuple(theta[cut] for theta in thetas) for cut in cuts))
+    pieces = [
+        method.function(*(theta[cut] for theta in thetas), replace(setting, start=cut.start, measured=measured)) for cut in cuts
+    ]
+    np.testing.assert_array_max_ulp(np.concatenate(pieces), method.function(*thetas, setting), 4 if name == "slerp" else 0)
+
+
+@pytest.mark.parametrize("name", MERGE_METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_in_a_model_is_not_finite_in_the_merge(name, value):
+    method = MERGE_METHODS[name]
+    for broken in range(method.models):
+        thetas = [normal(seed) for seed in range(method.models)]
+        thetas[broken][500] = value
+        with np.errstate(all="ignore"):
+            assert not np.isfinite(method.function(*thetas, Setting("x", 0.3, 0.1, 0))).all()
 
 
 @pytest.mark.parametrize("name", MERGE_METHODS)

@@ -7,9 +7,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from stages.checkpoints import computed as computed_tensors
 from stages.checkpoints import writing
+from stages.checkpoints.computed import computed
 from stages.checkpoints.tensors import LazyTensor, open_safetensors, read_recipe
-from stages.checkpoints.writing import check_space, elementwise, write_safetensors, written_size
+from stages.checkpoints.writing import check_space, write_safetensors, written_size
 
 RNG = np.random.default_rng(0)
 
@@ -29,6 +31,7 @@ TENSORS = {
 def small_pieces(monkeypatch):
     monkeypatch.setattr(writing, "PIECE", 64)
     monkeypatch.setattr(writing, "STRIDE", 16)
+    monkeypatch.setattr(computed_tensors, "STRIDE", 24)
 
 
 def stored(tmp_path, name, dtype, shape=(11, 37)):
@@ -70,7 +73,7 @@ def test_the_bytes_are_those_of_the_safetensors_library(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_pieces_are_rounded_once_for_any_number_of_threads(tmp_path, small_pieces, source, dtype):
     tensors, values = stored(tmp_path, "in.safetensors", source)
-    mean = elementwise([tensors["x"], tensors["y"]], lambda x, y: 0.3 * x + 0.7 * y)
+    mean = computed([tensors["x"], tensors["y"]], lambda _start, _, x, y: 0.3 * x + 0.7 * y)
     written = {"copy": tensors["x"], "mean": mean, "reshaped": mean.reshape((37, 11)), **TENSORS}
     for threads in (1, 2, 5):
         write_safetensors(tmp_path / f"{threads}.safetensors", written, dtype, {}, threads)
@@ -82,11 +85,17 @@ def test_pieces_are_rounded_once_for_any_number_of_threads(tmp_path, small_piece
     assert len({(tmp_path / f"{threads}.safetensors").read_bytes() for threads in (1, 2, 5)}) == 1
 
 
-def test_an_elementwise_tensor_is_read_as_it_is_written(tmp_path, small_pieces):
-    tensors, _ = stored(tmp_path, "in.safetensors", "float16")
-    double = elementwise([tensors["x"]], lambda x: x * 2)
-    write_safetensors(tmp_path / "out.safetensors", {"x": double}, "float32", {})
-    assert load_file(tmp_path / "out.safetensors")["x"].tobytes() == double.read().tobytes()
+def test_a_computed_tensor_is_read_as_it_is_written(tmp_path, small_pieces):
+    tensors, values = stored(tmp_path, "in.safetensors", "float16")
+    total = computed(
+        [tensors["x"]],
+        lambda start, total, x: x * total + np.arange(start, start + len(x), dtype=np.float32),
+        lambda pieces: float(sum(x.sum(dtype=np.float64) for (x,) in pieces())),
+    )
+    write_safetensors(tmp_path / "out.safetensors", {"x": total}, "float32", {})
+    expected = values["x"].astype(np.float32) * values["x"].sum(dtype=np.float64) + np.arange(11 * 37).reshape(11, 37)
+    assert load_file(tmp_path / "out.safetensors")["x"].tobytes() == total.read().tobytes()
+    np.testing.assert_allclose(total.read(), expected, rtol=1e-5)
 
 
 def test_bfloat16_is_widened_exactly(tmp_path, small_pieces):
@@ -101,7 +110,8 @@ def test_bfloat16_is_widened_exactly(tmp_path, small_pieces):
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 7e4])
 def test_what_is_not_finite_is_named_and_leaves_nothing(tmp_path, value):
-    with pytest.raises(ValueError, match=r"in float16: bad$"):
+    message = "^larger than float16 holds: bad$" if np.isfinite(value) else r"^not a finite number \(NaN or Inf\): bad$"
+    with pytest.raises(ValueError, match=message):
         write_safetensors(tmp_path / "x.safetensors", {**TENSORS, "bad": lazy(np.array([value], np.float32))}, "float16", {})
     assert list(tmp_path.iterdir()) == []
 
@@ -114,17 +124,28 @@ def test_what_is_not_finite_in_a_source_is_named(tmp_path, small_pieces, source,
     values["bad"][777] = value
     save_file(values, tmp_path / "in.safetensors")
     tensors = open_safetensors(tmp_path / "in.safetensors")
-    doubled = {key: elementwise([tensor], lambda x: 2 * x) for key, tensor in tensors.items()}
+    doubled = {key: computed([tensor], lambda _start, _, x: 2 * x) for key, tensor in tensors.items()}
     for written in (tensors, doubled):
-        with pytest.raises(ValueError, match=rf"in {dtype}: bad$"):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/in.safetensors: not a finite number \(NaN or Inf\): bad$"):
             write_safetensors(tmp_path / "out.safetensors", written, dtype, {})
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
 
 
+def test_of_several_sources_the_file_at_fault_is_named(tmp_path):
+    for name, values in {"theta0": [1, 2, 3], "theta1": [1, np.nan, 3]}.items():
+        save_file({"x": np.array(values, np.float32)}, tmp_path / f"{name}.safetensors")
+    thetas = [open_safetensors(tmp_path / f"{name}.safetensors")["x"] for name in ("theta0", "theta1")]
+    big = computed(thetas[:1], lambda _start, _, x: 1e5 * x)
+    written = {"sum": computed(thetas, lambda _start, _, x, y: x + y), "big": big}
+    expected = rf"^larger than float16 holds: big; {tmp_path}/theta1.safetensors: not a finite number \(NaN or Inf\): sum$"
+    with pytest.raises(ValueError, match=expected):
+        write_safetensors(tmp_path / "out.safetensors", written, "float16", {})
+
+
 def test_a_result_that_overflows_is_named(tmp_path, small_pieces):
     save_file({"big": np.full(100, 6e4, np.float16)}, tmp_path / "in.safetensors")
-    double = {"big": elementwise([open_safetensors(tmp_path / "in.safetensors")["big"]], lambda x: 2 * x)}
-    with pytest.raises(ValueError, match="in float16: big"):
+    double = {"big": computed([open_safetensors(tmp_path / "in.safetensors")["big"]], lambda _start, _, x: 2 * x)}
+    with pytest.raises(ValueError, match="larger than float16 holds: big"):
         write_safetensors(tmp_path / "out.safetensors", double, "float16", {})
     write_safetensors(tmp_path / "out.safetensors", double, "float32", {})
 

@@ -10,7 +10,8 @@ from stages.pipeline.provenance import SECTION, conf_digest, values_digest
 NOTHING = "LICENSE"
 """A file that never changes: what DVC watches where the config names nothing local, since a dependency cannot be left out."""
 
-CONF = Path(__file__).parents[5] / "conf"
+ROOT = Path(__file__).parents[5]
+CONF = ROOT / "conf"
 
 
 def _values(*, _root_: DictConfig) -> str:
@@ -33,9 +34,14 @@ def _given(node: DictConfig | None, path: str) -> str:
 def _originals(base: DictConfig) -> DictConfig:
     """What each original is read from; theta2 is left out where there is none, so that nothing runs for it."""
     names = [name for name in ("theta0", "theta1", "theta2") if name != "theta2" or base[name] is not None]
-    return OmegaConf.create(
-        {name: {leaf: _local(base[name], f"{leaf}.path") for leaf in ("config", "source")} for name in names}
-    )
+    read = {name: {leaf: _local(base[name], f"{leaf}.path") for leaf in ("config", "source")} for name in names}
+    return OmegaConf.create({name: {**paths, "neighbour": _neighbour(paths["source"])} for name, paths in read.items()})
+
+
+def _neighbour(source: str) -> str:
+    """The .yaml beside a single file, which says what the model predicts."""
+    neighbour = Path(source).with_suffix(".yaml")
+    return str(neighbour) if (ROOT / source).is_file() and (ROOT / neighbour).is_file() else NOTHING
 
 
 OmegaConf.register_new_resolver("given", _given, replace=True)
