@@ -20,7 +20,7 @@ def alphas_cumprod(num_train_timesteps=1000):
     return np.cumprod(1 - betas)
 
 
-def predict(noisy_latents, timesteps, encoder_hidden_states, return_dict, factor=0.7):
+def predict(noisy_latents, timesteps, encoder_hidden_states, return_dict, factor: Any = 0.7):
     """Any function of what a UNet is given will do."""
     assert not return_dict
     return (noisy_latents * factor + timesteps[:, None, None, None] / 1000 + encoder_hidden_states.mean(),)

@@ -1,0 +1,79 @@
+"""Running the training stages as their command line does, and killing them."""
+
+import hashlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.pipeline.command import run
+from tests.lora.settings import conf_values
+
+ROOT = Path(__file__).parents[2]
+
+
+RESOLUTION = 32
+
+
+PROMPTS = {"class_prompt": "a portrait", "clip_skip": 0}
+
+
+TEXT2IMG: dict[str, Any] = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
+
+
+def write_params(root: Path, **changes) -> None:
+    """params.yaml with the committed settings, made small; `changes` by section."""
+    small = {"max_train_steps": 12, "train_batch_size": 2, "logging_steps": 5, "checkpointing_steps": 2}
+    params = {
+        "runtime": {"device": "cpu", "threads": 1, "dtype": "float32"},
+        "encode_images": conf_values("encode_images", resolution=RESOLUTION),
+        "encode_captions": conf_values("encode_captions"),
+        "class_images": conf_values("class_images", resolution=RESOLUTION, clip_skip=0, num_inference_steps=2),
+        "train_text2img": conf_values("train_text2img", **small),
+        "train_dreambooth": conf_values("train_dreambooth", **small, **PROMPTS),
+    }
+    for section, values in changes.items():
+        params[section] |= values
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def arguments(**options) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def run_stage(name: str, **options) -> None:
+    """Run a stage in this process as its command line does."""
+    module = importlib.import_module(f"stages.{name}")
+    run(module.stage, arguments(**options))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def kill_at_a_checkpoint(root: Path, name: str, patience: float = 0.0, **options) -> None:
+    """Run a stage in processes of its own and end them with SIGKILL, `patience` seconds after the first checkpoint."""
+    command = [sys.executable, "-m", f"stages.{name}", *arguments(**options)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    before = newest_checkpoint(root)
+    process = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
+    until = time.monotonic() + 600
+    while newest_checkpoint(root) == before:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    time.sleep(patience)
+    os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+    assert process.wait() == -signal.SIGKILL
+
+
+def newest_checkpoint(root: Path) -> int:
+    """When the last checkpoint was written; 0 where there is none."""
+    return max((path.stat().st_mtime_ns for path in (root / ".checkpoints").rglob("checkpoint.pt")), default=0)
