@@ -20,7 +20,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     for kind in results.sweep.kinds:
         sweep_grid(comparison, kind).save(folder / f"sweep-{kind}.png")
     write_scores_table(results, folder / "scores.csv")
-    write_variants_table(results, folder / "variants.csv")
+    write_variants_table(results, comparison.histories, folder / "variants.csv")
     write_metrics(results, comparison.presentation.subject_prompts, folder / "metrics.json")
     write_courses(comparison.histories, folder)
     (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")

@@ -2,12 +2,13 @@
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.comparison.cells import Cell, read_cells
+from stages.comparison.histories import read_history
 from stages.comparison.scores import METRICS, Interval, Scores, differences, mean_interval, read_scores, select
 from stages.comparison.variants import Sweep, Variant
 
@@ -86,10 +87,16 @@ def write_scores_table(results: Results, path: Path) -> None:
     _write_csv(path, header, _rows(results))
 
 
-def write_variants_table(results: Results, path: Path) -> None:
-    """Write variants.csv: one row a variant with its mean scores, for plots."""
-    rows = ((variant.name, *(_number(results.mean(variant, metric).mean) for metric in METRICS)) for variant in results.scores)
-    _write_csv(path, ("variant", *METRICS), rows)
+def write_variants_table(results: Results, histories: Mapping[Variant, Path], path: Path) -> None:
+    """Write variants.csv: one row a variant with its mean scores, and for a LoRA the last loss of its held-out images."""
+    rows = (_variant_row(results, variant, histories.get(variant)) for variant in results.scores)
+    _write_csv(path, ("variant", "kind", "alpha", "rank", *METRICS, "validation_loss"), rows)
+
+
+def _variant_row(results: Results, variant: Variant, history: Path | None) -> Sequence[Any]:
+    held_out = () if history is None else read_history(history)["validation_loss"].values
+    means = (_number(results.mean(variant, metric).mean) for metric in METRICS)
+    return (variant.name, variant.kind, variant.alpha, variant.rank, *means, _number(held_out[-1]) if len(held_out) else "")
 
 
 def write_metrics(results: Results, subject_prompts: Collection[int], path: Path) -> None:

@@ -155,7 +155,12 @@ def test_tables_hold_the_scores(world, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["dreambooth_reference_similarity_gain"] == pytest.approx(0.3)
     assert metrics["text2img_leak"] == 0
-    assert [row["variant"] for row in csv.DictReader((tmp_path / "variants.csv").open())] == [v.name for v in SWEEP.variants]
+    variants = {row["variant"]: row for row in csv.DictReader((tmp_path / "variants.csv").open())}
+    assert list(variants) == [variant.name for variant in SWEEP.variants]
+    assert variants["text2img-a0.7-r4"]["rank"] == "4"
+    assert {name: row["validation_loss"] for name, row in variants.items() if row["validation_loss"]} == {
+        "text2img-a0.7-r4": "0.50000"
+    }
 
 
 def test_grid_shows_every_variant(world):
