@@ -7,7 +7,6 @@ VENV := .venv
 EXPERIMENT ?= mini
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TRANSFORMERS_VERBOSITY ?= error
-export OMP_WAIT_POLICY ?= passive
 export PYTHONWARNINGS ?= ignore
 
 help: ## List the targets

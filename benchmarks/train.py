@@ -81,7 +81,6 @@ class Setup:
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(self.work / "cache"),
             "OMP_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": "passive",
             "PYTHONWARNINGS": "ignore",
         }
         return os.environ | fixed | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.work), "TRANSFORMERS_VERBOSITY": "error"}
