@@ -94,7 +94,7 @@ def write_variants_table(results: Results, histories: Mapping[Variant, Path], pa
 
 
 def _variant_row(results: Results, variant: Variant, history: Path | None) -> Sequence[Any]:
-    held_out = () if history is None else read_history(history)["validation_loss"].values
+    held_out = [] if history is None else read_history(history)["validation_loss"].values.tolist()
     means = (_number(results.mean(variant, metric).mean) for metric in METRICS)
     return (variant.name, variant.kind, variant.alpha, variant.rank, *means, _number(held_out[-1]) if len(held_out) else "")
 
