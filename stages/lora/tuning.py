@@ -102,10 +102,7 @@ def _tune(
     cast_frozen(tuned.model, place.dtype)
     ready: Any = tuned.model
     ready.to(place.device, memory_format=torch.channels_last)
-    if all(stream.examples.shapes is None for stream in streams):
-        passes = config.max_train_steps * config.gradient_accumulation_steps
-        latents = torch.Size((config.train_batch_size * len(streams), *streams[0].examples.mean.shape[2:]))
-        compile_repeated_blocks(tuned.parts["unet"], latents, passes, place.device)
+    compile_for(tuned.parts["unet"], streams, config, place.device)
     draws = Draws(
         seed=config.seed,
         num_train_timesteps=noise_scheduler.config["num_train_timesteps"],
@@ -162,6 +159,15 @@ def prepare_model(model: Path, config: TrainingConfig, rank: int, prompts: Train
     plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
     first_weights["text_encoder"] = add_adapter(both.text_encoder, rank, plain, TARGET_MODULES, config.seed)
     return Tuned(both, parts, first_weights)
+
+
+def compile_for(unet: nn.Module, streams: Sequence[Stream], config: TrainingConfig, device: torch.device) -> None:
+    """Compile the UNet for the batches of these streams, if they are all of one shape and it pays."""
+    if any(stream.examples.shapes is not None for stream in streams):
+        return
+    passes = config.max_train_steps * config.gradient_accumulation_steps
+    latents = torch.Size((config.train_batch_size * len(streams), *streams[0].examples.mean.shape[2:]))
+    compile_repeated_blocks(unet, latents, passes, device)
 
 
 def explain_divergence(error: DivergedError, streams: Sequence[Stream], config: TrainingConfig, checkpoint: Path | None) -> str:
