@@ -3,8 +3,8 @@
 Reads both originals (theta1 may be an empty directory) and, if the config names another source, that. Writes the VAE alone
 in the diffusers layout: config.json and its weights.
 
-It is a stage of its own because VAEs are never averaged (the images turn dark and blurry), so it is the same for every
-alpha: the images are encoded once, with this VAE, for the whole sweep.
+It is a stage of its own because the VAE is the same for every alpha (even a merged one: its weight is not the sweep's), so
+the images are encoded once, with this VAE, for the whole sweep.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import Source, strict
+from stages.pipeline.config import Alpha, Source, strict
 from stages.pipeline.outputs import atomic_directory
 
 
@@ -22,34 +22,39 @@ class VaeConfig:
     """Which VAE to use.
 
     Attributes:
-        source: Whose VAE it is.
+        source: Whose VAE it is; "merged" for the weighted sum of theta0's and theta1's. Images of a merged VAE can turn dull.
+        alpha: The weight of theta1's if `source` is "merged", in [0, 1], else null.
         other: Where it comes from if `source` is "other", else null: a VAE or a model in the diffusers layout, or a single
             file with a VAE of the same architecture as theta0's.
         dtype: Of the weights written.
     """
 
-    source: Literal["theta0", "theta1", "other"]
+    source: Literal["theta0", "theta1", "merged", "other"]
+    alpha: Alpha | None
     other: Source | None
     dtype: Literal["float16", "float32"]
 
     def __post_init__(self) -> None:
-        """Check that the other source is given where, and only where, it is used."""
-        if (self.source == "other") != (self.other is not None):
-            raise ValueError(f"other: give it if source is other, and set it to null if not; source is {self.source}")
+        """Check that the other source, and the weight, are given where, and only where, they are used."""
+        for name, value, used in (("other", self.other, "other"), ("alpha", self.alpha, "merged")):
+            if (self.source == used) != (value is not None):
+                raise ValueError(f"{name}: give it if source is {used}, and set it to null if not; source is {self.source}")
 
 
 def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
     """Write the VAE to the directory `out`."""
     from stages.checkpoints.components import check_latents, read_vae
+    from stages.checkpoints.merging import merge_vaes
     from stages.checkpoints.model import write_component
     from stages.checkpoints.sources import locate
 
-    originals = {"theta0": theta0, "theta1": theta1}
+    if config.source in ("theta1", "merged") and not any(theta1.iterdir()):
+        raise ValueError(f"vae.source: {config.source}, but there is no theta1 in this experiment: take theta0 or other")
     other = config.other and locate(config.other)
-    path = other.path if other else originals[config.source]
-    if config.source == "theta1" and not any(theta1.iterdir()):
-        raise ValueError("vae.source: theta1, but there is none in this experiment: take theta0 or other")
+    path = other.path if other else theta1 if config.source == "theta1" else theta0
     vae = read_vae(path, theta0 / "vae")
+    if config.alpha is not None:
+        vae = merge_vaes(vae, read_vae(theta1, theta0 / "vae"), config.alpha)
     check_latents(vae, theta0 / "unet")
     if other:
         for note in other.notes:

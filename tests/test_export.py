@@ -1,6 +1,7 @@
 """What people take away: checked with diffusers' own loaders."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -159,6 +160,13 @@ def test_a_lora_of_another_model_is_not_fused(tmp_path, model):
     save_file({f"{name}.{part}": value.astype(np.float32) for part, value in tensors.items()}, tmp_path / "lora.safetensors")
     with pytest.raises(ValueError, match=rf"does not belong to this model.*{name}"):
         stage(CONFIG, model, tmp_path / "out.safetensors", tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_weight_that_is_no_number_is_refused(tmp_path, model, weight):
+    save_file({"lora_unet_x.alpha": np.ones(1, np.float32)}, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="--weight: given"):
+        stage(CONFIG, model, tmp_path / "out.safetensors", tmp_path / "lora.safetensors", weight)
 
 
 def save_lora(pipeline, folder):

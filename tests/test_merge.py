@@ -24,7 +24,10 @@ def folders(tmp_path):
     save_diffusers(tmp_path / "theta0", random_weights(0, dtype=np.float16))
     save_diffusers(tmp_path / "theta1", random_weights(1))
     vae_stage(
-        VaeConfig(source="theta0", other=None, dtype="float16"), tmp_path / "theta0", tmp_path / "theta1", tmp_path / "vae"
+        VaeConfig(source="theta0", alpha=None, other=None, dtype="float16"),
+        tmp_path / "theta0",
+        tmp_path / "theta1",
+        tmp_path / "vae",
     )
     return tmp_path / "theta0", tmp_path / "theta1", tmp_path / "vae"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from stages.checkpoints.recipes import recipes_of
 from stages.pipeline.config import ParamsError, Source, validate
 from stages.vae import VaeConfig, stage
 from tests.checkpoints.tiny import VAE, WEIGHTS, ldm_weights, random_weights, save_diffusers
@@ -14,9 +15,9 @@ def thetas(tmp_path):
     return tuple(save_diffusers(tmp_path / f"theta{seed}", random_weights(seed)) for seed in (0, 1))
 
 
-def vae_config(source, other=None):
+def vae_config(source, other=None, alpha=None):
     origin = other and Source(path=other, repo=None, revision=None, file=None, sha256=None)
-    return VaeConfig(source=source, other=origin, dtype="float32")
+    return VaeConfig(source=source, alpha=alpha, other=origin, dtype="float32")
 
 
 def assert_written(out, seed):
@@ -44,8 +45,22 @@ def test_of_another_source(tmp_path, thetas: tuple[Path, Path], form):
 @pytest.mark.stage
 def test_of_a_theta1_that_is_not_there(tmp_path, thetas: tuple[Path, Path]):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"vae\.source: theta1"):
-        stage(vae_config("theta1"), thetas[0], tmp_path / "empty", tmp_path / "out")
+    for source, alpha in (("theta1", None), ("merged", 0.5)):
+        with pytest.raises(ValueError, match=rf"vae\.source: {source}"):
+            stage(vae_config(source, alpha=alpha), thetas[0], tmp_path / "empty", tmp_path / "out")
+
+
+@pytest.mark.stage
+def test_merged(tmp_path, thetas: tuple[Path, Path]):
+    stage(vae_config("merged", alpha=0.25), *thetas, tmp_path / "out")
+    written = load_file(tmp_path / "out" / WEIGHTS["vae"])
+    vaes = [random_weights(seed)["vae"] for seed in (0, 1)]
+    assert written.keys() == vaes[0].keys()
+    for key, value in written.items():
+        assert np.array_equal(value, np.float32(0.75) * vaes[0][key] + np.float32(0.25) * vaes[1][key]), key
+    recipe = recipes_of(tmp_path / "out" / WEIGHTS["vae"])["weights"]
+    assert (recipe["method"], recipe["alpha"]) == ("weighted_sum", 0.25)
+    assert {"theta0", "theta1", "direction"} <= recipe.keys()
 
 
 @pytest.mark.stage
@@ -56,8 +71,14 @@ def test_of_other_latents(tmp_path, thetas: tuple[Path, Path]):
         stage(vae_config("other", tmp_path / "model"), *thetas, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("source", "alpha"), [("merged", None), ("theta0", 0.5)])
+def test_alpha_goes_with_its_source(source, alpha):
+    with pytest.raises(ParamsError, match=r"^vae\.alpha: "):
+        validate("vae", VaeConfig, {"source": source, "alpha": alpha, "other": None, "dtype": "float32"})
+
+
 @pytest.mark.parametrize(("source", "path"), [("other", None), ("theta0", ".")])
 def test_other_goes_with_its_source(source, path):
     other = path and {"path": path, "repo": None, "revision": None, "file": None, "sha256": None}
     with pytest.raises(ParamsError, match=r"^vae\.other: "):
-        validate("vae", VaeConfig, {"source": source, "other": other, "dtype": "float32"})
+        validate("vae", VaeConfig, {"source": source, "alpha": None, "other": other, "dtype": "float32"})

@@ -1,5 +1,6 @@
 """A LoRA put into a model's weights: what is then loaded needs no LoRA."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,11 @@ def fuse(model: Model, lora: Path, weight: float) -> Model:
         weight: 1 for the LoRA as it was trained; 0 leaves the model as it is.
 
     Raises:
-        ValueError: The file holds something other than plain LoRA, or the model lacks what it was trained beside.
+        ValueError: The weight is not finite, the file holds something other than plain LoRA, or the model lacks what it was
+            trained beside.
     """
+    if not math.isfinite(weight):
+        raise ValueError(f"--weight: given {weight}: a finite number, 1 for the LoRA as it was trained")
     tensors = read_kohya(lora)
     fused: set[str] = set()
     recipe = {"lora": {"source": lora.name, "sha256": sha256(lora), "weight": weight}}

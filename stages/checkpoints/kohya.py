@@ -44,7 +44,8 @@ def read_kohya(lora: Path) -> LazyTensors:
     """
     tensors = open_safetensors(lora)
     if all(key.startswith(tuple(_PREFIXES.values())) for key in tensors):
-        return tensors
+        # Trainers that know SDXL number its two text encoders; the only one of SD1 is then the first.
+        return {re.sub("^lora_te1_", f"{_PREFIXES['text_encoder']}_", key): tensor for key, tensor in tensors.items()}
     settings = _settings(lora)
     try:
         return to_kohya(tensors, settings)

@@ -73,6 +73,16 @@ def merge_models(theta0: Model, theta1: Model | None, plan: MergePlan, theta2: M
     return replace(theta0, components=merged)
 
 
+def merge_vaes(theta0: Component, theta1: Component, alpha: float) -> Component:
+    """The weighted sum of two VAEs, alpha being the weight of theta1's.
+
+    Raises:
+        ValueError: They are of different architectures.
+    """
+    _check_same_shapes("vae", theta0.tensors, theta1.tensors, "theta1")
+    return _merge_component("vae", [theta0, theta1], MergePlan("weighted_sum", alpha, "merged"), "merged")
+
+
 def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: float) -> LazyTensor:
     if originals[0].dtype not in FLOATS:
         return originals[0]

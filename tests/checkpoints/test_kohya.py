@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints.kohya import to_kohya, write_kohya
+from stages.checkpoints.kohya import read_kohya, to_kohya, write_kohya
 from stages.checkpoints.tensors import LazyTensor, open_safetensors
 
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -87,3 +87,9 @@ def test_file(tmp_path):
     assert written[f"{KOHYA_TO_Q}.alpha"].shape == ()
     assert open_safetensors(tmp_path / "a").keys() == written.keys()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_only_text_encoder_may_be_numbered(tmp_path):
+    name = KOHYA_Q_PROJ.replace("lora_te_", "lora_te1_")
+    save_file({f"{name}.alpha": np.ones(1, np.float32)}, tmp_path / "lora.safetensors")
+    assert set(read_kohya(tmp_path / "lora.safetensors")) == {f"{KOHYA_Q_PROJ}.alpha"}

@@ -113,7 +113,7 @@ def test_a_sweep_reads_and_hashes_each_original_once(tmp_path, originals, monkey
     for name in ("theta0", "theta1"):
         base_stage(both, name, tmp_path / name)
     folders = tmp_path / "theta0", tmp_path / "theta1"
-    vae_stage(VaeConfig(source="theta0", other=None, dtype="float16"), *folders, tmp_path / "vae")
+    vae_stage(VaeConfig(source="theta0", alpha=None, other=None, dtype="float16"), *folders, tmp_path / "vae")
     assert sorted(hashed) == ["anime.safetensors", "toon.safetensors"]
 
     for path in originals.values():
