@@ -5,14 +5,17 @@ of them got; every process then makes the same optimizer step. Outside of `run_p
 here does anything.
 """
 
-import tempfile
+import os
+import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as distributed
+from accelerate import PartialState
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stages.lora.batches import AnyBatch
 
@@ -44,45 +47,71 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def run_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:
+def refuse_torchrun() -> None:
+    """Refuse to be one of several processes that something else started: they would write over each other.
+
+    Raises:
+        ValueError: torchrun, `accelerate launch` or the like started this process as one of several.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not distributed.is_initialized():
+        raise ValueError(
+            f"num_processes: torchrun or the like started {count} processes: a training starts them itself; "
+            f"run it by itself, and set num_processes to {count}"
+        )
+
+
+def run_processes(count: int, device: torch.device, function: Callable[..., None], *arguments: Any) -> None:
     """Run a function in so many new processes at once, `function(*arguments)`, each with its share of the threads.
+
+    They are started as torchrun starts them, on this machine, and made one group by Accelerate.
+
+    Args:
+        count: of the processes.
+        device: what they compute on; if that is a GPU and there is one for each, each gets its own.
+        function: what each process does.
+        arguments: of the function.
 
     Raises:
         ValueError: one of the processes failed, for whatever reason; what it said is the message.
     """
-    from torch.multiprocessing.spawn import ProcessException
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,  # a run that is started again goes on from its checkpoint
+        monitor_interval=0.1,
+    )
+    threads = max(1, torch.get_num_threads() // count)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        elastic_launch(config, _process)(threads, deterministic, device, function, arguments)
+    except ChildFailedError as error:
+        raise ValueError(f"a training process failed: {_message(error)}") from error
 
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = Path(folder) / "meeting"
-        threads = max(1, torch.get_num_threads() // count)
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        try:
-            torch.multiprocessing.spawn(
-                _process, (count, threads, deterministic, str(meeting), function, arguments), nprocs=count
-            )
-        except ProcessException as error:
-            raise ValueError(f"a training process failed: {str(error).strip().splitlines()[-1]}") from error
+
+def _message(error: ChildFailedError) -> str:
+    """What the process that failed first said."""
+    message: Any = error.get_first_failure()[1].message
+    return message["message"] if isinstance(message, dict) else message
 
 
+@record
 def _process(
-    number: int,
-    count: int,
-    threads: int,
-    deterministic: bool,
-    meeting: str,
-    function: Callable[..., None],
-    arguments: Sequence[Any],
+    threads: int, deterministic: bool, device: torch.device, function: Callable[..., None], arguments: Sequence[Any]
 ) -> None:
     """What each process does."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate chooses a number
+    own_gpus = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    state = PartialState(cpu=not own_gpus)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= count
-    if on_gpus:
-        torch.cuda.set_device(number)
-    backend = "nccl" if on_gpus else "gloo"
-    distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=number, world_size=count)
     try:
         function(*arguments)
     finally:
-        distributed.destroy_process_group()
+        state.destroy_process_group()

@@ -20,7 +20,7 @@ from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_o
 from stages.lora.compiling import compile_repeated_blocks
 from stages.lora.losses import denoising_loss
 from stages.lora.plan import check_disk, say_plan, say_summary
-from stages.lora.processes import process_number, run_processes
+from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.samples import SAMPLES, Sampler, SampleSize, prompt_embedder
 from stages.lora.settings import TrainingConfig
 from stages.lora.text_encoder import TARGET_MODULES, TrainedPrompts, with_text_encoder
@@ -76,12 +76,14 @@ def tune(
     processes share each batch. With `samples`, images of `config.sample_prompts` come along.
 
     Raises:
-        ValueError: the examples do not fit the UNet, a target is not there, or training diverged.
+        ValueError: the examples do not fit the UNet, a target is not there, training diverged, or something else started
+            this process as one of several.
     """
+    refuse_torchrun()
     if config.num_processes == 1:
         _tune(model, streams, config, rank, place, out, prompts, samples)
     else:
-        run_processes(config.num_processes, _tune, model, streams, config, rank, place, out, prompts, samples)
+        run_processes(config.num_processes, place.device, _tune, model, streams, config, rank, place, out, prompts, samples)
 
 
 def _tune(

@@ -54,7 +54,7 @@ def test_one_process_shares_with_nobody():
 def test_two_processes_learn_what_one_learns(tmp_path):
     model = save_tiny_checkpoint(tmp_path / "model")
     train_and_save(model, tmp_path / "one")
-    processes.run_processes(2, train_and_save, model, tmp_path / "two")
+    processes.run_processes(2, torch.device("cpu"), train_and_save, model, tmp_path / "two")
     one, first, second = (torch.load(tmp_path / name) for name in ("one-0", "two-0", "two-1"))
     assert torch.equal(first["weights"], second["weights"])
     assert first["losses"] == pytest.approx(one["losses"], rel=1e-5)
@@ -64,8 +64,15 @@ def test_two_processes_learn_what_one_learns(tmp_path):
 @pytest.mark.stage
 def test_failure_of_a_process_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"a training process failed: .*no such model"):
-        processes.run_processes(2, fail, tmp_path)
+        processes.run_processes(2, torch.device("cpu"), fail, tmp_path)
 
 
 def fail(folder):
     raise OSError(f"{folder}: no such model")
+
+
+def test_processes_that_something_else_started_are_refused(monkeypatch):
+    processes.refuse_torchrun()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="num_processes: torchrun or the like started 2 processes"):
+        processes.refuse_torchrun()
