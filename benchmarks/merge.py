@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sd1 import SD1
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -34,36 +36,6 @@ PEERS = {
 THREADS = {"sd-meh": (1, 2), "sd-mecha": (0, 2), "mergekit": (2,)}
 """What is tried of each; its best counts. sd-mecha's 0 is no threads of its own."""
 
-SD1 = {
-    "unet": {
-        "_class_name": "UNet2DConditionModel",
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": [320, 640, 1280, 1280],
-        "layers_per_block": 2,
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-    },
-    "vae": {
-        "_class_name": "AutoencoderKL",
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "latent_channels": 4,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-    },
-    "text_encoder": {
-        "model_type": "clip_text_model",
-        "hidden_act": "quick_gelu",
-        "vocab_size": 49408,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "max_position_embeddings": 77,
-    },
-}
 TINY = {
     "unet": {"block_out_channels": [32, 64, 64, 64]},
     "vae": {"block_out_channels": [32, 32, 64, 64]},

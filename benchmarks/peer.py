@@ -1,15 +1,12 @@
-"""Run one of diffusers' example scripts as it is, in an environment without torchvision.
+"""The five image transforms that diffusers' example scripts take from torchvision, with the same pixels.
 
-`python benchmarks/peer.py SCRIPT [arguments of the script]`. The scripts use torchvision for five image transforms only; they
-are given here, with the same pixels, because torchvision's wheels do not fit every build of torch.
+The scripts use torchvision for nothing else, and its wheels do not fit every build of torch.
 """
 
 import enum
-import runpy
 import sys
 import types
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,10 +92,3 @@ def provide_transforms() -> None:
         Compose=compose,
     )
     sys.modules["torchvision"] = torchvision
-
-
-if __name__ == "__main__":
-    provide_transforms()
-    sys.argv = sys.argv[1:]
-    sys.path.insert(0, str(Path(sys.argv[0]).parent))
-    runpy.run_path(sys.argv[0], run_name="__main__")

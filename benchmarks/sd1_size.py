@@ -17,37 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from sd1 import SD1
 
 ROOT = Path(__file__).parents[1]
-UNET = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-}
-"""What stable-diffusion-v1-5's UNet has; diffusers' defaults are the rest of it."""
 RUNS = {"as it is": False, "gradient checkpointing": True}
 
 
 def make_world(work: Path, resolution: int) -> None:
     """A model with random weights, and encoded images and captions of its width."""
+    # In a process of its own: this one stays small, because a child's peak memory counts its parent's.
+    subprocess.run([sys.executable, ROOT / "benchmarks/sd1.py", work / "model", ROOT / "data/mini/base/tokenizer"], check=True)
     import torch
-    from diffusers import DDPMScheduler, UNet2DConditionModel
 
     from stages.lora.encoded import EncodedCaptions, EncodedImages, write_encoded
 
     torch.manual_seed(0)
-    UNet2DConditionModel(**UNET).half().save_pretrained(work / "model/unet")
-    DDPMScheduler(clip_sample=False, steps_offset=1).save_pretrained(work / "model/scheduler")
-    names = ["1.png", "2.png"]
+    names, width = ["1.png", "2.png"], SD1["unet"]["cross_attention_dim"]
     mean = torch.randn(2, 2, 4, resolution // 8, resolution // 8)
     write_encoded(EncodedImages(names, mean, torch.full_like(mean, 0.1), 0.18215, resolution), work / "images")
-    prompt_embeds = torch.randn(2, 77, UNET["cross_attention_dim"])
-    write_encoded(
-        EncodedCaptions(names, ["one", "two"], prompt_embeds, torch.zeros(77, UNET["cross_attention_dim"]), 0),
-        work / "captions",
-    )
+    prompt_embeds = torch.randn(2, 77, width)
+    write_encoded(EncodedCaptions(names, ["one", "two"], prompt_embeds, torch.zeros(77, width), 0), work / "captions")
 
 
 def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: bool) -> dict[str, Any]:

@@ -4,12 +4,16 @@
 https://github.com/huggingface/diffusers whose examples fit the installed version (measured with commit
 58eb52c0803ea9af3abec60841c2a093bdf1f951); without it, the scripts are left out.
 
-Every figure comes from processes of its own. A training runs twice, with few and with many steps: the difference is the time
-of a step, everything included, and the rest of the short run is its start. Ours is the stage as DVC runs it; encoding the
-images and captions is a stage before it, once for a whole sweep, and is shown apart. The limit is one fixed batch, forward and
-backward, through the same UNet with the same adapters, and nothing else.
+Every figure comes from processes of its own, all of them in turn, so many rounds. A step is the median over all stretches of
+ten steps of all rounds, from the end of one optimizer step to the end of another, everything included; the start is what a
+process takes apart from its steps, the least of the rounds. Ours is the stage as DVC runs it; encoding the images and captions
+is a stage before it, once for a whole sweep, and is shown apart. The limit is one fixed batch, forward and backward, through
+the same UNet with the same adapters, and nothing else.
 
-`--clock cpu` takes processor seconds of one thread in place of wall time: for a machine that others use too.
+--sd1 takes a model of Stable Diffusion 1.5's size with random weights, and fits the other settings to it: 512 px, batch 1 on a
+CPU and 4 on a GPU, there in bfloat16. --compiled adds ours with its blocks compiled, whether or not the stage would do it for
+so few steps, and the limit likewise. --clock cpu takes processor seconds of one thread in place of wall time: for a machine
+that others use too.
 """
 
 import argparse
@@ -17,22 +21,36 @@ import csv
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from stages.pipeline.progress import track  # noqa: E402
+
 SCRIPTS = {
     "text2img": "examples/text_to_image/train_text_to_image_lora.py",
     "dreambooth": "examples/dreambooth/train_dreambooth_lora.py",
 }
 PROMPT = "asuka"
+LIMIT = "forward and backward, adapters"
+SD1_SETTINGS = {
+    "cpu": {"resolution": 512, "batch_size": 1, "num_images": 4, "steps": 4, "rounds": 1, "dtype": "float32"},
+    "cuda": {"resolution": 512, "batch_size": 4, "num_images": 16, "steps": 105, "rounds": 2, "dtype": "bfloat16"},
+}
+WARM_UP, STRETCH = 5, 10
+"""Steps that do not count, where there are more; steps that are timed together."""
+MINI_SETTINGS = {"resolution": 64, "batch_size": 4, "num_images": 32, "steps": 45, "rounds": 4, "dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,21 @@ class Cost:
 
     seconds: float
     memory: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training took.
+
+    Attributes:
+        cost: of its process.
+        ends: when each step ended, in seconds.
+        result: bytes of the file with the trained weights.
+    """
+
+    cost: Cost
+    ends: Sequence[float]
+    result: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +98,9 @@ class Pace:
     result: int
 
 
+Train = Callable[[], Run]
+
+
 @dataclass(frozen=True)
 class Setup:
     """What all of them share: the place of work, and the settings of a run."""
@@ -80,6 +116,7 @@ class Setup:
         fixed = {
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(self.work / "cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"),
             "OMP_NUM_THREADS": threads,
             "PYTHONWARNINGS": "ignore",
         }
@@ -137,24 +174,32 @@ def encode(setup: Setup) -> dict[str, float]:
     return {"images": images.seconds, "captions": captions.seconds}
 
 
-def ours(setup: Setup, kind: str, steps: int, tuned: str) -> tuple[Cost, int]:
-    """Run our stage; its cost and the size of its result."""
-    write_params(setup, steps, tuned)
+def timed(setup: Setup, *words: str | Path) -> tuple[Cost, list[float]]:
+    """Run a training; its cost, and when its steps ended."""
+    cost = setup.run(ROOT / "benchmarks/timed.py", "times.json", setup.options.clock, *words)
+    return cost, json.loads((setup.work / "times.json").read_text())
+
+
+def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -> Run:
+    """Run our stage."""
+    write_params(setup, setup.options.steps, tuned)
+    flags = ["--compiled"] if compiled else []
     inputs = ["--captions", "captions"] if kind == "text2img" else ["--class-images", "class_images"]
     common = ["--images", "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "ours"]
-    cost = setup.run("-m", f"stages.train_{kind}", *inputs, *common)
-    return cost, max(path.stat().st_size for path in (setup.work / "ours").rglob("*.safetensors") if "vae" not in path.parts)
+    cost, ends = timed(setup, *flags, f"stages.train_{kind}", *inputs, *common)
+    result = max(path.stat().st_size for path in (setup.work / "ours").rglob("*.safetensors") if "vae" not in path.parts)
+    return Run(cost, ends, result)
 
 
-def script(setup: Setup, kind: str, steps: int) -> tuple[Cost, int]:
-    """Run diffusers' script; its cost and the size of its result."""
+def script(setup: Setup, kind: str) -> Run:
+    """Run diffusers' script."""
     options = setup.options
     shutil.rmtree(setup.work / "theirs", ignore_errors=True)
     arguments: dict[str, Any] = {
         "pretrained_model_name_or_path": setup.model,
         "resolution": options.resolution,
         "train_batch_size": options.batch_size,
-        "max_train_steps": steps,
+        "max_train_steps": options.steps,
         "rank": options.rank,
         "learning_rate": 1e-4,
         "lr_scheduler": "cosine",
@@ -169,30 +214,68 @@ def script(setup: Setup, kind: str, steps: int) -> tuple[Cost, int]:
         data = {"instance_data_dir": "raw", "instance_prompt": PROMPT}
     flags = ["--center_crop", *(["--random_flip"] if kind == "text2img" else [])]
     words = [word for name, value in (arguments | data).items() for word in (f"--{name}", str(value))]
-    cost = setup.run(ROOT / "benchmarks/peer.py", options.diffusers / SCRIPTS[kind], *words, *flags)
-    return cost, next((setup.work / "theirs").glob("*.safetensors")).stat().st_size
+    cost, ends = timed(setup, options.diffusers / SCRIPTS[kind], *words, *flags)
+    return Run(cost, ends, next((setup.work / "theirs").glob("*.safetensors")).stat().st_size)
 
 
-def pace(setup: Setup, train: Any) -> Pace:
-    """The pace of `train`, a function of the number of steps: the best of the rounds."""
-    few, many = setup.options.steps
-    runs = [(train(few), train(many)) for _ in range(setup.options.rounds)]
-    short, long = (min(run[index][0].seconds for run in runs) for index in (0, 1))
-    step = (long - short) / (many - few)
-    return Pace(step, short - few * step, max(run[1][0].memory for run in runs), runs[0][1][1])
+def contenders(setup: Setup) -> dict[str, Train]:
+    """What is measured, by the names it has in the table."""
+    options = setup.options
+    trainings: dict[str, Train] = {}
+    for kind in options.kinds:
+        trainings[f"{kind}, ours"] = partial(ours, setup, kind)
+        if options.compiled:
+            trainings[f"{kind}, ours, compiled"] = partial(ours, setup, kind, compiled=True)
+        if options.diffusers is not None:
+            trainings[f"{kind}, script"] = partial(script, setup, kind)
+    if not options.sd1:
+        trainings["full fine-tuning, ours"] = partial(ours, setup, "text2img", tuned="full")
+    return trainings
 
 
-def bare(setup: Setup) -> dict[str, float]:
-    """Seconds of the UNet alone: see `measure_unet`."""
+def race(setup: Setup, trainings: Mapping[str, Train]) -> tuple[dict[str, Pace], dict[str, float]]:
+    """Run each training and the bare UNet once a round, in turn; the trainings' paces, and the UNet's seconds."""
+    runs: dict[str, list[Run]] = {name: [] for name in trainings}
+    bares: list[dict[str, list[float]]] = []
+    turns = [name for _ in range(setup.options.rounds) for name in ("the UNet alone", *trainings)]
+    for name in track(turns, "runs"):
+        if name in trainings:
+            runs[name].append(trainings[name]())
+        else:
+            bares.append(bare(setup))
+    unet = {name: median_step([ends[name] for ends in bares]) for name in bares[0]}
+    return {name: pace(done) for name, done in runs.items()}, unet
+
+
+def pace(runs: Sequence[Run]) -> Pace:
+    """The pace of a training, of all its rounds."""
+    step = median_step([run.ends for run in runs])
+    start = min(run.cost.seconds - (run.ends[-1] - run.ends[0]) for run in runs) - step
+    return Pace(step, start, max(run.cost.memory for run in runs), runs[0].result)
+
+
+def median_step(runs: Sequence[Sequence[float]]) -> float:
+    """Seconds of a step, from the ends of the steps of several runs."""
+    paces = []
+    for ends in runs:
+        counted = ends[WARM_UP - 1 :] if len(ends) > WARM_UP + STRETCH else ends
+        length = min(STRETCH, len(counted) - 1)
+        paces += [(later - earlier) / length for earlier, later in zip(counted, counted[length:], strict=False)]
+    return statistics.median(paces)
+
+
+def bare(setup: Setup) -> dict[str, list[float]]:
+    """When the steps of the UNet alone ended: see `measure_unet`."""
     names = ("batch_size", "threads", "rank", "device", "dtype", "clock")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(setup.options, name)))]
-    words += ["--model", str(setup.model), "--steps", *map(str, setup.options.steps)]
-    setup.run(__file__, "--only-unet", "unet.json", *words)
+    words += ["--model", str(setup.model), "--steps", str(setup.options.steps)]
+    flags = [f"--{name}" for name in ("sd1", "compiled") if getattr(setup.options, name)]
+    setup.run(__file__, "--only-unet", "unet.json", *words, *flags)
     return json.loads((setup.work / "unet.json").read_text())
 
 
-def measure_unet(options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of the UNet on one fixed batch: forward, and forward with backward, without and with adapters."""
+def measure_unet(options: argparse.Namespace) -> dict[str, list[float]]:
+    """When steps of the UNet on one fixed batch ended: forward, and forward with backward, without and with adapters."""
     import torch
     from safetensors.torch import load_file
 
@@ -210,10 +293,9 @@ def measure_unet(options: argparse.Namespace) -> dict[str, float]:
     dtype = getattr(torch, options.dtype)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
 
-    def seconds(unet: Any, backward: bool) -> float:
-        taken = []
-        for _ in range(options.steps[1]):
-            started = clock()
+    def seconds(unet: Any, backward: bool) -> list[float]:
+        ends = []
+        for _ in range(options.steps):
             with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = unet(latents, timesteps, embeds, return_dict=False)[0].square().mean()
             if backward:
@@ -222,27 +304,30 @@ def measure_unet(options: argparse.Namespace) -> dict[str, float]:
                 parameter.grad = None
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            taken.append(clock() - started)
-        return sorted(taken)[len(taken) // 2]
+            ends.append(clock())
+        return ends
 
     result = {}
     unet: Any = load_unet(options.model)
     unet.to(device=device, memory_format=torch.channels_last)
-    result["forward"] = seconds(unet, backward=False)
-    result["forward and backward, all weights"] = seconds(unet.requires_grad_(True), backward=True)
-    unet.requires_grad_(False)
-    unet.cpu()
+    if not options.sd1:
+        result["forward"] = seconds(unet, backward=False)
+        result["forward and backward, all weights"] = seconds(unet.requires_grad_(True), backward=True)
+        unet.requires_grad_(False)
+        unet.cpu()
     add_adapter(unet, options.rank, config, config.target_modules, seed=0)
     cast_frozen(unet, dtype)
     unet.to(device)
     result["forward, adapters"] = seconds(unet, backward=False)
-    result["forward and backward, adapters"] = seconds(unet, backward=True)
+    result[LIMIT] = seconds(unet, backward=True)
+    if options.compiled:
+        unet.compile_repeated_blocks()
+        result[f"{LIMIT}, compiled"] = seconds(unet, backward=True)
     return result
 
 
-def ratios(kind: str, paces: dict[str, Pace], limit: float) -> dict[str, float]:
+def ratios(mine: Pace, theirs: Pace | None, limit: float) -> dict[str, float]:
     """Ours against the script and the limit."""
-    mine, theirs = paces[f"{kind}, ours"], paces.get(f"{kind}, script")
     figures = {"step_vs_limit": mine.step / limit}
     if theirs is not None:
         figures["steps_per_second"] = theirs.step / mine.step
@@ -257,30 +342,37 @@ def report(paces: dict[str, Pace], unet: dict[str, float], encoding: dict[str, f
         print(f"UNet, {name}: {seconds * 1000:.1f} ms")
     for name, seconds in encoding.items():
         print(f"encoding {name}, once for a sweep: {seconds:.1f} s")
-    print(f"{'':24}{'ms a step':>12}{'start s':>10}{'peak MiB':>10}{'file MB':>10}")
+    print(f"{'':30}{'ms a step':>12}{'start s':>10}{'peak MiB':>10}{'file MB':>10}")
     for name, figures in paces.items():
         numbers = (figures.step * 1000, figures.start, figures.memory / 2**20, figures.result / 1e6)
-        print(f"{name:24}{numbers[0]:12.1f}{numbers[1]:10.1f}{numbers[2]:10.0f}{numbers[3]:10.3f}")
+        print(f"{name:30}{numbers[0]:12.1f}{numbers[1]:10.1f}{numbers[2]:10.0f}{numbers[3]:10.3f}")
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all, in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(Path(folder), options.model.resolve(), options)
+        setup = Setup(Path(folder), Path(folder) / "model" if options.sd1 else options.model.resolve(), options)
+        if options.sd1:
+            setup.run(ROOT / "benchmarks/sd1.py", setup.model, ROOT / "data/mini/base/tokenizer")
         make_world(setup.work, options)
         encoding = encode(setup)
-        unet = bare(setup)
-        paces = {}
-        for kind in options.kinds:
-            paces[f"{kind}, ours"] = pace(setup, lambda steps, kind=kind: ours(setup, kind, steps, "lora"))
-            if options.diffusers is not None:
-                paces[f"{kind}, script"] = pace(setup, lambda steps, kind=kind: script(setup, kind, steps))
-        paces["full fine-tuning, ours"] = pace(setup, lambda steps: ours(setup, "text2img", steps, "full"))
+        trainings = contenders(setup)
+        for name in trainings:
+            if name.endswith("compiled"):
+                print(f"{name}: {trainings[name]().cost.seconds:.0f} s the first time, with compiling", flush=True)
+        paces, unet = race(setup, trainings)
     report(paces, unet, encoding)
-    limit = unet["forward and backward, adapters"]
-    lora, full = paces[f"{options.kinds[0]}, ours"], paces["full fine-tuning, ours"]
+    result = {}
+    for name in paces:
+        kind, _, who = name.partition(", ")
+        if kind in options.kinds and who != "script":
+            mode = who.removeprefix("ours")
+            result[kind + mode] = ratios(paces[name], paces.get(f"{kind}, script"), unet[LIMIT + mode])
+    full, lora = paces.get("full fine-tuning, ours"), paces.get("text2img, ours")
+    if full is None or lora is None:
+        return {"ratios": result}
     against = {name: getattr(lora, name) / getattr(full, name) for name in ("step", "memory", "result")}
-    return {"ratios": {kind: ratios(kind, paces, limit) for kind in options.kinds}, "lora_vs_full": against}
+    return {"ratios": result, "lora_vs_full": against}
 
 
 def parse() -> argparse.Namespace:
@@ -291,18 +383,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--diffusers", type=Path, help="a checkout of diffusers")
     parser.add_argument("--json", type=Path, help="a file for the ratios")
     parser.add_argument("--kinds", nargs="+", choices=list(SCRIPTS), default=list(SCRIPTS))
-    parser.add_argument("--steps", type=int, nargs=2, default=(10, 60), help="of the short and of the long run")
-    parser.add_argument("--rounds", type=int, default=2, help="the best of so many counts")
-    parser.add_argument("--num-images", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--sd1", action="store_true", help="a model of Stable Diffusion 1.5's size in place of --model")
+    parser.add_argument("--compiled", action="store_true", help="ours with compiled blocks, too")
+    parser.add_argument("--steps", type=int, help="of a run")
+    parser.add_argument("--rounds", type=int, help="how often everything runs")
+    parser.add_argument("--num-images", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--resolution", type=int)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--only-unet", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    on_gpu = options.device == "cuda" or (options.device == "auto" and shutil.which("nvidia-smi") is not None)
+    settings = SD1_SETTINGS["cuda" if on_gpu else "cpu"] if options.sd1 else MINI_SETTINGS
+    for name, value in settings.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 def main() -> None:
