@@ -122,8 +122,6 @@ def merge_ours(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     from dataclasses import replace
 
-    import torch  # noqa: F401 what casts files of this size; the merge would import it
-
     from stages.checkpoints.merging import MergePlan, merge_models
     from stages.checkpoints.model import read_model
     from stages.checkpoints.single_file import write_single_file

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from stages.checkpoints.casting import widened
 from stages.checkpoints.tensors import Array, LazyTensor
 
-STRIDE = 2**16
-"""Values that are computed at once: they and the steps between stay in a core's cache."""
+STRIDE = 2**17
+"""Values that are computed at once: as many as stay, with the steps between, about in a core's cache."""
 
 Pieces = Callable[[], Iterator[tuple[Array, ...]]]
 """Goes through tensors together: gives the same piece of each, float32 and flat, from the first to the last."""
@@ -49,7 +50,7 @@ def computed(
     def pieces() -> Iterator[tuple[Array, ...]]:
         for start in range(0, flat[0].size, STRIDE):
             stop = min(start + STRIDE, flat[0].size)
-            yield tuple(source.rows(start, stop).read().astype(np.float32, copy=False) for source in flat)
+            yield tuple(widened(source.rows(start, stop).read()) for source in flat)
 
     @cache
     def measured() -> Any:

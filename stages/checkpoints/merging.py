@@ -86,14 +86,14 @@ def merge_vaes(theta0: Component, theta1: Component, alpha: float) -> Component:
 def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: float) -> LazyTensor:
     if originals[0].dtype not in FLOATS:
         return originals[0]
-    method, setting = MERGE_METHODS[plan.method], Setting(key, alpha, plan.density, plan.seed)
+    method = MERGE_METHODS[plan.method]
     if method.models == 1:
         return originals[0]
 
     def merge(start: int, measured: Measured, *thetas: Array) -> Array:
-        return method.function(*thetas, replace(setting, start=start, measured=measured))
+        return method.function(*thetas, Setting(key, alpha, plan.density, plan.seed, start, measured))
 
-    return computed(originals, merge, method.measure and partial(method.measure, setting))
+    return computed(originals, merge, method.measure and partial(method.measure, Setting(key, alpha, plan.density, plan.seed)))
 
 
 def _merge_component(name: str, originals: Sequence[Component], plan: MergePlan, policy: TextEncoderPolicy) -> Component:

@@ -6,6 +6,7 @@ overlap; what a piece holds depends on neither the others nor the number of thre
 
 import errno
 import json
+import mmap
 import os
 import shutil
 import threading
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.checkpoints.casting import Cast, are_finite, cast_in_numpy, quickest_cast
+from stages.checkpoints.casting import are_finite, cast
 from stages.checkpoints.computed import STRIDE, ComputedTensor
 from stages.checkpoints.tensors import FLOATS, NUMPY_DTYPES, RECIPE_KEY, Array, LazyTensor, LazyTensors, Recipe, listed
 
@@ -25,6 +26,7 @@ PIECE = 2**20
 MOST_THREADS = 8
 """More would wait for the memory; each takes some MB."""
 _LARGE = 2**22
+_ALL_AT_ONCE = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # instead of one page after another
 _CODES = {"float16": "F16", "float32": "F32"}
 _WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
 
@@ -121,15 +123,14 @@ def _lay_out(tensors: LazyTensors, dtype: str, metadata: Mapping[str, str]) -> t
 
 def _write_entries(target: int, data_start: int, entries: Sequence[_Entry], threads: int) -> list[str]:
     """Write all entries; the sorted keys of those that are not finite."""
-    with quickest_cast(sum(map(_casts, entries))) as cast:
-        writer = _Writer(target, data_start, cast)
-        pool = ThreadPoolExecutor(threads, "write")
-        try:
-            done = pool.map(writer.write, _pieces(entries))
-            return sorted({key for key in done if key is not None})
-        finally:
-            pool.shutdown(cancel_futures=True)
-            writer.close()
+    writer = _Writer(target, data_start)
+    pool = ThreadPoolExecutor(threads, "write")
+    try:
+        done = pool.map(writer.write, _pieces(entries))
+        return sorted({key for key in done if key is not None})
+    finally:
+        pool.shutdown(cancel_futures=True)
+        writer.close()
 
 
 def _complaint(broken: LazyTensors, dtype: str) -> str:
@@ -146,14 +147,6 @@ def _faults(tensor: LazyTensor, dtype: str) -> list[tuple[LazyTensor, str]]:
     sources = tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
     faulty = [source for source in sources if not are_finite(source.read())]
     return [(source, "not a finite number (NaN or Inf)") for source in faulty] or [(tensor, f"larger than {dtype} holds")]
-
-
-def _casts(entry: _Entry) -> int:
-    """How many values are cast between half and single precision for an entry."""
-    widened = [source.dtype for source in _streamed(entry)]
-    if widened == [entry.code] and not isinstance(entry.tensor, ComputedTensor):
-        return 0
-    return entry.tensor.size * (widened.count("F16") + (entry.code == "F16"))
 
 
 def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:
@@ -178,7 +171,6 @@ class _Buffers(threading.local):
     """A thread's own memory, used again for every piece."""
 
     def __init__(self) -> None:
-        self.raw = [np.empty(4 * PIECE, np.uint8) for _ in range(3)]
         self.wide = [np.empty(STRIDE, np.float32) for _ in range(3)]
         self.out = np.empty(4 * PIECE, np.uint8)
 
@@ -186,10 +178,9 @@ class _Buffers(threading.local):
 class _Writer:
     """Makes pieces and writes them to their places in an open file; used by several threads."""
 
-    def __init__(self, target: int, data_start: int, cast: Cast) -> None:
+    def __init__(self, target: int, data_start: int) -> None:
         self._target = target
         self._data_start = data_start
-        self._cast = cast
         self._buffers = _Buffers()
         self._one_large = threading.Lock()
         self._opening = threading.Lock()
@@ -216,21 +207,20 @@ class _Writer:
             self._get(entry.tensor, piece.start, out)
         else:
             self._compute(piece, out)
-        if not are_finite(out):
+        # In strides: what was just computed is read out of the cache.
+        if not all(are_finite(out[start : start + STRIDE]) for start in range(0, len(out), STRIDE)):
             return entry.key
         self._put(out, entry.offset + piece.start * out.itemsize)
         return None
 
     def _compute(self, piece: _Piece, out: Array) -> None:
-        tensor, raws = piece.entry.tensor, []
-        for source, buffer in zip(_streamed(piece.entry), self._buffers.raw, strict=False):
-            raws.append(buffer.view(NUMPY_DTYPES[source.dtype])[: len(out)])
-            self._get(source, piece.start, raws[-1])
+        tensor = piece.entry.tensor
+        raws = [self._map(source, piece.start, len(out)) for source in _streamed(piece.entry)]
         for start in range(0, len(out), STRIDE):
             part = slice(start, start + STRIDE)
             wide = [self._widened(raw[part], buffer) for raw, buffer in zip(raws, self._buffers.wide, strict=False)]
             values = tensor.function(piece.start + start, *wide) if isinstance(tensor, ComputedTensor) else wide[0]
-            self._round(values, out[part])
+            cast(values, out[part])
 
     def _widened(self, raw: Array, buffer: Array) -> Array:
         """Values in float32: themselves, or in the buffer."""
@@ -238,40 +228,54 @@ class _Writer:
             return raw
         wide = buffer[: len(raw)]
         if raw.dtype == np.float16:
-            self._cast(raw, wide)
+            cast(raw, wide)
         else:  # the bits of bfloat16
             np.left_shift(raw, np.uint32(16), out=wide.view(np.uint32), dtype=np.uint32)
         return wide
-
-    def _round(self, values: Array, out: Array) -> None:
-        cast = self._cast if values.dtype == np.float32 else cast_in_numpy  # torch rounds float64 twice
-        cast(values, out)
 
     def _write_whole(self, entry: _Entry) -> str | None:
         values = np.ascontiguousarray(entry.tensor.read()).reshape(-1)
         if entry.tensor.dtype in FLOATS:
             rounded = np.empty(len(values), NUMPY_DTYPES[entry.code])
             for start in range(0, len(values), STRIDE):
-                self._round(values[start : start + STRIDE], rounded[start : start + STRIDE])
+                cast(values[start : start + STRIDE], rounded[start : start + STRIDE])
             if not are_finite(rounded):
                 return entry.key
             values = rounded
         self._put(values, entry.offset)
         return None
 
+    def _map(self, tensor: LazyTensor, start: int, count: int) -> Array:
+        """So many values of a tensor from `start` on, where the system holds them; not to be written to."""
+        dtype = np.dtype(NUMPY_DTYPES[tensor.dtype])
+        path, file, offset = self._place(tensor, start * dtype.itemsize)
+        page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        stop = offset + count * dtype.itemsize
+        try:
+            mapped = mmap.mmap(file, stop - page, _ALL_AT_ONCE, mmap.PROT_READ, offset=page)
+        except ValueError as error:
+            raise ValueError(f"{path}: truncated: it ends before byte {stop}") from error
+        values = np.frombuffer(mapped, dtype, count, offset - page)
+        return values if values.flags.aligned else values.copy()
+
     def _get(self, tensor: LazyTensor, start: int, out: Array) -> None:
         """Read the values of a tensor from `start` on."""
+        path, file, offset = self._place(tensor, start * out.itemsize)
+        view, done = memoryview(out.view(np.uint8).data), 0
+        while done < len(view):
+            count = os.preadv(file, [view[done:]], offset + done)
+            if not count:
+                raise ValueError(f"{path}: truncated: it ends before byte {offset + len(view)}")
+            done += count
+
+    def _place(self, tensor: LazyTensor, skipped: int) -> tuple[Path, int, int]:
+        """The file with the values of a tensor, opened once for all, and where they begin behind the first `skipped` bytes."""
         place = tensor.stored
         assert place is not None
         with self._opening:
             if place.path not in self._files:
                 self._files[place.path] = os.open(place.path, os.O_RDONLY)
-        offset, view, done = place.offset + start * out.itemsize, memoryview(out.view(np.uint8).data), 0
-        while done < len(view):
-            count = os.preadv(self._files[place.path], [view[done:]], offset + done)
-            if not count:
-                raise ValueError(f"{place.path}: truncated: it ends before byte {offset + len(view)}")
-            done += count
+        return place.path, self._files[place.path], place.offset + skipped
 
     def _put(self, values: Array, offset: int) -> None:
         view, done = memoryview(values.view(np.uint8).data), 0

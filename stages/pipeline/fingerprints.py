@@ -10,7 +10,13 @@ from typing import Any
 
 PACKAGE = "stages"
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "bing_image_downloader": "bing-image-downloader"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "hydra": "hydra-core",
+    "bing_image_downloader": "bing-image-downloader",
+    "cv2": "opencv-python-headless",
+}
 """Import names that differ from the name of the distribution in the lock file."""
 
 RESULT_NEUTRAL = {"tqdm", "pydantic", "dvc", "omegaconf", "hydra-core", "pyyaml"}

@@ -179,3 +179,26 @@ def test_everybody_may_read_the_file_and_there_is_one_metadata_key(tmp_path):
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
     with safe_open(tmp_path / "x.safetensors", "np") as file:
         assert list(file.metadata()) == ["recipe"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_values_that_lie_at_odd_places_are_read(tmp_path, small_pieces, dtype):
+    tensors, values = stored(tmp_path, "in.safetensors", dtype)
+    file = tmp_path / "in.safetensors"
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    moved = (size + 3).to_bytes(8, "little") + file.read_bytes()[8 : 8 + size] + b"   " + file.read_bytes()[8 + size :]
+    file.write_bytes(moved)
+    tensors = open_safetensors(file)
+    out = {"sum": computed([tensors["x"], tensors["y"]], lambda start, known, x, y: x + y)}
+    write_safetensors(tmp_path / "out.safetensors", out, "float32", {})
+    expected = values["x"].astype(np.float32) + values["y"].astype(np.float32)
+    assert np.array_equal(load_file(tmp_path / "out.safetensors")["sum"], expected)
+
+
+def test_a_file_that_shrinks_in_the_meantime_is_named(tmp_path):
+    tensors, _ = stored(tmp_path, "in.safetensors", "float16")
+    os.truncate(tmp_path / "in.safetensors", 100)
+    out = {"sum": computed([tensors["x"], tensors["y"]], lambda start, known, x, y: x + y)}
+    with pytest.raises(ValueError, match=r"in\.safetensors: truncated"):
+        write_safetensors(tmp_path / "out.safetensors", out, "float32", {})
+    assert not (tmp_path / "out.safetensors").exists()
