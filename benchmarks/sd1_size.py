@@ -60,12 +60,14 @@ def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: boo
         log.seek(0)
         said = log.read()
     training = re.search(r"([\d.]+) s of training", said)
-    if status or training is None:
+    expected = re.search(r"expected: .* and ([\d.]+) GiB", said)
+    if status or training is None or expected is None:
         raise SystemExit(said)
     return {
         "seconds_per_step": float(training[1]) / options.steps,
         "seconds": time.perf_counter() - started,
         "peak_memory": usage.ru_maxrss * 1024,
+        "expected_memory": float(expected[1]) * 2**30,
         "lora": (work / "lora/pytorch_lora_weights.safetensors").stat().st_size,
     }
 
@@ -93,7 +95,8 @@ def main() -> None:
             figures[name] = figure = measure(Path(folder), options, gradient_checkpointing)
             print(
                 f"{name:24}{figure['seconds_per_step']:8.1f} s a step, {figure['seconds']:.0f} s in all, "
-                f"peak memory {figure['peak_memory'] / 1e9:.2f} GB, LoRA of {figure['lora'] / 1e6:.2f} MB",
+                f"peak memory {figure['peak_memory'] / 1e9:.2f} GB (expected {figure['expected_memory'] / 1e9:.2f}), "
+                f"LoRA of {figure['lora'] / 1e6:.2f} MB",
                 flush=True,
             )
     if options.json:

@@ -1,5 +1,6 @@
 """What a training says before it starts and when it has ended."""
 
+import math
 import resource
 import shutil
 import sys
@@ -11,18 +12,22 @@ import torch
 from torch import nn
 
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import Stream
+from stages.lora.batches import Examples, Stream
+from stages.lora.expectations import EXPECTED, WORKING_MEMORY, expected_seconds, kept_bytes
 from stages.lora.settings import TrainingConfig
 
 if TYPE_CHECKING:
-    from stages.lora.tuning import Tuned
+    from stages.lora.tuning import Place, Tuned
 
 GRADIENT_BYTES = WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = {"adamw_fused": 8, "adamw": 8, "adamw_8bit": 2, "prodigy": 16}
 """What an optimizer remembers of each trained weight."""
+STEPS_BEFORE_ESTIMATE = 20
+LARGE = 50_000_000
+"""Weights of a UNet from which on it is found out what its forward pass keeps; a smaller one's is little beside the process."""
 
 
-def say_plan(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, rank: int) -> None:
+def say_plan(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, rank: int, place: "Place") -> None:
     """Print what the run is going to do."""
     images = len(streams[0].examples)
     steps_per_epoch = images / config.effective_batch_size
@@ -36,19 +41,46 @@ def say_plan(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, 
         f"each image is seen about {max(1, round(epochs))} times{held_out}\n"
         f"{describe_adapter(tuned, config, rank)}: {trained:,} of {total:,} weights are trained "
         f"({trained / total:.2%}); {'their' if config.tuned == 'full' else 'the'} file will have about "
-        f"{WEIGHT_BYTES * trained / 1e6:.2f} MB\n"
-        f"{least_memory(tuned.model, config) / 2**30:.2f} GiB for weights, gradients and optimizer, and on top of that what a "
-        "forward pass keeps for the backward one; the first 20 steps show how much, and how long it all takes",
+        f"{WEIGHT_BYTES * trained / 1e6:.2f} MB",
         flush=True,
     )
+    if place.device.type in EXPECTED:
+        seconds = expected_seconds(tuned.parts["unet"], batch_shape(streams, config), config.forward_passes, place.device)
+        print(
+            f"expected: about {describe_time(seconds)} and {expected_memory(tuned, streams, config, place) / 2**30:.2f} GiB of "
+            f"memory; the first {STEPS_BEFORE_ESTIMATE} steps will tell better",
+            flush=True,
+        )
 
 
-def least_memory(model: nn.Module, config: TrainingConfig) -> int:
-    """Bytes of the weights, of the trained ones' gradients, and of what the optimizer remembers of them."""
-    trained, total = _parameters(model)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in total)
-    each = GRADIENT_BYTES + OPTIMIZER_BYTES[config.optimizer]
-    return weights + each * sum(parameter.numel() for parameter in trained)
+def batch_shape(streams: Sequence[Stream], config: TrainingConfig) -> torch.Size:
+    """The shape of the latents of a forward pass, (B, C, h, w); the largest where there are several."""
+    count = config.train_batch_size * len(streams) // config.num_processes
+    shapes = [_largest(stream.examples) for stream in streams]
+    return torch.Size((max(1, count), streams[0].examples.mean.shape[2], *max(shapes, key=math.prod)))
+
+
+def _largest(examples: Examples) -> tuple[int, ...]:
+    """Height and width of the largest latents."""
+    if examples.shapes is None:
+        return tuple(examples.mean.shape[3:])
+    return tuple(max(examples.shapes.tolist(), key=math.prod))
+
+
+def expected_memory(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, place: "Place") -> int:
+    """Bytes that the run needs at its peak, by estimate, this process with all that it holds by now included."""
+    trained = sum(parameter.numel() for parameter in _parameters(tuned.model)[0])
+    needed = peak_memory(place.device) + trained * (GRADIENT_BYTES + OPTIMIZER_BYTES[config.optimizer])
+    unet = tuned.parts["unet"]
+    if sum(parameter.numel() for parameter in unet.parameters()) >= LARGE:
+        needed += kept_bytes(unet, batch_shape(streams, config), place.device, place.dtype)
+    return round(needed * (1 + WORKING_MEMORY))
+
+
+def describe_time(seconds: float) -> str:
+    """A time in minutes and seconds, or in hours and minutes."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def check_disk(checkpoint: Path | None, model: nn.Module, config: TrainingConfig) -> None:

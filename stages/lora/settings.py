@@ -169,6 +169,11 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         """Images of one optimizer step."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def forward_passes(self) -> int:
+        """Of the whole run."""
+        return self.max_train_steps * self.gradient_accumulation_steps
+
     def samples_after(self, step: int) -> bool:
         """Whether images are drawn when so many optimizer steps are done."""
         return bool(self.sample_prompts) and (step == self.max_train_steps or step % self.sample_steps == 0)

@@ -14,13 +14,12 @@ from torch.nn.utils import clip_grad_norm_
 from stages.lora.adapters import trained_parameters
 from stages.lora.batches import AnyBatch, Batch, seeded_number
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
-from stages.lora.plan import peak_memory
+from stages.lora.plan import STEPS_BEFORE_ESTIMATE, describe_time, peak_memory
 from stages.lora.processes import add_up, own_samples, process_number
 from stages.lora.settings import TrainingConfig
 from stages.pipeline.outputs import atomic_file
 from stages.pipeline.progress import track
 
-STEPS_BEFORE_ESTIMATE = 20
 LOSS_LIMIT = 1000.0
 """A model that has learnt nothing has a loss of about 1; from one of thousands no training comes back."""
 
@@ -243,9 +242,9 @@ def _autocast(loss_fn: Callable[[Any, AnyBatch], Tensor], model: nn.Module, dtyp
 
 def _say_estimate(seconds_per_step: float, steps_left: int, device: torch.device) -> None:
     """Print how long the rest takes at the pace of the first steps, and what memory they took."""
-    minutes, seconds = divmod(round(seconds_per_step * steps_left), 60)
+    rest = describe_time(seconds_per_step * steps_left)
     print(
-        f"{seconds_per_step * 1000:.0f} ms a step: about {minutes} min {seconds} s for the {steps_left} steps left; "
+        f"{seconds_per_step * 1000:.0f} ms a step: about {rest} for the {steps_left} steps left; "
         f"peak memory so far {peak_memory(device) / 2**30:.2f} GiB",
         flush=True,
     )

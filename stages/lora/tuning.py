@@ -19,7 +19,7 @@ from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet,
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, names_at, validation_batches
 from stages.lora.compiling import compile_repeated_blocks
 from stages.lora.losses import denoising_loss
-from stages.lora.plan import check_disk, say_plan, say_summary
+from stages.lora.plan import batch_shape, check_disk, say_plan, say_summary
 from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.samples import SAMPLES, Sampler, SampleSize, prompt_embedder
 from stages.lora.settings import TrainingConfig
@@ -114,7 +114,7 @@ def _tune(
     sampler = make_sampler(model, tuned, config, place, samples)
     streams, held_out = take_held_out(streams, config, draws)
     if process_number() == 0:
-        say_plan(tuned, streams, config, rank)
+        say_plan(tuned, streams, config, rank, place)
         check_disk(place.checkpoint, tuned.model, config)
     started = time.perf_counter()
     try:
@@ -167,9 +167,7 @@ def compile_for(unet: nn.Module, streams: Sequence[Stream], config: TrainingConf
     """Compile the UNet for the batches of these streams, if they are all of one shape and it pays."""
     if any(stream.examples.shapes is not None for stream in streams):
         return
-    passes = config.max_train_steps * config.gradient_accumulation_steps
-    latents = torch.Size((config.train_batch_size * len(streams), *streams[0].examples.mean.shape[2:]))
-    compile_repeated_blocks(unet, latents, passes, device)
+    compile_repeated_blocks(unet, batch_shape(streams, config), config.forward_passes, device)
 
 
 def explain_divergence(error: DivergedError, streams: Sequence[Stream], config: TrainingConfig, checkpoint: Path | None) -> str:
