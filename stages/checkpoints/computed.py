@@ -26,7 +26,8 @@ class ComputedTensor(LazyTensor):
 
     Attributes:
         sources: Tensors of its size, each of floating point.
-        function: Of the place of a piece's first value and of that piece of every source; gives the piece of this tensor.
+        function: Of the place of a piece's first value and of that piece of every source, which it may overwrite; gives the
+            piece of this tensor.
     """
 
     sources: tuple[LazyTensor, ...] = ()
@@ -41,7 +42,7 @@ def computed(
     Args:
         sources: Tensors of one size, each of floating point.
         function: Of the place of a piece's first value, of what `measure` gave, and of that piece of every source, float32
-            and flat; gives the piece of the tensor in float32.
+            and flat, which it may overwrite; gives the piece of the tensor in float32.
         measure: Finds out, before the first piece is computed, what the function must know of the whole sources. One tensor
             at a time is measured, whatever the number of threads, so that memory holds no more.
     """
@@ -64,7 +65,8 @@ def computed(
     def load() -> Array:
         values = np.empty(flat[0].size, np.float32)
         for number, thetas in enumerate(pieces()):
-            values[number * STRIDE : (number + 1) * STRIDE] = piece_at(number * STRIDE, *thetas)
+            own = [theta.copy() for theta in thetas]
+            values[number * STRIDE : (number + 1) * STRIDE] = piece_at(number * STRIDE, *own)
         return values
 
     return ComputedTensor(sources[0].shape, sources[0].dtype, load, None, tuple(sources), piece_at)

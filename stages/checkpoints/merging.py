@@ -91,7 +91,7 @@ def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: f
         return originals[0]
 
     def merge(start: int, measured: Measured, *thetas: Array) -> Array:
-        return method.function(*thetas, Setting(key, alpha, plan.density, plan.seed, start, measured))
+        return method.function(*thetas, Setting(key, alpha, plan.density, plan.seed, start, measured, overwrite=True))
 
     return computed(originals, merge, method.measure and partial(method.measure, Setting(key, alpha, plan.density, plan.seed)))
 

@@ -223,14 +223,12 @@ class _Writer:
             cast(values, out[part])
 
     def _widened(self, raw: Array, buffer: Array) -> Array:
-        """Values in float32: themselves, or in the buffer."""
-        if raw.dtype == np.float32:
-            return raw
+        """Values in float32, in the buffer."""
         wide = buffer[: len(raw)]
-        if raw.dtype == np.float16:
-            cast(raw, wide)
-        else:  # the bits of bfloat16
+        if raw.dtype == np.uint16:  # the bits of bfloat16
             np.left_shift(raw, np.uint32(16), out=wide.view(np.uint32), dtype=np.uint32)
+        else:
+            cast(raw, wide)
         return wide
 
     def _write_whole(self, entry: _Entry) -> str | None:

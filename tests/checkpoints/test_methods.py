@@ -125,3 +125,5 @@ def test_every_method_has_a_source_and_gives_float32_without_changing_its_input(
     merged = method.function(*thetas, Setting("x", 0.3, 0.5, 0))
     assert merged.dtype == np.float32
     assert all(np.array_equal(theta, normal(seed)) for seed, theta in enumerate(thetas))
+    overwritten = method.function(*thetas, Setting("x", 0.3, 0.5, 0, overwrite=True))
+    assert np.array_equal(overwritten, merged)
