@@ -48,9 +48,9 @@ SD1_SETTINGS = {
     "cpu": {"resolution": 512, "batch_size": 1, "num_images": 4, "steps": 4, "rounds": 1, "dtype": "float32"},
     "cuda": {"resolution": 512, "batch_size": 4, "num_images": 16, "steps": 105, "rounds": 2, "dtype": "bfloat16"},
 }
+MINI_SETTINGS = {"resolution": 64, "batch_size": 4, "num_images": 32, "steps": 45, "rounds": 4, "dtype": "float32"}
 WARM_UP, STRETCH = 5, 10
 """Steps that do not count, where there are more; steps that are timed together."""
-MINI_SETTINGS = {"resolution": 64, "batch_size": 4, "num_images": 32, "steps": 45, "rounds": 4, "dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,7 @@ def measure_unet(options: argparse.Namespace) -> dict[str, list[float]]:
     """When steps of the UNet on one fixed batch ended: forward, and forward with backward, without and with adapters."""
     import torch
     from safetensors.torch import load_file
+    from timed import CLOCKS
 
     from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters
     from stages.lora.settings import AdapterConfig
@@ -291,9 +292,9 @@ def measure_unet(options: argparse.Namespace) -> dict[str, list[float]]:
     embeds = captions["prompt_embeds"][: options.batch_size].to(device)
     timesteps = torch.arange(len(latents), device=device) * 100
     dtype = getattr(torch, options.dtype)
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    clock = CLOCKS[options.clock]
 
-    def seconds(unet: Any, backward: bool) -> list[float]:
+    def ends_of_steps(unet: Any, backward: bool) -> list[float]:
         ends = []
         for _ in range(options.steps):
             with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -311,18 +312,18 @@ def measure_unet(options: argparse.Namespace) -> dict[str, list[float]]:
     unet: Any = load_unet(options.model)
     unet.to(device=device, memory_format=torch.channels_last)
     if not options.sd1:
-        result["forward"] = seconds(unet, backward=False)
-        result["forward and backward, all weights"] = seconds(unet.requires_grad_(True), backward=True)
+        result["forward"] = ends_of_steps(unet, backward=False)
+        result["forward and backward, all weights"] = ends_of_steps(unet.requires_grad_(True), backward=True)
         unet.requires_grad_(False)
         unet.cpu()
     add_adapter(unet, options.rank, config, config.target_modules, seed=0)
     cast_frozen(unet, dtype)
     unet.to(device)
-    result["forward, adapters"] = seconds(unet, backward=False)
-    result[LIMIT] = seconds(unet, backward=True)
+    result["forward, adapters"] = ends_of_steps(unet, backward=False)
+    result[LIMIT] = ends_of_steps(unet, backward=True)
     if options.compiled:
         unet.compile_repeated_blocks()
-        result[f"{LIMIT}, compiled"] = seconds(unet, backward=True)
+        result[f"{LIMIT}, compiled"] = ends_of_steps(unet, backward=True)
     return result
 
 

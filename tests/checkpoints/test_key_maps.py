@@ -1,20 +1,11 @@
 import numpy as np
 import pytest
 
+from benchmarks.sd1 import SD1
 from stages.checkpoints.key_maps import component_specs, from_ldm, to_ldm
 from tests.checkpoints.tiny import CONFIGS, UNET, ldm_weights, random_weights
 
-SD1_UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "cross_attention_dim": 768,
-}
-SD1_VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
-SD1_TEXT_ENCODER = {"hidden_size": 768, "intermediate_size": 3072}
+SD1_UNET, SD1_VAE, SD1_TEXT_ENCODER = (SD1[name] for name in ("unet", "vae", "text_encoder"))
 
 
 def shapes(component, config):
