@@ -1,19 +1,16 @@
-"""Run a training, and write down when each of its optimizer steps ended.
+"""Run a training in turns (see turns.py), and write down when each of its optimizer steps ended.
 
-`python benchmarks/timed.py TIMES CLOCK [--compiled] TRAINING [its arguments]`, where TRAINING is a stage, as in
-stages.train_text2img, or the path of one of diffusers' example scripts, and CLOCK is wall or cpu. TIMES gets the seconds, a
-JSON list. With --compiled the stage believes that compiling costs nothing.
+`python benchmarks/timed.py TIMES STEPS TURN [--compiled] TRAINING [its arguments]`, where TRAINING is a stage, as in
+stages.train_text2img, or the path of one of diffusers' example scripts, that makes so many STEPS. With --compiled the stage
+believes that compiling costs nothing.
 """
 
-import json
 import runpy
 import sys
-import time
 from pathlib import Path
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+from turns import Turns
 
 
 def expect_free_compiling() -> None:
@@ -25,13 +22,12 @@ def expect_free_compiling() -> None:
 
 def main() -> None:
     """Run what the command line names."""
-    times, clock = Path(sys.argv[1]), CLOCKS[sys.argv[2]]
-    sys.argv = sys.argv[3:]
+    turns = Turns(Path(sys.argv[1]).absolute(), int(sys.argv[2]), int(sys.argv[3]))
+    sys.argv = sys.argv[4:]
     if sys.argv[0] == "--compiled":
         sys.argv = sys.argv[1:]
         expect_free_compiling()
-    ends: list[float] = []
-    register_optimizer_step_post_hook(lambda *_: ends.append(clock()))
+    register_optimizer_step_post_hook(turns.step_ended)
     if sys.argv[0].endswith(".py"):
         from peer import provide_transforms
 
@@ -40,7 +36,6 @@ def main() -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    times.write_text(json.dumps(ends))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,15 @@
 https://github.com/huggingface/diffusers whose examples fit the installed version (measured with commit
 58eb52c0803ea9af3abec60841c2a093bdf1f951); without it, the scripts are left out.
 
-Every figure comes from processes of its own, all of them in turn, so many rounds. A step is the median over all stretches of
-ten steps of all rounds, from the end of one optimizer step to the end of another, everything included; the start is what a
-process takes apart from its steps, the least of the rounds. Ours is the stage as DVC runs it; encoding the images and captions
-is a stage before it, once for a whole sweep, and is shown apart. The limit is one fixed batch, forward and backward, through
-the same UNet with the same adapters, and nothing else.
+Every figure comes from a process of its own. All of a kind are alive at once and take turns of a few steps, so that each is
+timed alone and all in the same minutes; a step is the median of the turns, everything included, and a ratio that of the ratios
+of turns beside each other. The start is what a process takes apart from its steps. Ours is the stage as DVC runs it; encoding
+the images and captions is a stage before it, once for a whole sweep, and is shown apart. The limit is one fixed batch, forward
+and backward, through the same UNet with the same adapters, and nothing else.
 
 --sd1 takes a model of Stable Diffusion 1.5's size with random weights, and fits the other settings to it: 512 px, batch 1 on a
-CPU and 4 on a GPU, there in bfloat16. --compiled adds ours with its blocks compiled, whether or not the stage would do it for
-so few steps, and the limit likewise. --clock cpu takes processor seconds of one thread in place of wall time: for a machine
-that others use too.
+CPU, there one process after the other for want of memory, and 4 on a GPU, there in bfloat16. --compiled adds ours with the
+UNet compiled, whether or not the stage would do it for so few steps, and the limit likewise.
 """
 
 import argparse
@@ -26,13 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from turns import Racer, Run, race
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -43,62 +42,58 @@ SCRIPTS = {
     "dreambooth": "examples/dreambooth/train_dreambooth_lora.py",
 }
 PROMPT = "asuka"
-LIMIT = "forward and backward, adapters"
+LIMIT, FULL = "forward and backward, adapters", "full fine-tuning, ours"
+COMPILED = ", compiled"
 SD1_SETTINGS = {
-    "cpu": {"resolution": 512, "batch_size": 1, "num_images": 4, "steps": 4, "rounds": 1, "dtype": "float32"},
-    "cuda": {"resolution": 512, "batch_size": 4, "num_images": 16, "steps": 105, "rounds": 2, "dtype": "bfloat16"},
+    "cpu": {"resolution": 512, "batch_size": 1, "num_images": 4, "steps": 4, "turn": 4, "rounds": 1, "dtype": "float32"},
+    "cuda": {"resolution": 512, "batch_size": 4, "num_images": 16, "steps": 105, "turn": 15, "rounds": 2, "dtype": "bfloat16"},
 }
-MINI_SETTINGS = {"resolution": 64, "batch_size": 4, "num_images": 32, "steps": 45, "rounds": 4, "dtype": "float32"}
-WARM_UP, STRETCH = 5, 10
-"""Steps that do not count, where there are more; steps that are timed together."""
+MINI_SETTINGS = {
+    "resolution": 64, "batch_size": 4, "num_images": 32, "steps": 56, "turn": 7, "rounds": 2, "dtype": "float32"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a process took.
+class Contender:
+    """A program that takes part.
 
     Attributes:
-        seconds: by the chosen clock.
-        memory: peak, in bytes.
+        command: what Python is to run, but for the words that tell it about turns.
+        result: a pattern for the file with the trained weights, in the program's folder; "" for none.
+        tuned: what our stage tunes.
     """
 
-    seconds: float
-    memory: int
+    command: Sequence[str | Path]
+    result: str = ""
+    tuned: str = "lora"
+
+    def result_bytes(self, folder: Path) -> int:
+        """Bytes of the file with the trained weights; 0 for none."""
+        return max(path.stat().st_size for path in folder.glob(self.result)) if self.result else 0
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a training took.
+class Figures:
+    """What all rounds of a contender gave.
 
     Attributes:
-        cost: of its process.
-        ends: when each step ended, in seconds.
-        result: bytes of the file with the trained weights.
-    """
-
-    cost: Cost
-    ends: Sequence[float]
-    result: int
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What a training takes.
-
-    Attributes:
-        step: seconds of one optimizer step.
-        start: seconds before the first and after the last.
+        paces: seconds of a step, of each turn.
+        start: seconds before the first step and after the last, of the best round.
         memory: peak, in bytes.
         result: bytes of the file with the trained weights.
+        notes: what else the program wrote down.
     """
 
-    step: float
+    paces: Sequence[float]
     start: float
     memory: int
     result: int
+    notes: Mapping[str, float]
 
-
-Train = Callable[[], Run]
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return statistics.median(self.paces)
 
 
 @dataclass(frozen=True)
@@ -112,30 +107,23 @@ class Setup:
     @property
     def environment(self) -> dict[str, str]:
         """Offline, with a fixed number of threads."""
-        threads = str(self.options.threads)
         fixed = {
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(self.work / "cache"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"),
-            "OMP_NUM_THREADS": threads,
+            "OMP_NUM_THREADS": str(self.options.threads),
             "PYTHONWARNINGS": "ignore",
         }
-        return os.environ | fixed | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.work), "TRANSFORMERS_VERBOSITY": "error"}
+        return os.environ | fixed | {"PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
 
-    def run(self, *command: str | Path) -> Cost:
-        """Run a command in the place of work."""
-        log = self.work / "log"
+    def run(self, *command: str | Path) -> float:
+        """Run a Python program in the place of work; its seconds."""
         started = time.perf_counter()
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, *map(str, command)], cwd=self.work, env=self.environment, stdout=file, stderr=file
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-        if status:
-            raise SystemExit(f"{' '.join(map(str, command))}\n{log.read_text()[-3000:]}")
-        seconds = wall if self.options.clock == "wall" else usage.ru_utime + usage.ru_stime
-        return Cost(seconds, usage.ru_maxrss * 1024)
+        words = [sys.executable, *map(str, command)]
+        done = subprocess.run(words, cwd=self.work, env=self.environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)}\n{(done.stdout + done.stderr)[-3000:]}")
+        return time.perf_counter() - started
 
 
 def make_world(work: Path, options: argparse.Namespace) -> None:
@@ -153,48 +141,49 @@ def make_world(work: Path, options: argparse.Namespace) -> None:
     (work / "class_images").mkdir()
 
 
-def write_params(setup: Setup, steps: int, tuned: str) -> None:
+def write_params(setup: Setup, folder: Path, tuned: str = "lora") -> None:
     """Write params.yaml for our stages: the committed settings, and what the benchmark sets."""
     options = setup.options
-    changes = {"max_train_steps": steps, "train_batch_size": options.batch_size, "tuned": tuned, "checkpointing_steps": 10**6}
+    changes = {
+        "max_train_steps": options.steps,
+        "train_batch_size": options.batch_size,
+        "tuned": tuned,
+        "checkpointing_steps": 10**6,
+    }
     params = {"runtime": {"device": options.device, "threads": options.threads, "dtype": options.dtype}}
     for name in ("encode_images", "encode_captions", "train_text2img", "train_dreambooth"):
         params[name] = yaml.safe_load((ROOT / f"conf/{name}/default.yaml").read_text())
     params["encode_images"]["resolution"] = options.resolution
     params["train_text2img"] |= changes
     params["train_dreambooth"] |= changes | {"class_prompt": PROMPT, "clip_skip": 0, "instance_prompt": PROMPT}
-    (setup.work / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
 def encode(setup: Setup) -> dict[str, float]:
     """Run the two encoding stages; seconds of each."""
-    write_params(setup, 1, "lora")
-    images = setup.run("-m", "stages.encode_images", "--images", "raw", "--vae", setup.model / "vae", "--out", "images")
-    captions = setup.run("-m", "stages.encode_captions", "--dataset", "dataset", "--model", setup.model, "--out", "captions")
-    return {"images": images.seconds, "captions": captions.seconds}
+    write_params(setup, setup.work)
+    return {
+        "images": setup.run("-m", "stages.encode_images", "--images", "raw", "--vae", setup.model / "vae", "--out", "images"),
+        "captions": setup.run(
+            "-m", "stages.encode_captions", "--dataset", "dataset", "--model", setup.model, "--out", "captions"
+        ),
+    }
 
 
-def timed(setup: Setup, *words: str | Path) -> tuple[Cost, list[float]]:
-    """Run a training; its cost, and when its steps ended."""
-    cost = setup.run(ROOT / "benchmarks/timed.py", "times.json", setup.options.clock, *words)
-    return cost, json.loads((setup.work / "times.json").read_text())
-
-
-def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -> Run:
-    """Run our stage."""
-    write_params(setup, setup.options.steps, tuned)
+def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -> Contender:
+    """Our stage."""
+    inputs: list[str | Path] = ["--class-images", setup.work / "class_images"]
+    if kind == "text2img":
+        inputs = ["--captions", setup.work / "captions"]
+    common = ["--images", setup.work / "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "out"]
     flags = ["--compiled"] if compiled else []
-    inputs = ["--captions", "captions"] if kind == "text2img" else ["--class-images", "class_images"]
-    common = ["--images", "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "ours"]
-    cost, ends = timed(setup, *flags, f"stages.train_{kind}", *inputs, *common)
-    result = max(path.stat().st_size for path in (setup.work / "ours").rglob("*.safetensors") if "vae" not in path.parts)
-    return Run(cost, ends, result)
+    result = "out/*.safetensors" if tuned == "lora" else "out/unet/*.safetensors"
+    return Contender([*flags, f"stages.train_{kind}", *inputs, *common], result, tuned)
 
 
-def script(setup: Setup, kind: str) -> Run:
-    """Run diffusers' script."""
+def script(setup: Setup, kind: str) -> Contender:
+    """Diffusers' script."""
     options = setup.options
-    shutil.rmtree(setup.work / "theirs", ignore_errors=True)
     arguments: dict[str, Any] = {
         "pretrained_model_name_or_path": setup.model,
         "resolution": options.resolution,
@@ -206,174 +195,145 @@ def script(setup: Setup, kind: str) -> Run:
         "lr_warmup_steps": 0,
         "checkpointing_steps": 10**6,
         "seed": 0,
-        "output_dir": "theirs",
+        "output_dir": "out",
         "mixed_precision": {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[options.dtype],
     }
-    data: dict[str, Any] = {"train_data_dir": "dataset", "caption_column": "caption"}
+    data: dict[str, Any] = {"train_data_dir": setup.work / "dataset", "caption_column": "caption"}
     if kind == "dreambooth":
-        data = {"instance_data_dir": "raw", "instance_prompt": PROMPT}
+        data = {"instance_data_dir": setup.work / "raw", "instance_prompt": PROMPT}
     flags = ["--center_crop", *(["--random_flip"] if kind == "text2img" else [])]
     words = [word for name, value in (arguments | data).items() for word in (f"--{name}", str(value))]
-    cost, ends = timed(setup, options.diffusers / SCRIPTS[kind], *words, *flags)
-    return Run(cost, ends, next((setup.work / "theirs").glob("*.safetensors")).stat().st_size)
+    return Contender([options.diffusers / SCRIPTS[kind], *words, *flags], "out/*.safetensors")
 
 
-def contenders(setup: Setup) -> dict[str, Train]:
-    """What is measured, by the names it has in the table."""
-    options = setup.options
-    trainings: dict[str, Train] = {}
-    for kind in options.kinds:
-        trainings[f"{kind}, ours"] = partial(ours, setup, kind)
-        if options.compiled:
-            trainings[f"{kind}, ours, compiled"] = partial(ours, setup, kind, compiled=True)
-        if options.diffusers is not None:
-            trainings[f"{kind}, script"] = partial(script, setup, kind)
-    if not options.sd1:
-        trainings["full fine-tuning, ours"] = partial(ours, setup, "text2img", tuned="full")
-    return trainings
-
-
-def race(setup: Setup, trainings: Mapping[str, Train]) -> tuple[dict[str, Pace], dict[str, float]]:
-    """Run each training and the bare UNet once a round, in turn; the trainings' paces, and the UNet's seconds."""
-    runs: dict[str, list[Run]] = {name: [] for name in trainings}
-    bares: list[dict[str, list[float]]] = []
-    turns = [name for _ in range(setup.options.rounds) for name in ("the UNet alone", *trainings)]
-    for name in track(turns, "runs"):
-        if name in trainings:
-            runs[name].append(trainings[name]())
-        else:
-            bares.append(bare(setup))
-    unet = {name: median_step([ends[name] for ends in bares]) for name in bares[0]}
-    return {name: pace(done) for name, done in runs.items()}, unet
-
-
-def pace(runs: Sequence[Run]) -> Pace:
-    """The pace of a training, of all its rounds."""
-    step = median_step([run.ends for run in runs])
-    start = min(run.cost.seconds - (run.ends[-1] - run.ends[0]) for run in runs) - step
-    return Pace(step, start, max(run.cost.memory for run in runs), runs[0].result)
-
-
-def median_step(runs: Sequence[Sequence[float]]) -> float:
-    """Seconds of a step, from the ends of the steps of several runs."""
-    paces = []
-    for ends in runs:
-        counted = ends[WARM_UP - 1 :] if len(ends) > WARM_UP + STRETCH else ends
-        length = min(STRETCH, len(counted) - 1)
-        paces += [(later - earlier) / length for earlier, later in zip(counted, counted[length:], strict=False)]
-    return statistics.median(paces)
-
-
-def bare(setup: Setup) -> dict[str, list[float]]:
-    """When the steps of the UNet alone ended: see `measure_unet`."""
-    names = ("batch_size", "threads", "rank", "device", "dtype", "clock")
+def bare(setup: Setup, mode: str) -> Contender:
+    """The UNet alone."""
+    names = ("rank", "batch_size", "threads", "device", "dtype")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(setup.options, name)))]
-    words += ["--model", str(setup.model), "--steps", str(setup.options.steps)]
-    flags = [f"--{name}" for name in ("sd1", "compiled") if getattr(setup.options, name)]
-    setup.run(__file__, "--only-unet", "unet.json", *words, *flags)
-    return json.loads((setup.work / "unet.json").read_text())
+    files = ["--model", setup.model, "--images", setup.work / "images", "--captions", setup.work / "captions"]
+    settings = ROOT / "conf/train_text2img/default.yaml"
+    return Contender([ROOT / "benchmarks/bare_unet.py", mode, *files, "--settings", settings, *words])
 
 
-def measure_unet(options: argparse.Namespace) -> dict[str, list[float]]:
-    """When steps of the UNet on one fixed batch ended: forward, and forward with backward, without and with adapters."""
-    import torch
-    from safetensors.torch import load_file
-    from timed import CLOCKS
-
-    from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters
-    from stages.lora.settings import AdapterConfig
-
-    torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    values = yaml.safe_load((ROOT / "conf/train_text2img/default.yaml").read_text())
-    config = AdapterConfig(**{name: values[name] for name in AdapterConfig.__dataclass_fields__})
-    images, captions = (load_file(options.work / name) for name in ("images", "captions"))
-    latents = images["mean"][: options.batch_size, 0].to(device)
-    embeds = captions["prompt_embeds"][: options.batch_size].to(device)
-    timesteps = torch.arange(len(latents), device=device) * 100
-    dtype = getattr(torch, options.dtype)
-    clock = CLOCKS[options.clock]
-
-    def ends_of_steps(unet: Any, backward: bool) -> list[float]:
-        ends = []
-        for _ in range(options.steps):
-            with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = unet(latents, timesteps, embeds, return_dict=False)[0].square().mean()
-            if backward:
-                loss.backward()
-            for parameter in trained_parameters(unet).values():
-                parameter.grad = None
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            ends.append(clock())
-        return ends
-
-    result = {}
-    unet: Any = load_unet(options.model)
-    unet.to(device=device, memory_format=torch.channels_last)
-    if not options.sd1:
-        result["forward"] = ends_of_steps(unet, backward=False)
-        result["forward and backward, all weights"] = ends_of_steps(unet.requires_grad_(True), backward=True)
-        unet.requires_grad_(False)
-        unet.cpu()
-    add_adapter(unet, options.rank, config, config.target_modules, seed=0)
-    cast_frozen(unet, dtype)
-    unet.to(device)
-    result["forward, adapters"] = ends_of_steps(unet, backward=False)
-    result[LIMIT] = ends_of_steps(unet, backward=True)
+def contenders(setup: Setup, kind: str) -> dict[str, Contender]:
+    """What is measured beside each other, by the names it has in the table."""
+    options = setup.options
+    found = {LIMIT: bare(setup, LIMIT), f"{kind}, ours": ours(setup, kind)}
     if options.compiled:
-        unet.compile_repeated_blocks()
-        result[f"{LIMIT}, compiled"] = ends_of_steps(unet, backward=True)
-    return result
+        found[LIMIT + COMPILED] = bare(setup, LIMIT + COMPILED)
+        found[f"{kind}, ours{COMPILED}"] = ours(setup, kind, compiled=True)
+    if options.diffusers is not None:
+        found[f"{kind}, script"] = script(setup, kind)
+    if kind == "text2img" and not options.sd1:
+        found[FULL] = ours(setup, "text2img", tuned="full")
+        for mode in ("forward", "forward, adapters", f"{LIMIT}, by PEFT", "forward and backward, all weights"):
+            found[mode] = bare(setup, mode)
+    return found
 
 
-def ratios(mine: Pace, theirs: Pace | None, limit: float) -> dict[str, float]:
+def make_racer(setup: Setup, contender: Contender, folder: Path) -> Racer:
+    """A process for a contender, in a new folder of its own."""
+    options = setup.options
+    folder.mkdir()
+    write_params(setup, folder, contender.tuned)
+    turns = ["times.json", str(options.steps), str(options.turn)]
+    program, *words = contender.command
+    if not str(program).endswith("bare_unet.py"):
+        program, words = ROOT / "benchmarks/timed.py", list(contender.command)
+    return Racer([program, *turns, *words], folder, setup.environment | {"DVC_ROOT": str(folder)})
+
+
+def measure(setup: Setup, found: Mapping[str, Contender], kind: str) -> dict[str, Figures]:
+    """Run all of them, in turns, and that in rounds."""
+    options = setup.options
+    runs: dict[str, list[Run]] = {name: [] for name in found}
+    results: dict[str, int] = {}
+    for number in track(range(options.rounds), f"rounds of {kind}"):
+        folders = {name: setup.work / f"{kind} {number} {place}" for place, name in enumerate(found)}
+        racers = {name: make_racer(setup, contender, folders[name]) for name, contender in found.items()}
+        # Where a turn is all of a run, nothing is alive beside anything else.
+        groups = [racers] if options.turn < options.steps else [{name: racer} for name, racer in racers.items()]
+        for group in groups:
+            for name, run in race(group).items():
+                runs[name].append(run)
+        for name, contender in found.items():
+            results[name] = contender.result_bytes(folders[name])
+    return {name: summarize(done, results[name]) for name, done in runs.items()}
+
+
+def summarize(runs: Sequence[Run], result: int) -> Figures:
+    """The figures of all rounds."""
+    paces = [pace for run in runs for pace in run.paces]
+    return Figures(paces, min(run.start for run in runs), max(run.memory for run in runs), result, runs[0].notes)
+
+
+def quotient(upper: Figures, lower: Figures) -> float:
+    """How many times as long a step takes, by turns beside each other."""
+    return statistics.median(above / below for above, below in zip(upper.paces, lower.paces, strict=True))
+
+
+def ratios(figures: Mapping[str, Figures], kind: str, mode: str) -> dict[str, float]:
     """Ours against the script and the limit."""
-    figures = {"step_vs_limit": mine.step / limit}
+    mine, theirs = figures[f"{kind}, ours{mode}"], figures.get(f"{kind}, script")
+    found = {"step_vs_limit": quotient(mine, figures[LIMIT + mode])}
     if theirs is not None:
-        figures["steps_per_second"] = theirs.step / mine.step
-        figures["peak_memory"] = mine.memory / theirs.memory
-        figures["start"] = mine.start / theirs.start
-    return figures
+        found["steps_per_second"] = quotient(theirs, mine)
+        found["peak_memory"] = mine.memory / theirs.memory
+        found["start"] = mine.start / theirs.start
+    return found
 
 
-def report(paces: dict[str, Pace], unet: dict[str, float], encoding: dict[str, float]) -> None:
-    """Print the tables."""
-    for name, seconds in unet.items():
-        print(f"UNet, {name}: {seconds * 1000:.1f} ms")
-    for name, seconds in encoding.items():
-        print(f"encoding {name}, once for a sweep: {seconds:.1f} s")
-    print(f"{'':30}{'ms a step':>12}{'start s':>10}{'peak MiB':>10}{'file MB':>10}")
-    for name, figures in paces.items():
-        numbers = (figures.step * 1000, figures.start, figures.memory / 2**20, figures.result / 1e6)
-        print(f"{name:30}{numbers[0]:12.1f}{numbers[1]:10.1f}{numbers[2]:10.0f}{numbers[3]:10.3f}")
+def lora_vs_full(figures: Mapping[str, Figures]) -> dict[str, float]:
+    """Ours with an adapter against ours with all weights."""
+    lora, full = figures["text2img, ours"], figures[FULL]
+    return {"step": quotient(lora, full), "memory": lora.memory / full.memory, "result": lora.result / full.result}
+
+
+def report(figures: Mapping[str, Figures]) -> None:
+    """Print a table, and what the steps reach of the machine."""
+    print(f"{'':40}{'ms a step':>12}{'start s':>10}{'peak MiB':>10}{'file MB':>10}")
+    for name, found in figures.items():
+        result = f"{found.result / 1e6:10.3f}" if found.result else ""
+        print(f"{name:40}{found.step * 1000:12.1f}{found.start:10.1f}{found.memory / 2**20:10.0f}{result}")
+    notes = figures[LIMIT].notes
+    for name, found in figures.items():
+        if ", ours" in name and name != FULL:
+            reached = notes["flops"] / found.step
+            print(
+                f"{name}: {reached / 1e9:,.0f} GFLOP/s, {reached / notes['matrix_throughput']:.0%} of the "
+                f"{notes['matrix_throughput'] / 1e9:,.0f} of one large matrix product"
+            )
+
+
+def first_compilation(setup: Setup, name: str, contender: Contender) -> None:
+    """Run what is compiled once, so that all later runs find the cache; say what that took."""
+    racer = make_racer(setup, contender, setup.work / f"first {name}")
+    race({name: racer})
+    print(f"{name}: {racer.seconds:.0f} s the first time, with compiling", flush=True)
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all, in turn."""
+    """Measure all."""
+    result: dict[str, Any] = {"ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(Path(folder), Path(folder) / "model" if options.sd1 else options.model.resolve(), options)
         if options.sd1:
             setup.run(ROOT / "benchmarks/sd1.py", setup.model, ROOT / "data/mini/base/tokenizer")
         make_world(setup.work, options)
-        encoding = encode(setup)
-        trainings = contenders(setup)
-        for name in trainings:
-            if name.endswith("compiled"):
-                print(f"{name}: {trainings[name]().cost.seconds:.0f} s the first time, with compiling", flush=True)
-        paces, unet = race(setup, trainings)
-    report(paces, unet, encoding)
-    result = {}
-    for name in paces:
-        kind, _, who = name.partition(", ")
-        if kind in options.kinds and who != "script":
-            mode = who.removeprefix("ours")
-            result[kind + mode] = ratios(paces[name], paces.get(f"{kind}, script"), unet[LIMIT + mode])
-    full, lora = paces.get("full fine-tuning, ours"), paces.get("text2img, ours")
-    if full is None or lora is None:
-        return {"ratios": result}
-    against = {name: getattr(lora, name) / getattr(full, name) for name in ("step", "memory", "result")}
-    return {"ratios": result, "lora_vs_full": against}
+        for name, seconds in encode(setup).items():
+            print(f"encoding {name}, once for a sweep: {seconds:.1f} s", flush=True)
+        for kind in options.kinds:
+            found = contenders(setup, kind)
+            for name in found:
+                if name.endswith(COMPILED):
+                    first_compilation(setup, name, found[name])
+            figures = measure(setup, found, kind)
+            report(figures)
+            for mode in ("", COMPILED) if options.compiled else ("",):
+                result["ratios"][kind + mode] = ratios(figures, kind, mode)
+            if FULL in figures:
+                result["lora_vs_full"] = lora_vs_full(figures)
+    return result
 
 
 def parse() -> argparse.Namespace:
@@ -385,34 +345,32 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="a file for the ratios")
     parser.add_argument("--kinds", nargs="+", choices=list(SCRIPTS), default=list(SCRIPTS))
     parser.add_argument("--sd1", action="store_true", help="a model of Stable Diffusion 1.5's size in place of --model")
-    parser.add_argument("--compiled", action="store_true", help="ours with compiled blocks, too")
+    parser.add_argument("--compiled", action="store_true", help="ours compiled, too")
     parser.add_argument("--steps", type=int, help="of a run")
+    parser.add_argument("--turn", type=int, help="steps of a turn; as many as a run has: one process after the other")
     parser.add_argument("--rounds", type=int, help="how often everything runs")
     parser.add_argument("--num-images", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU where there is one, unless told")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--only-unet", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    on_gpu = options.device == "cuda" or (options.device == "auto" and shutil.which("nvidia-smi") is not None)
-    settings = SD1_SETTINGS["cuda" if on_gpu else "cpu"] if options.sd1 else MINI_SETTINGS
+    if options.device is None:
+        options.device = "cuda" if shutil.which("nvidia-smi") is not None else "cpu"
+    settings = SD1_SETTINGS[options.device] if options.sd1 else MINI_SETTINGS
     for name, value in settings.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.steps < 2 or options.turn < 2:
+        parser.error("--steps, --turn: at least 2")
     return options
 
 
 def main() -> None:
     """Measure and print; with --json, write the ratios."""
     options = parse()
-    if options.only_unet:
-        options.work = options.only_unet.absolute().parent
-        options.only_unet.write_text(json.dumps(measure_unet(options)))
-        return
     if options.diffusers is not None:
         options.diffusers = options.diffusers.resolve()
     result = benchmark(options)

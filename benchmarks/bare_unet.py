@@ -1,0 +1,116 @@
+"""Steps of a UNet alone on one fixed batch, in turns (see turns.py): what no training can go below.
+
+`python benchmarks/bare_unet.py TIMES STEPS TURN MODE --model MODEL --images IMAGES --captions CAPTIONS ...`; the encoded images
+and captions are those of our stages. The adapters' modes also note a step's floating-point operations and how many a second
+one large matrix product reaches.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from turns import Turns, wait_for_device
+
+from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters
+from stages.lora.compiling import compile_unet
+from stages.lora.settings import AdapterConfig
+
+FORWARD, FORWARD_ADAPTERS = "forward", "forward, adapters"
+LIMIT = "forward and backward, adapters"
+LIMIT_COMPILED = f"{LIMIT}, compiled"
+BY_PEFT = f"{LIMIT}, by PEFT"
+ALL_WEIGHTS = "forward and backward, all weights"
+MODES = (FORWARD, FORWARD_ADAPTERS, LIMIT, LIMIT_COMPILED, BY_PEFT, ALL_WEIGHTS)
+MATRIX = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the large product."""
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("times", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("turn", type=int)
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--captions", type=Path, required=True)
+    parser.add_argument("--settings", type=Path, required=True, help="the YAML file of a training's settings")
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], required=True)
+    return parser.parse_args()
+
+
+def prepare_unet(options: argparse.Namespace, device: torch.device, latents: torch.Size) -> Any:
+    """The UNet of a mode, on its device."""
+    unet: Any = load_unet(options.model)
+    if options.mode == ALL_WEIGHTS:
+        unet.requires_grad_(True)
+    elif options.mode != FORWARD:
+        values = yaml.safe_load(options.settings.read_text())
+        config = AdapterConfig(**{name: values[name] for name in AdapterConfig.__dataclass_fields__})
+        add_adapter(unet, options.rank, config, config.target_modules, seed=0)
+    cast_frozen(unet, getattr(torch, options.dtype))
+    unet.to(device, memory_format=torch.channels_last)
+    if options.mode == LIMIT_COMPILED:
+        from timed import expect_free_compiling
+
+        expect_free_compiling()
+        compile_unet(unet, latents, options.steps, device)
+    return unet.train(options.mode != BY_PEFT)  # our layers are PEFT's own while they are not trained
+
+
+def matrix_throughput(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of one large product of square matrices; the best of a few."""
+    size = MATRIX[device.type]
+    matrix = torch.rand(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        matrix @ matrix
+        wait_for_device()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def main() -> None:
+    """Make the steps."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    latents = load_file(options.images)["mean"][: options.batch_size, 0].to(device)
+    prompt_embeds = load_file(options.captions)["prompt_embeds"][: options.batch_size].to(device)
+    timesteps = torch.arange(len(latents), device=device) * 100
+    unet = prepare_unet(options, device, latents.shape)
+    backward = options.mode not in (FORWARD, FORWARD_ADAPTERS)
+    weights = list(trained_parameters(unet).values())
+
+    def step() -> None:
+        with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = unet(latents, timesteps, prompt_embeds, return_dict=False)[0].square().mean()
+        if backward:
+            loss.backward()
+        for weight in weights:
+            weight.grad = None
+
+    turns = Turns(options.times, options.steps, options.turn)
+    if options.mode == LIMIT:
+        turns.notes["matrix_throughput"] = matrix_throughput(device, dtype)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        turns.notes["flops"] = counter.get_total_flops()
+    for _ in range(options.steps):
+        step()
+        turns.step_ended()
+
+
+if __name__ == "__main__":
+    main()
