@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from stages.lora.batches import validation_batches
-from stages.lora.compiling import compile_repeated_blocks
+from stages.lora.compiling import compile_unet
 from tests.comparison.tiny_models import save_tiny_checkpoint
 from tests.lora.test_training import DRAWS, make_stream, make_unet, train
 
@@ -20,25 +20,25 @@ def model(tmp_path_factory):
 
 
 def is_compiled(unet):
-    return any(module._compiled_call_impl is not None for module in unet.modules())
+    return unet._compiled_call_impl is not None
 
 
 def test_a_long_run_is_compiled_and_a_short_one_is_not(model, capsys):
     for steps, compiled in ((10, False), (ENOUGH, True)):
         unet = make_unet(model)
-        compile_repeated_blocks(unet, LATENTS, steps, CPU)
+        compile_unet(unet, LATENTS, steps, CPU)
         assert is_compiled(unet) == compiled
-        assert ("blocks are compiled" in capsys.readouterr().out) == compiled
+        assert ("the UNet is compiled" in capsys.readouterr().out) == compiled
 
 
 def test_not_without_a_compiler_nor_with_gradient_checkpointing(model, monkeypatch):
     unet = make_unet(model)
     unet.enable_gradient_checkpointing()
-    compile_repeated_blocks(unet, LATENTS, ENOUGH, CPU)
+    compile_unet(unet, LATENTS, ENOUGH, CPU)
     assert not is_compiled(unet)
     monkeypatch.setenv("PATH", "")
     unet = make_unet(model)
-    compile_repeated_blocks(unet, LATENTS, ENOUGH, CPU)
+    compile_unet(unet, LATENTS, ENOUGH, CPU)
     assert not is_compiled(unet)
 
 
@@ -51,8 +51,8 @@ def test_compiled_training_is_the_same_training(model, monkeypatch):
     held_out = validation_batches(stream.examples, DRAWS, batch_size=3)
     options = {"held_out": held_out, "validation_steps": 2}
     eager = train(model, stream, **options)[0]
-    whole = partialmethod(UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager")
-    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", whole)
+    whole = partialmethod(UNet2DConditionModel.compile, backend="aot_eager")
+    monkeypatch.setattr(UNet2DConditionModel, "compile", whole)
     monkeypatch.setattr("tests.lora.test_training.make_unet", compiled_unet)
     first, again = (train(model, stream, **options)[0] for _ in range(2))
     torch.testing.assert_close(first, eager, rtol=1e-3, atol=1e-4)
@@ -61,6 +61,6 @@ def test_compiled_training_is_the_same_training(model, monkeypatch):
 
 def compiled_unet(model, **settings):
     unet = make_unet(model, **settings)
-    compile_repeated_blocks(unet, LATENTS, ENOUGH, CPU)
+    compile_unet(unet, LATENTS, ENOUGH, CPU)
     assert is_compiled(unet)
     return unet
