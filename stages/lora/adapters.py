@@ -12,6 +12,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stages.lora.fused import FusedLinear
 from stages.lora.settings import AdapterConfig
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -75,7 +76,7 @@ def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str])
     if config.peft_type != "lora":
         return {"lokr": LoKrConfig, "loha": LoHaConfig}[config.peft_type](alpha=lora_alpha, **shared)
     first_weights: Any = True if config.init_lora_weights == "kaiming" else config.init_lora_weights
-    return LoraConfig(
+    lora = LoraConfig(
         lora_alpha=lora_alpha,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
@@ -83,6 +84,8 @@ def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str])
         init_lora_weights=first_weights,
         **shared,
     )
+    lora._register_custom_module({nn.Linear: FusedLinear})
+    return lora
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
