@@ -100,7 +100,7 @@ class Comparison:
     @property
     def training_title(self) -> str:
         """A heading for the training images."""
-        return f"The LoRAs were trained on {self.training.count} images like these"
+        return f"The LoRAs learnt from a dataset of {self.training.count} images like these"
 
     def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
         """The pictures of a cell of a grid."""

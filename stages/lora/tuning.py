@@ -5,6 +5,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, write_lora
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, names_at, validation_batches
-from stages.lora.compiling import compile_repeated_blocks
+from stages.lora.compiling import compile_unet
 from stages.lora.losses import denoising_loss
 from stages.lora.plan import batch_shape, check_disk, say_plan, say_summary
 from stages.lora.processes import process_number, refuse_torchrun, run_processes
@@ -116,25 +117,20 @@ def _tune(
     if process_number() == 0:
         say_plan(tuned, streams, config, rank, place)
         check_disk(place.checkpoint, tuned.model, config)
+    batches = partial(batch_at, streams, draws, config.train_batch_size)
+    loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma)
     started = time.perf_counter()
-    try:
-        history = fit(
-            tuned.model,
-            partial(batch_at, streams, draws, config.train_batch_size),
-            partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma),
-            config,
-            place.dtype,
-            place.checkpoint,
-            held_out,
-            sampler,
-        )
-    except DivergedError as error:
-        raise ValueError(explain_divergence(error, streams, config, place.checkpoint)) from error
+    with ThreadPoolExecutor(max_workers=1) as pool:  # a model of several GB takes seconds
+        base = pool.submit(base_metadata, model) if config.tuned == "lora" and process_number() == 0 else None
+        try:
+            history = fit(tuned.model, batches, loss_fn, config, place.dtype, place.checkpoint, held_out, sampler)
+        except DivergedError as error:
+            raise ValueError(explain_divergence(error, streams, config, place.checkpoint)) from error
     seconds = time.perf_counter() - started
     if process_number():
         return
     with atomic_directory(out) as folder:
-        result = write_result(tuned, model, config, folder)
+        result = write_result(tuned, model, base.result() if base else None, folder)
         write_history(history, config.effective_batch_size / len(streams[0].examples), folder / HISTORY_FILE)
         if sampler is not None:
             shutil.copytree(sampler.folder, folder / SAMPLES)
@@ -167,7 +163,7 @@ def compile_for(unet: nn.Module, streams: Sequence[Stream], config: TrainingConf
     """Compile the UNet for the batches of these streams, if they are all of one shape and it pays."""
     if any(stream.examples.shapes is not None for stream in streams):
         return
-    compile_repeated_blocks(unet, batch_shape(streams, config), config.forward_passes, device)
+    compile_unet(unet, batch_shape(streams, config), config.forward_passes, device)
 
 
 def explain_divergence(error: DivergedError, streams: Sequence[Stream], config: TrainingConfig, checkpoint: Path | None) -> str:
@@ -195,11 +191,19 @@ def take_held_out(streams: Sequence[Stream], config: TrainingConfig, draws: Draw
     return [replace(streams[0], examples=kept), *streams[1:]], validation_batches(held, draws, config.train_batch_size)
 
 
-def write_result(tuned: Tuned, model: Path, config: TrainingConfig, folder: Path) -> Path:
-    """Write what was trained into `folder`; the name of the file that holds it, relative to it."""
-    if config.tuned == "lora":
-        with (model / "unet" / UNET_FILE).open("rb") as file:
-            base = {"base_unet_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def base_metadata(model: Path) -> dict[str, str]:
+    """What a LoRA's metadata say of the model that it was trained on."""
+    with (model / "unet" / UNET_FILE).open("rb") as file:
+        return {"base_unet_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_result(tuned: Tuned, model: Path, base: Mapping[str, str] | None, folder: Path) -> Path:
+    """Write what was trained into `folder`: a LoRA with the metadata `base`, or the whole model where that is None.
+
+    Returns:
+        The name of the file that holds the trained weights, relative to `folder`.
+    """
+    if base is not None:
         write_lora(tuned.parts, folder / LORA_FILE, tuned.first_weights, base)
         return Path(LORA_FILE)
     for path in sorted(model.iterdir()):
