@@ -86,7 +86,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    latents = load_file(options.images)["mean"][: options.batch_size, 0].to(device)
+    latents = load_file(options.images)["mean"][: options.batch_size, 0].contiguous().to(device)
     prompt_embeds = load_file(options.captions)["prompt_embeds"][: options.batch_size].to(device)
     timesteps = torch.arange(len(latents), device=device) * 100
     unet = prepare_unet(options, device, latents.shape)
