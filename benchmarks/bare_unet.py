@@ -19,6 +19,7 @@ from turns import Turns, wait_for_device
 from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters
 from stages.lora.compiling import compile_unet
 from stages.lora.settings import AdapterConfig
+from stages.pipeline.torch_runtime import keep_freed_memory
 
 FORWARD, FORWARD_ADAPTERS = "forward", "forward, adapters"
 LIMIT = "forward and backward, adapters"
@@ -85,6 +86,7 @@ def main() -> None:
     """Make the steps."""
     options = parse()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     latents = load_file(options.images)["mean"][: options.batch_size, 0].contiguous().to(device)
     prompt_embeds = load_file(options.captions)["prompt_embeds"][: options.batch_size].to(device)

@@ -20,6 +20,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -325,7 +326,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         for kind in options.kinds:
             found = contenders(setup, kind)
             for name in found:
-                if name.endswith(COMPILED):
+                if name.endswith(COMPILED) and not (setup.work / f"first {name}").exists():
                     first_compilation(setup, name, found[name])
             figures = measure(setup, found, kind)
             report(figures)
@@ -371,6 +372,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure and print; with --json, write the ratios."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no stopped process is left behind
     if options.diffusers is not None:
         options.diffusers = options.diffusers.resolve()
     result = benchmark(options)

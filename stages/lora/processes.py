@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stages.lora.batches import AnyBatch
+from stages.pipeline.torch_runtime import keep_freed_memory
 
 
 def process_number() -> int:
@@ -109,6 +110,7 @@ def _process(
     own_gpus = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     state = PartialState(cpu=not own_gpus)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:

@@ -96,6 +96,10 @@ class TrainingState:
         )
         self.losses, self.grad_norms = [], []
 
+    def describe_loss(self) -> str:
+        """The loss of the history's last row, in words; "" before there is one."""
+        return f"loss {self.history[-1].loss:.4f}" if self.history else ""
+
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all; `DivergedError` instead of one that is no good."""
         self.check_finite()
@@ -174,7 +178,8 @@ def fit(
     loss_of_batch = _autocast(loss_fn, model, dtype)
     model.train()
     started, first = time.perf_counter(), state.step
-    for step in track(range(first, config.max_train_steps), "training", total=config.max_train_steps, initial=first):
+    steps = range(first, config.max_train_steps)
+    for step in track(steps, "training", config.max_train_steps, first, state.describe_loss):
         state.update(_backward(state, batches, loss_of_batch, step, config), config.max_grad_norm)
         last = state.step == config.max_train_steps
         validates = bool(held_out) and (last or state.step % config.validation_steps == 0)

@@ -1,0 +1,27 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import torch
+from stages.pipeline.torch_runtime import keep_freed_memory
+KEEP
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.zeros(6 * 2**20) for _ in range(6)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")
+def test_memory_that_was_freed_is_taken_again_without_page_faults():
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", FAULTS.replace("KEEP", line)], capture_output=True, check=True).stdout)
+        for line in ("keep_freed_memory()", "")
+    )
+    assert kept < 100
+    assert returned > 1000  # else the setting has become needless
