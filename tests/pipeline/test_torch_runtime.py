@@ -5,14 +5,21 @@ import sys
 import pytest
 
 FAULTS = """
-import resource
-import torch
+import ctypes, resource
 from stages.pipeline.torch_runtime import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 KEEP
+size = 24 * 2**20
 for _ in range(4):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.zeros(6 * 2**20) for _ in range(6)]
-    del blocks
+    blocks = [libc.malloc(size) for _ in range(6)]
+    for block in blocks:
+        libc.memset(block, 1, size)
+    for block in blocks:
+        libc.free(block)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
