@@ -59,12 +59,14 @@ class Contender:
     """A program that takes part.
 
     Attributes:
-        command: what Python is to run, but for the words that tell it about turns.
+        program: of this folder.
+        words: its arguments, after those that tell it about turns.
         result: a pattern for the file with the trained weights, in the program's folder; "" for none.
         tuned: what our stage tunes.
     """
 
-    command: Sequence[str | Path]
+    program: str
+    words: Sequence[str | Path]
     result: str = ""
     tuned: str = "lora"
 
@@ -179,7 +181,7 @@ def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -
     common = ["--images", setup.work / "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "out"]
     flags = ["--compiled"] if compiled else []
     result = "out/*.safetensors" if tuned == "lora" else "out/unet/*.safetensors"
-    return Contender([*flags, f"stages.train_{kind}", *inputs, *common], result, tuned)
+    return Contender("timed.py", [*flags, f"stages.train_{kind}", *inputs, *common], result, tuned)
 
 
 def script(setup: Setup, kind: str) -> Contender:
@@ -204,7 +206,7 @@ def script(setup: Setup, kind: str) -> Contender:
         data = {"instance_data_dir": setup.work / "raw", "instance_prompt": PROMPT}
     flags = ["--center_crop", *(["--random_flip"] if kind == "text2img" else [])]
     words = [word for name, value in (arguments | data).items() for word in (f"--{name}", str(value))]
-    return Contender([options.diffusers / SCRIPTS[kind], *words, *flags], "out/*.safetensors")
+    return Contender("timed.py", [options.diffusers / SCRIPTS[kind], *words, *flags], "out/*.safetensors")
 
 
 def bare(setup: Setup, mode: str) -> Contender:
@@ -213,7 +215,7 @@ def bare(setup: Setup, mode: str) -> Contender:
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(setup.options, name)))]
     files = ["--model", setup.model, "--images", setup.work / "images", "--captions", setup.work / "captions"]
     settings = ROOT / "conf/train_text2img/default.yaml"
-    return Contender([ROOT / "benchmarks/bare_unet.py", mode, *files, "--settings", settings, *words])
+    return Contender("bare_unet.py", [mode, *files, "--settings", settings, *words])
 
 
 def contenders(setup: Setup, kind: str) -> dict[str, Contender]:
@@ -238,10 +240,8 @@ def make_racer(setup: Setup, contender: Contender, folder: Path) -> Racer:
     folder.mkdir()
     write_params(setup, folder, contender.tuned)
     turns = ["times.json", str(options.steps), str(options.turn)]
-    program, *words = contender.command
-    if not str(program).endswith("bare_unet.py"):
-        program, words = ROOT / "benchmarks/timed.py", list(contender.command)
-    return Racer([program, *turns, *words], folder, setup.environment | {"DVC_ROOT": str(folder)})
+    command = [ROOT / "benchmarks" / contender.program, *turns, *contender.words]
+    return Racer(command, folder, setup.environment | {"DVC_ROOT": str(folder)})
 
 
 def measure(setup: Setup, found: Mapping[str, Contender], kind: str) -> dict[str, Figures]:

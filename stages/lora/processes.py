@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stages.lora.batches import AnyBatch
-from stages.pipeline.torch_runtime import keep_freed_memory
+from stages.pipeline.torch_runtime import set_up_process
 
 
 def process_number() -> int:
@@ -109,10 +109,7 @@ def _process(
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate chooses a number
     own_gpus = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     state = PartialState(cpu=not own_gpus)
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    set_up_process(threads, deterministic)
     try:
         function(*arguments)
     finally:

@@ -22,16 +22,21 @@ def prepare(runtime: RuntimeConfig) -> torch.device:
         raise ValueError(
             "runtime.device: cuda asked for and there is no GPU; run where there is one, or set runtime.device=cpu"
         )
-    torch.set_num_threads(runtime.threads)
-    keep_freed_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(checkpoints_folder() / "compiled"))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
+    set_up_process(runtime.threads, deterministic=True)
     torch.backends.cudnn.benchmark = False
     if runtime.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda")
+
+
+def set_up_process(threads: int, deterministic: bool) -> None:
+    """What a process that computes needs, whether it is a stage's own or one of several that train together."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
 
 
 def keep_freed_memory() -> None:
