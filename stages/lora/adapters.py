@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.lora.fused import FusedLinear
+from stages.lora.pointwise import use_matrix_products
 from stages.lora.settings import AdapterConfig
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -21,8 +22,9 @@ METADATA_KEY = "lora_adapter_metadata"
 
 
 def load_unet(model: Path) -> UNet2DConditionModel:
-    """Load the UNet alone of a model in diffusers layout, frozen, in float32, on the CPU."""
+    """Load the UNet alone of a model in diffusers layout, frozen, in float32, on the CPU; ready for fast training."""
     unet: Any = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32, local_files_only=True)
+    use_matrix_products(unet)
     return unet.requires_grad_(False)
 
 
