@@ -191,8 +191,10 @@ def fit(
         saves = not last and state.step % config.checkpointing_steps == 0 and process_number() == 0
         if checkpoint is not None and saves:
             state.save(checkpoint)
-        if state.step == first + STEPS_BEFORE_ESTIMATE:
-            pace = (time.perf_counter() - started) / STEPS_BEFORE_ESTIMATE
+        if state.step == first + 1:
+            started = time.perf_counter()  # without the first step, which may have compiled
+        elif state.step == first + STEPS_BEFORE_ESTIMATE:
+            pace = (time.perf_counter() - started) / (STEPS_BEFORE_ESTIMATE - 1)
             _say_estimate(pace, config.max_train_steps - state.step, next(model.parameters()).device)
     return state.history
 
