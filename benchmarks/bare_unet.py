@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from contenders import ALL_WEIGHTS, BY_PEFT, COMPILED, FORWARD, FORWARD_ADAPTERS, LIMIT
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from turns import Turns, wait_for_device
@@ -21,11 +22,7 @@ from stages.lora.compiling import compile_unet
 from stages.lora.settings import AdapterConfig
 from stages.pipeline.torch_runtime import keep_freed_memory
 
-FORWARD, FORWARD_ADAPTERS = "forward", "forward, adapters"
-LIMIT = "forward and backward, adapters"
-LIMIT_COMPILED = f"{LIMIT}, compiled"
-BY_PEFT = f"{LIMIT}, by PEFT"
-ALL_WEIGHTS = "forward and backward, all weights"
+LIMIT_COMPILED = LIMIT + COMPILED
 MODES = (FORWARD, FORWARD_ADAPTERS, LIMIT, LIMIT_COMPILED, BY_PEFT, ALL_WEIGHTS)
 MATRIX = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the large product."""

@@ -3,7 +3,6 @@
 `python benchmarks/sd1.py FOLDER TOKENIZER` writes such a model in diffusers layout, in float16, with a tokenizer from a folder.
 """
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,20 +52,26 @@ def write_model(folder: Path, tokenizer: Path) -> None:
         tokenizer: a folder with a CLIP tokenizer of at most 49,408 tokens.
     """
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
     unet: Any = UNet2DConditionModel.from_config(SD1["unet"])
-    unet.half().save_pretrained(folder / "unet")
     vae: Any = AutoencoderKL.from_config(SD1["vae"])
-    vae.half().save_pretrained(folder / "vae")
     text_encoder: Any = CLIPTextModel(CLIPTextConfig(**SD1["text_encoder"]))
-    text_encoder.half().save_pretrained(folder / "text_encoder")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).save_pretrained(
-        folder / "scheduler"
+    scheduler: Any = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    checker: Any = None
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=CLIPTokenizer.from_pretrained(tokenizer),
+        unet=unet.half(),
+        scheduler=scheduler,
+        safety_checker=checker,
+        feature_extractor=checker,
+        requires_safety_checker=False,
     )
-    shutil.copytree(tokenizer, folder / "tokenizer")
+    pipeline.save_pretrained(folder)
 
 
 if __name__ == "__main__":
