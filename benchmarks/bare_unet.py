@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare_unet(options: argparse.Namespace, device: torch.device, latents: torch.Size) -> Any:
+def prepare_unet(options: argparse.Namespace, device: torch.device) -> Any:
     """The UNet of a mode, on its device."""
     unet: Any = load_unet(options.model)
     if options.mode == ALL_WEIGHTS:
@@ -62,7 +62,7 @@ def prepare_unet(options: argparse.Namespace, device: torch.device, latents: tor
         from timed import expect_free_compiling
 
         expect_free_compiling()
-        compile_unet(unet, latents, options.steps, device)
+        compile_unet(unet, options.steps, device)
     return unet.train(options.mode != BY_PEFT)  # our layers are PEFT's own while they are not trained
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     latents = load_file(options.images)["mean"][: options.batch_size, 0].contiguous().to(device)
     prompt_embeds = load_file(options.captions)["prompt_embeds"][: options.batch_size].to(device)
     timesteps = torch.arange(len(latents), device=device) * 100
-    unet = prepare_unet(options, device, latents.shape)
+    unet = prepare_unet(options, device)
     backward = options.mode not in (FORWARD, FORWARD_ADAPTERS)
     weights = list(trained_parameters(unet).values())
 

@@ -4,8 +4,8 @@ On a CPU it is compiled as a whole, C++ from end to end: that saves more than tw
 repeats. On a GPU these blocks alone are compiled, as diffusers advises, because they hold most of what there is to save, and
 compile in a fraction of the time. What was compiled is kept, and found again by the next run of the same shapes.
 
-Whether it pays is reckoned from the model, the batch and the number of steps, never from a clock: a run is compiled or not
-each time alike, resumed or not, and ends with the same bytes.
+Whether it pays is reckoned from the number of steps, never from a clock: a run is compiled or not each time alike, resumed or
+not, and ends with the same bytes.
 """
 
 import importlib.util
@@ -16,27 +16,27 @@ from typing import Any
 import torch
 from torch._functorch import config as autograd_config
 
-from stages.lora.expectations import EXPECTED, expected_seconds
+from stages.lora.expectations import EXPECTED
 from stages.lora.processes import process_number
 
 CPU_OPTIONS = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
 """The calls of the kernels in C++ too, 6 % of a step; compiled on their own, or the compiler takes twice as long."""
 
 
-def compile_unet(unet: Any, latents: torch.Size, steps: int, device: torch.device) -> None:
+def compile_unet(unet: Any, steps: int, device: torch.device) -> None:
     """Compile the UNet, in place, if that pays; say so.
 
     Args:
-        unet: ready for training, on its device.
-        latents: (B, C, h, w), of a batch, the same in every step: each other shape is compiled anew.
+        unet: ready for training, on its device, with batches of one shape: each other shape would be compiled anew.
         steps: forward and backward passes of the whole run.
         device: where it runs.
     """
     expected = EXPECTED.get(device.type)
     if expected is None or unet.is_gradient_checkpointing or not _can_compile(device):
         return
-    saved = expected.saved * expected_seconds(unet, latents, steps, device)
-    if saved <= expected.cost:
+    matrices = sum(parameter.ndim > 1 for parameter in unet.parameters())
+    saved, cost = expected.saved * matrices * steps, expected.cost * matrices
+    if saved <= cost:
         return
     if device.type == "cuda":
         unet.compile_repeated_blocks()
@@ -46,7 +46,7 @@ def compile_unet(unet: Any, latents: torch.Size, steps: int, device: torch.devic
         unet.compile(dynamic=False, options=CPU_OPTIONS)
     if process_number() == 0:
         print(
-            f"the UNet is compiled: that takes about {expected.cost:.0f} s, less where it was done before, "
+            f"the UNet is compiled: that takes about {cost:.0f} s, less where it was done before, "
             f"and saves about {saved / 60:.0f} min",
             flush=True,
         )

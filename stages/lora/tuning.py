@@ -20,7 +20,7 @@ from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet,
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, names_at, validation_batches
 from stages.lora.compiling import compile_unet
 from stages.lora.losses import denoising_loss
-from stages.lora.plan import batch_shape, check_disk, say_plan, say_summary
+from stages.lora.plan import check_disk, say_plan, say_summary
 from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.samples import SAMPLES, Sampler, SampleSize, prompt_embedder
 from stages.lora.settings import TrainingConfig
@@ -163,7 +163,7 @@ def compile_for(unet: nn.Module, streams: Sequence[Stream], config: TrainingConf
     """Compile the UNet for the batches of these streams, if they are all of one shape and it pays."""
     if any(stream.examples.shapes is not None for stream in streams):
         return
-    compile_unet(unet, batch_shape(streams, config), config.forward_passes, device)
+    compile_unet(unet, config.forward_passes, device)
 
 
 def explain_divergence(error: DivergedError, streams: Sequence[Stream], config: TrainingConfig, checkpoint: Path | None) -> str:

@@ -8,7 +8,6 @@ from tests.comparison.tiny_models import save_tiny_checkpoint
 from tests.lora.test_training import DRAWS, make_stream, make_unet, train
 
 CPU = torch.device("cpu")
-LATENTS = torch.Size((2, 4, 8, 8))
 ENOUGH = 10**9
 
 
@@ -24,7 +23,7 @@ def is_compiled(unet):
 def test_a_long_run_is_compiled_and_a_short_one_is_not(model, capsys):
     for steps, compiled in ((10, False), (ENOUGH, True)):
         unet = make_unet(model)
-        compile_unet(unet, LATENTS, steps, CPU)
+        compile_unet(unet, steps, CPU)
         assert is_compiled(unet) == compiled
         assert ("the UNet is compiled" in capsys.readouterr().out) == compiled
 
@@ -32,11 +31,11 @@ def test_a_long_run_is_compiled_and_a_short_one_is_not(model, capsys):
 def test_not_without_a_compiler_nor_with_gradient_checkpointing(model, monkeypatch):
     unet = make_unet(model)
     unet.enable_gradient_checkpointing()
-    compile_unet(unet, LATENTS, ENOUGH, CPU)
+    compile_unet(unet, ENOUGH, CPU)
     assert not is_compiled(unet)
     monkeypatch.setenv("PATH", "")
     unet = make_unet(model)
-    compile_unet(unet, LATENTS, ENOUGH, CPU)
+    compile_unet(unet, ENOUGH, CPU)
     assert not is_compiled(unet)
 
 
@@ -59,6 +58,6 @@ def test_compiled_training_is_the_same_training(model, monkeypatch):
 
 def compiled_unet(model, **settings):
     unet = make_unet(model, **settings)
-    compile_unet(unet, LATENTS, ENOUGH, CPU)
+    compile_unet(unet, ENOUGH, CPU)
     assert is_compiled(unet)
     return unet

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,8 +54,9 @@ def kept_by_a_real_pass(unet, latents):
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"peft_type": "lokr"}, {"peft_type": "loha"}], ids=str)
 def test_what_a_forward_pass_keeps_is_known_before_it(model, settings):
     config = training_config(**settings)
-    unet = load_unet(model)
+    unet: Any = load_unet(model)
     add_adapter(unet, 4, config, config.target_modules, seed=0)
+    unet.to(memory_format=torch.channels_last)  # as trainings have it
     for latents in (LATENTS, LARGER):
         assert kept_bytes(unet, latents, CPU, torch.float32) == pytest.approx(
             kept_by_a_real_pass(unet.train(), latents), rel=0.02
