@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
 
 from stages.dataset.hub import plain_errors
 
@@ -32,6 +33,8 @@ def load_blip(
     commit = revision or "main"
     if revision is None and not (Path(source) / "config.json").is_file():  # transformers would take BLIP's original config
         raise OSError(f"{name} is not a model in the transformers layout: config.json is missing")
+    if revision is None:
+        disable_progress_bar()  # nothing is downloaded, and loading is a flash
     with plain_errors(name):
         config = BlipConfig.from_pretrained(source, revision=commit)
         tokenizer = BertTokenizer.from_pretrained(source, revision=commit)

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from stages.comparison.prompts import last_layer, tokenize
 
 
 def load_text_encoder(model: Path, device: torch.device) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Load the tokenizer and the text encoder, in float32, of a model in diffusers layout."""
+    disable_progress_bar()  # loading is a flash
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
     text_encoder: Any = CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32, local_files_only=True)
     return tokenizer, text_encoder.to(device).requires_grad_(False).eval()

@@ -14,6 +14,11 @@ def model(tmp_path_factory):
     return folder, *load_text_encoder(folder, torch.device("cpu"))
 
 
+def test_loading_says_nothing(model, capfd):
+    load_text_encoder(model[0], torch.device("cpu"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_embeddings_are_the_pipelines(model):
     """Those of `StableDiffusionPipeline.encode_prompt`, to the bit."""
     _, tokenizer, text_encoder = model
