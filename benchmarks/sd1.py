@@ -59,7 +59,9 @@ def write_model(folder: Path, tokenizer: Path) -> None:
     unet: Any = UNet2DConditionModel.from_config(SD1["unet"])
     vae: Any = AutoencoderKL.from_config(SD1["vae"])
     text_encoder: Any = CLIPTextModel(CLIPTextConfig(**SD1["text_encoder"]))
-    scheduler: Any = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    scheduler: Any = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
     checker: Any = None
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),

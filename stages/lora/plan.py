@@ -15,6 +15,7 @@ from stages.lora.adapters import trained_parameters
 from stages.lora.batches import Examples, Stream
 from stages.lora.expectations import EXPECTED, WORKING_MEMORY, expected_seconds, kept_bytes
 from stages.lora.settings import TrainingConfig
+from stages.pipeline.torch_runtime import held_memory
 
 if TYPE_CHECKING:
     from stages.lora.tuning import Place, Tuned
@@ -68,13 +69,16 @@ def _largest(examples: Examples) -> tuple[int, ...]:
 
 
 def expected_memory(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, place: "Place") -> int:
-    """Bytes that the run needs at its peak, by estimate, this process with all that it holds by now included."""
+    """Bytes that the run needs at its peak, by estimate, this process with all that it holds by now included.
+
+    Loading may have been the peak: it holds the file's weights beside the model's.
+    """
     trained = sum(parameter.numel() for parameter in _parameters(tuned.model)[0])
-    needed = peak_memory(place.device) + trained * (GRADIENT_BYTES + OPTIMIZER_BYTES[config.optimizer])
+    needed = held_memory(place.device) + trained * (GRADIENT_BYTES + OPTIMIZER_BYTES[config.optimizer])
     unet = tuned.parts["unet"]
     if sum(parameter.numel() for parameter in unet.parameters()) >= LARGE:
         needed += kept_bytes(unet, batch_shape(streams, config), place.device, place.dtype)
-    return round(needed * (1 + WORKING_MEMORY))
+    return max(peak_memory(place.device), round(needed * (1 + WORKING_MEMORY)))
 
 
 def describe_time(seconds: float) -> str:

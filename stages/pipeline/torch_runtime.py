@@ -3,6 +3,7 @@
 import ctypes
 import os
 
+import psutil
 import torch
 
 from stages.pipeline.config import RuntimeConfig
@@ -48,6 +49,16 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in MALLOC.items():
             mallopt(parameter, value)
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes that tensors hold on a GPU, or that this process holds in all, without what was freed."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
+    return psutil.Process().memory_info().rss
 
 
 def weight_dtype(runtime: RuntimeConfig) -> torch.dtype:
