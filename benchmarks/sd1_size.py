@@ -20,6 +20,7 @@ import yaml
 from sd1 import SD1
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 RUNS = {"as it is": False, "gradient checkpointing": True}
 
 
