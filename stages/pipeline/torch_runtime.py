@@ -52,7 +52,7 @@ def keep_freed_memory() -> None:
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes that tensors hold on a GPU, or that this process holds in all, without what was freed."""
+    """Bytes that tensors hold on a GPU, or that this process holds in all, once what was freed is given back."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
