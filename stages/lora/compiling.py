@@ -10,17 +10,29 @@ not, and ends with the same bytes.
 
 import importlib.util
 import os
+import platform
 import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch._functorch import config as autograd_config
+from peft import PeftType
+from torch import Tensor
 
+from stages import lora
 from stages.lora.expectations import EXPECTED
 from stages.lora.processes import process_number
+from stages.pipeline.resume import compiled_folder, run_digest
 
-CPU_OPTIONS = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
-"""The calls of the kernels in C++ too, 6 % of a step; compiled on their own, or the compiler takes twice as long."""
+WHOLE: Mapping[str, Any] = {
+    "backend": "inductor",
+    "options": {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "cpp_cache_precompile_headers": False},
+}
+"""The calls of the kernels in C++ too, 6 % of a step; compiled on their own, or the compiler takes twice as long.
+
+There are four files to compile: headers compiled beforehand would save less than looking for them takes each time.
+"""
 
 
 def compile_unet(unet: Any, steps: int, device: torch.device) -> None:
@@ -32,7 +44,7 @@ def compile_unet(unet: Any, steps: int, device: torch.device) -> None:
         device: where it runs.
     """
     expected = EXPECTED.get(device.type)
-    if expected is None or unet.is_gradient_checkpointing or not _can_compile(device):
+    if expected is None or unet.is_gradient_checkpointing or not _can_compile(device) or not _can_trace(unet, device):
         return
     matrices = sum(parameter.ndim > 1 for parameter in unet.parameters())
     saved, cost = expected.saved * matrices * steps, expected.cost * matrices
@@ -41,15 +53,104 @@ def compile_unet(unet: Any, steps: int, device: torch.device) -> None:
     if device.type == "cuda":
         unet.compile_repeated_blocks()
     else:
-        # the cache's key holds both graphs of an autograd function, so a changed one is not found
-        autograd_config.autograd_cache_allow_custom_autograd_functions = True
-        unet.compile(dynamic=False, options=CPU_OPTIONS)
+        unet.forward = CompiledForward(unet, WHOLE)
     if process_number() == 0:
         print(
-            f"the UNet is compiled: that takes about {cost:.0f} s, less where it was done before, "
+            f"the UNet is compiled: that takes about {cost:.0f} s, a few where it was done before, "
             f"and saves about {saved / 60:.0f} min",
             flush=True,
         )
+
+
+class CompiledForward:
+    """The forward pass of a UNet: compiled while it is trained, with its backward pass; its own at other times.
+
+    What is compiled is written to a file, and the next process reads it in place of tracing the UNet again, which takes longer
+    than all else before the first step. The file's name is a digest of all that the compiled code depends on, so that nothing
+    is checked when it is called but the inputs' shapes.
+
+    Args:
+        unet: ready for training.
+        how: arguments of `torch.compile`.
+    """
+
+    def __init__(self, unet: Any, how: Mapping[str, Any]) -> None:
+        self.unet, self.how = unet, how
+        self.compiled: dict[tuple[object, ...], Callable[..., Tensor]] = {}
+
+    def __call__(self, *inputs: Tensor, return_dict: bool = True) -> Any:
+        """The prediction for (latents, timesteps, prompt embeddings), as `UNet2DConditionModel.forward` returns it."""
+        if return_dict or not self.unet.training or not torch.is_grad_enabled():
+            return type(self.unet).forward(self.unet, *inputs, return_dict=return_dict)
+        signature = tuple(_layout(tensor) for tensor in inputs)
+        if signature not in self.compiled:
+            self.compiled[signature] = self._find(signature) or self._compile(signature, inputs)
+        return (self.compiled[signature](self.unet, *inputs),)
+
+    def _compile(self, signature: tuple[object, ...], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        """Compile for such inputs, and keep it."""
+        options = {**self.how.get("options", {}), "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        function: Any = torch.compile(_predict, fullgraph=True, dynamic=False, **{**self.how, "options": options})
+        compiled = function.aot_compile(((self.unet, *inputs), {}))
+        path = self._path(signature)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compiled.save_compiled_function(str(path))
+        return compiled
+
+    def _find(self, signature: tuple[object, ...]) -> Callable[..., Tensor] | None:
+        """What was compiled before for such inputs; None if there is nothing, or nothing that can be read."""
+        path = self._path(signature)
+        if not path.is_file():
+            return None
+        # Inductor takes two seconds to try out which instructions can be used; those of the file's code can
+        for known in (True, None):
+            options = {**self.how.get("options", {}), "cpp.vec_isa_ok": known}
+            try:
+                with torch._inductor.config.patch(options), path.open("rb") as file:
+                    return torch.compiler.load_compiled_function(file)
+            except Exception as error:  # whatever a file that was cut short or is of another machine leads to
+                reason = error
+        print(f"{path}: compiled anew, because it cannot be read: {reason}", flush=True)
+        return None
+
+    def _path(self, signature: tuple[object, ...]) -> Path:
+        """The file of what is compiled for such inputs, under a name made of all that it depends on."""
+        device = self.unet.device.type
+        adapters = {name: config.to_dict() for name, config in getattr(self.unet, "peft_config", {}).items()}
+        settings = {
+            "inputs": signature,
+            "how": self.how,
+            "model": dict(self.unet.config),
+            "adapters": {name: {key: _plain(value) for key, value in values.items()} for name, values in adapters.items()},
+            "weights": [(name, _layout(tensor)) for name, tensor in self.unet.state_dict(keep_vars=True).items()],
+            "autocast": (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "precision": torch.get_float32_matmul_precision(),
+            "machine": (platform.machine(), platform.python_version(), torch.backends.cpu.get_cpu_capability()),
+            "threads": torch.get_num_threads(),
+        }
+        return compiled_folder() / f"unet-{run_digest(settings, [Path(lora.__path__[0])])}"
+
+
+def _predict(unet: Any, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+    """What is compiled."""
+    return type(unet).forward(unet, latents, timesteps, prompt_embeds, return_dict=False)[0]
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    """What compiled code depends on in a tensor."""
+    return tuple(tensor.shape), tensor.stride(), str(tensor.dtype), tensor.requires_grad
+
+
+def _plain(value: Any) -> Any:
+    """A setting in an order of its own: PEFT keeps some in sets."""
+    return sorted(value) if isinstance(value, set) else value
+
+
+def _can_trace(unet: Any, device: torch.device) -> bool:
+    """Whether the UNet can be compiled as a whole: layers of DoRA, LoKr and LoHa look at values, of which tracing has none."""
+    adapters = getattr(unet, "peft_config", {}).values()
+    return device.type == "cuda" or all(adapter.peft_type == PeftType.LORA and not adapter.use_dora for adapter in adapters)
 
 
 def _can_compile(device: torch.device) -> bool:

@@ -43,6 +43,11 @@ def checkpoints_folder() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / CHECKPOINTS
 
 
+def compiled_folder() -> Path:
+    """The folder of what was compiled: inductor's own, if it is told one, or one beside all checkpoints."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or checkpoints_folder() / "compiled")
+
+
 def run_digest(settings: Mapping[str, object], inputs: Iterable[Path]) -> str:
     """Digest of settings, of the content of files and folders in their order, and of the versions that compute."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}

@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from stages.pipeline.config import RuntimeConfig
-from stages.pipeline.resume import checkpoints_folder
+from stages.pipeline.resume import compiled_folder
 
 MALLOC = {-1: 2**30, -2: 2**26, -3: 2**25}
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, in bytes."""
@@ -23,7 +23,7 @@ def prepare(runtime: RuntimeConfig) -> torch.device:
         raise ValueError(
             "runtime.device: cuda asked for and there is no GPU; run where there is one, or set runtime.device=cpu"
         )
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(checkpoints_folder() / "compiled"))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_folder())
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_up_process(runtime.threads, deterministic=True)
     torch.backends.cudnn.benchmark = False
