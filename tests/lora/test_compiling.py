@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -93,8 +95,8 @@ class SmallUnet(nn.Module):
         return {"sample": predicted} if return_dict else (predicted,)
 
 
-def small_unet(how, scale=2.0):
-    unet = SmallUnet(scale)
+def small_unet(how, scale=2.0) -> Any:
+    unet: Any = SmallUnet(scale)
     unet.forward = CompiledForward(unet, how)
     return unet
 

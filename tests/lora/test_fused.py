@@ -9,7 +9,7 @@ from torch import nn
 
 from stages.lora import fused
 from stages.lora.adapters import add_adapter, load_unet, trained_parameters
-from stages.lora.fused import FusedLinear, LoraProduct
+from stages.lora.fused import FusedLinear, lora_product
 from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 
@@ -57,7 +57,7 @@ def test_gradients_are_those_of_finite_differences():
         tensor.requires_grad_(True)
 
     def product(x, lora_a, lora_b):
-        return LoraProduct.apply(x, weight, bias, lora_a, lora_b, 1.5)
+        return lora_product(x, weight, bias, lora_a, lora_b, 1.5)
 
     assert torch.autograd.gradcheck(product, (x, lora_a, lora_b))
 
@@ -78,7 +78,7 @@ def test_mixed_precision_gives_peft_s_dtypes_and_is_off_by_rounding(frozen):
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"lora_dropout": 0.5}, {"lora_bias": True}])
 def test_what_is_no_plain_lora_is_left_to_peft(change):
     x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
-    with patch.object(fused, "LoraProduct", None):  # any use of it raises
+    with patch.object(fused, "lora_product", None):  # any use of it raises
         torch.manual_seed(5)
         ours = results(make_layer(FusedLinear, **change), x)
     theirs = results(make_layer(Linear, **change), x)
@@ -88,7 +88,7 @@ def test_what_is_no_plain_lora_is_left_to_peft(change):
 
 def test_a_layer_that_is_not_trained_is_left_to_peft():
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
-    with patch.object(fused, "LoraProduct", None):
+    with patch.object(fused, "lora_product", None):
         assert torch.equal(make_layer(FusedLinear).eval()(x), make_layer(Linear).eval()(x))
 
 
