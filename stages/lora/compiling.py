@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from peft import PeftType
 from torch import Tensor
+from torch._inductor import config as inductor_config
 
 from stages import lora
 from stages.lora.expectations import EXPECTED
@@ -106,7 +107,7 @@ class CompiledForward:
         for known in (True, None):
             options = {**self.how.get("options", {}), "cpp.vec_isa_ok": known}
             try:
-                with torch._inductor.config.patch(options), path.open("rb") as file:
+                with inductor_config.patch(options), path.open("rb") as file:
                     return torch.compiler.load_compiled_function(file)
             except Exception as error:  # whatever a file that was cut short or is of another machine leads to
                 reason = error
@@ -120,7 +121,7 @@ class CompiledForward:
         settings = {
             "inputs": signature,
             "how": self.how,
-            "model": dict(self.unet.config),
+            "model": {key: value for key, value in self.unet.config.items() if not key.startswith("_")},  # not its folder
             "adapters": {name: {key: _plain(value) for key, value in values.items()} for name, values in adapters.items()},
             "weights": [(name, _layout(tensor)) for name, tensor in self.unet.state_dict(keep_vars=True).items()],
             "autocast": (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),

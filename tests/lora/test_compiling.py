@@ -83,9 +83,9 @@ class SmallUnet(nn.Module):
 
     device = CPU
 
-    def __init__(self, scale=2.0):
+    def __init__(self, scale=2.0, folder="here"):
         super().__init__()
-        self.config = {"scale": scale}
+        self.config = {"scale": scale, "_name_or_path": folder}
         torch.manual_seed(0)
         self.convolution, self.linear = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8, 4)
 
@@ -95,8 +95,8 @@ class SmallUnet(nn.Module):
         return {"sample": predicted} if return_dict else (predicted,)
 
 
-def small_unet(how, scale=2.0) -> Any:
-    unet: Any = SmallUnet(scale)
+def small_unet(how, *settings) -> Any:
+    unet: Any = SmallUnet(*settings)
     unet.forward = CompiledForward(unet, how)
     return unet
 
@@ -148,7 +148,7 @@ def test_a_file_that_was_cut_short_is_compiled_anew(folder, capsys):
 
 def test_other_models_shapes_and_threads_have_files_of_their_own(folder, monkeypatch):
     doubled = prediction_and_gradient(small_unet(QUICK))[0]
-    torch.testing.assert_close(prediction_and_gradient(small_unet(QUICK, scale=4.0))[0], 2 * doubled)
+    torch.testing.assert_close(prediction_and_gradient(small_unet(QUICK, 4.0))[0], 2 * doubled)
     unet = small_unet(QUICK)
     assert prediction_and_gradient(unet, size=8)[0].shape == (2, 4, 8, 8)
     torch.testing.assert_close(prediction_and_gradient(unet)[0], doubled, rtol=0, atol=0)
@@ -156,6 +156,12 @@ def test_other_models_shapes_and_threads_have_files_of_their_own(folder, monkeyp
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     prediction_and_gradient(small_unet(QUICK))
     assert len(list(folder.glob("unet-*"))) == 4
+
+
+def test_a_model_of_another_folder_has_the_same_file(folder):
+    for place in ("here", "there"):
+        prediction_and_gradient(small_unet(QUICK, 2.0, place))
+    assert len(list(folder.glob("unet-*"))) == 1
 
 
 def test_it_computes_by_itself_while_it_is_not_trained(folder):
