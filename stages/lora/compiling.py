@@ -85,22 +85,21 @@ class CompiledForward:
             return type(self.unet).forward(self.unet, *inputs, return_dict=return_dict)
         signature = tuple(_layout(tensor) for tensor in inputs)
         if signature not in self.compiled:
-            self.compiled[signature] = self._find(signature) or self._compile(signature, inputs)
+            path = self._path(signature)
+            self.compiled[signature] = self._find(path) or self._compile(path, inputs)
         return (self.compiled[signature](self.unet, *inputs),)
 
-    def _compile(self, signature: tuple[object, ...], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        """Compile for such inputs, and keep it."""
+    def _compile(self, path: Path, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        """Compile for such inputs, and keep it in the file `path`."""
         options = {**self.how.get("options", {}), "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         function: Any = torch.compile(_predict, fullgraph=True, dynamic=False, **{**self.how, "options": options})
         compiled = function.aot_compile(((self.unet, *inputs), {}))
-        path = self._path(signature)
         path.parent.mkdir(parents=True, exist_ok=True)
         compiled.save_compiled_function(str(path))
         return compiled
 
-    def _find(self, signature: tuple[object, ...]) -> Callable[..., Tensor] | None:
-        """What was compiled before for such inputs; None if there is nothing, or nothing that can be read."""
-        path = self._path(signature)
+    def _find(self, path: Path) -> Callable[..., Tensor] | None:
+        """What was compiled before, from its file; None if there is none, or none that can be read."""
         if not path.is_file():
             return None
         # Inductor takes two seconds to try out which instructions can be used; those of the file's code can
