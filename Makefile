@@ -1,10 +1,10 @@
 # The targets, listed by `make` alone.
 .DEFAULT_GOAL := help
-.PHONY: help venv repro test lint params lock grids mini-world clean
+.PHONY: help venv repro test lint params preset lock grids mini-world clean
 
 PYTHON ?= python3
 VENV := .venv
-EXPERIMENT ?= mini
+EXPERIMENT ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TRANSFORMERS_VERBOSITY ?= error
 export PYTHONWARNINGS ?= ignore
@@ -35,8 +35,11 @@ lint: venv ## Lint and types only
 	ruff format --check .
 	pyright
 
-params: venv ## Compose conf/ into params.yaml (EXPERIMENT=mini)
-	python -m stages.pipeline.compose experiment=$(EXPERIMENT)
+params: venv ## Compose conf/ into params.yaml; EXPERIMENT=mini chooses a preset
+	python -m stages.pipeline.compose $(if $(EXPERIMENT),experiment=$(EXPERIMENT))
+
+preset: venv ## Begin a preset for checkpoints and images of your own: NAME=mine
+	python -m stages.pipeline.preset $(NAME)
 
 grids: venv ## What CI runs: fetch what is missing from the DVC remote, regenerate the comparison
 	python -m stages.pipeline.grids $(GRIDS)

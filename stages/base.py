@@ -24,8 +24,8 @@ class CheckpointConfig:
 
     Attributes:
         source: The checkpoint.
-        config: Diffusers directory with the configs, scheduler and tokenizer that belong to a single file; null for a
-            source that is a diffusers directory itself. Its weights are read only if `fill` asks for them.
+        config: Diffusers directory with the configs, scheduler and tokenizer that belong to a single file; not read for a
+            source that is a diffusers directory itself, unless `fill` asks for its weights.
         fill: Whether a component that the source lacks (a VAE, a text encoder) is taken from `config`.
         ema: Whether the UNet is the exponential moving average of its weights, which some single files hold beside them.
         prediction_type: What the UNet predicts; null for what the file, a .yaml beside it, or the scheduler's config says.
@@ -78,8 +78,9 @@ def _write(folder: Path, name: str, checkpoint: CheckpointConfig, dtype: str) ->
     from stages.checkpoints.model import Reading, read_model, write_model
     from stages.checkpoints.sources import locate
 
-    configs = checkpoint.config and locate(checkpoint.config, weights=checkpoint.fill)
     source = locate(checkpoint.source)
+    needs_configs = checkpoint.fill or not source.path.is_dir()
+    configs = checkpoint.config and locate(checkpoint.config, weights=checkpoint.fill) if needs_configs else None
     reading = Reading(checkpoint.ema, checkpoint.fill, checkpoint.prediction_type)
     model = read_model(source.path, configs and configs.path, reading)
     for location in filter(None, (configs, source)):

@@ -1,7 +1,7 @@
 """Draw images of the class for DreamBooth's prior preservation, with the model that is going to be tuned.
 
-Reads a merge in diffusers layout. Writes 0001.png, 0002.png …; with `num_class_images` 0, prior preservation is off, and
-the folder is empty.
+Reads a merge in diffusers layout. Writes 0001.png, 0002.png …, each with its prompt and its seed as PNG text; with
+`num_class_images` 0, prior preservation is off, and the folder is empty.
 
 It is a stage of its own because the images belong to the model: with those of another base, the LoRA would learn that base.
 All ranks on a merge share them.
@@ -41,8 +41,8 @@ def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: P
 
 
 def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder: Path) -> None:
+    from stages.comparison.cells import write_png
     from stages.comparison.sampling import Sampling, draw, load_models
-    from stages.dataset.images import save_png
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
@@ -50,8 +50,9 @@ def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder
     seeds = range(config.seed, config.seed + config.num_class_images)
     images = draw(models, [config.class_prompt], seeds, Sampling(**config.sampling), config.negative_prompt)
     digits = max(4, len(str(len(seeds))))
-    for number, image in enumerate(track(images, "class images", total=len(seeds)), start=1):
-        save_png(image, folder / f"{number:0{digits}d}.png")
+    drawn = track(images, "class images", total=len(seeds))
+    for number, (seed, image) in enumerate(zip(seeds, drawn, strict=True), start=1):
+        write_png(image, folder / f"{number:0{digits}d}.png", {"prompt": config.class_prompt, "seed": str(seed)})
 
 
 if __name__ == "__main__":

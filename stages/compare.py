@@ -60,12 +60,17 @@ class CompareConfig:
 
     title: Text
     names: Names
-    subject_prompts: Annotated[tuple[Index, ...], Field(min_length=1)]
+    subject_prompts: tuple[Index, ...]
     images_per_cell: Count
     image_size: Annotated[int, Field(ge=16, le=1024)]
     resampling: Literal["lanczos", "nearest"]
     training_images: Index
     font: FilePath | None
+
+    def __post_init__(self) -> None:
+        """Check that there is a prompt to show what was learnt."""
+        if not self.subject_prompts:
+            raise ValueError("subject_prompts: is empty: name the trigger in one of generate.prompts, or say which ask for it")
 
 
 def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path, loras: Path, dataset: Path, out: Path) -> None:

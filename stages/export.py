@@ -18,6 +18,8 @@ from stages.pipeline.config import strict
 from stages.pipeline.outputs import atomic_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+HISTORY_FILE = "history.csv"
+"""What a training leaves beside its result."""
 
 
 @dataclass(frozen=True, config=strict)
@@ -25,8 +27,8 @@ class ExportConfig:
     """How to write.
 
     Attributes:
-        dtype: Of a single-file checkpoint's weights.
-        lora_dtype: Of a LoRA's weights.
+        dtype: Of a merge's weights.
+        lora_dtype: Of what was trained: a LoRA's weights or, where all weights were trained, those of the whole model.
     """
 
     dtype: Literal["float16", "float32"]
@@ -41,7 +43,8 @@ def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = Non
         if (source / LORA_FILE).is_file():
             _write_lora(source / LORA_FILE, part, config.lora_dtype)
         else:
-            _write_model(source, part, config.dtype, lora, weight)
+            trained = (source / HISTORY_FILE).is_file()
+            _write_model(source, part, config.lora_dtype if trained else config.dtype, lora, weight)
 
 
 def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight: float) -> None:

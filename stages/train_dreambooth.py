@@ -29,7 +29,6 @@ class TrainDreamboothConfig(TrainingConfig):
 
     Attributes:
         instance_prompt: names the subject; the only prompt that its images are trained with.
-        class_prompt: what the class images were made with.
         prior_loss_weight: of the class images in the loss; 1 counts them as much as the subject.
         clip_skip: layers left out at the end of the text encoder.
         train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
@@ -37,7 +36,6 @@ class TrainDreamboothConfig(TrainingConfig):
     """
 
     instance_prompt: Text
-    class_prompt: Text
     prior_loss_weight: NonNegative
     clip_skip: Annotated[int, Field(ge=0, le=11)]
     train_text_encoder: bool
@@ -57,7 +55,7 @@ def stage(
         raise ValueError(f"--rank: given {rank}: must be at least 1")
 
     from stages import lora
-    from stages.lora.dreambooth import Subject, dreambooth_streams
+    from stages.lora.dreambooth import Subject, dreambooth_streams, read_class_images
     from stages.lora.encoded import read_encoded_images
     from stages.lora.problems import say_problems
     from stages.lora.samples import SampleSize
@@ -73,9 +71,10 @@ def stage(
     with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])]) as folder:
         names = [field.name for field in fields(Subject)]
         subject = Subject(**{name: getattr(config, name) for name in names})
-        streams = dreambooth_streams(instance, sorted(class_images.glob("*.png")), model, subject, device)
+        of_class = read_class_images(class_images)
+        streams = dreambooth_streams(instance, of_class, model, subject, device)
         place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")
-        prompts = TrainedPrompts(subject.prompts, config.clip_skip) if config.train_text_encoder else None
+        prompts = TrainedPrompts(subject.prompts(of_class), config.clip_skip) if config.train_text_encoder else None
         samples = SampleSize(instance.resolution, config.clip_skip)
         tune(model, streams, config, rank, place, out, prompts, samples)
 

@@ -2,6 +2,11 @@
 
 import copy
 import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,11 @@ PRESETS = sorted(file.stem for file in (ROOT / "conf/experiment").rglob("*.yaml"
 UNSET = {"asuka": {"download.source": {"repo": "someone/something", "revision": "0" * 40}}}
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
+UNREAD = {  # leaves of a stage's section that the commands of this name make no use of
+    **{key: {"generate.lora_scale"} for key in ("generate_base", "generate_merged")},
+    **{key: {"export.dtype"} for key in ("export_text2img", "export_dreambooth")},
+    "export_model": {"export.lora_dtype"},
+}
 
 
 @pytest.fixture(scope="module", params=PRESETS)
@@ -63,7 +73,7 @@ def filled(name: str, params: dict[str, Any]) -> dict[str, Any]:
     params = copy.deepcopy(params)
     for path, values in UNSET.get(name, {}).items():
         section, leaf = path.split(".")
-        params[section][leaf] |= values
+        params[section][leaf] |= {key: value for key, value in values.items() if params[section][leaf].get(key) == "???"}
     return params
 
 
@@ -115,7 +125,8 @@ def test_sync_writes_a_fingerprint_for_every_stage():
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "sync"])
 def test_every_stage_lists_its_code_and_all_its_leaves(name):
     stage = STAGES[name]
-    module = stage["cmd"].split()[2].removeprefix("stages.")
+    module = stage["cmd"].split()[2]
+    assert stage["cmd"].startswith("sh stages/run ")
     assert stage["desc"]
     assert f"data/code/{module}" in stage["deps"]
     expected = set()
@@ -124,14 +135,90 @@ def test_every_stage_lists_its_code_and_all_its_leaves(name):
         expected |= {f"{section}.{field.name}" for field in dataclasses.fields(schema)}
     if module == "base":
         expected = {"base.${key}", "base.dtype"}
-    assert set(stage["params"]) == expected
+    assert set(stage["params"]) == expected - UNREAD.get(name, set())
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "sync"])
 def test_every_path_of_a_command_is_declared(name):
     stage = STAGES[name]
     outs = [out if isinstance(out, str) else next(iter(out)) for out in stage["outs"]]
-    words = [word for word in stage["cmd"].split() if word.startswith("data/")]
+    words = [
+        word.replace("{", "${item.").replace("$${item.", "${") for word in stage["cmd"].split() if word.startswith("data/")
+    ]
     assert words
     assert set(words) <= {*stage["deps"], *outs}
     assert all(out in words for out in outs)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_values_reach_a_shell_only_where_dvc_quotes_them(name):
+    written = re.findall(r"\$\{([^}]*)\}", STAGES[name]["cmd"])
+    assert set(written) <= ({"key"} if name == "base" else {"item"})  # the keys of base stand in dvc.yaml itself
+    assert isinstance(DVC["stages"]["base"]["foreach"], dict)
+
+
+HOSTILE = "0.5; touch hacked; $(touch hacked) `touch hacked` ' \" touch"
+
+
+def test_a_hostile_value_is_one_word_of_a_command(tmp_path):
+    for name in ("dvc.yaml", "LICENSE"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    compose(tmp_path / "params.yaml")
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["cells"]["alpha"] = [HOSTILE]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+
+    def dvc(*arguments):
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    dvc("init", "--quiet", "--no-scm")
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    for folder in ("code/merge", "base/theta0", "base/theta1", "base/theta2", "vae"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    printed = dvc("repro", "--dry", "--single-item", f"merge@{HOSTILE}")
+    command = next(line for line in printed.splitlines() if line.startswith("> "))
+    words = shlex.split(command.removeprefix("> "))
+    assert words[words.index("--alpha") + 1] == HOSTILE
+    assert words[words.index("--out") + 1] == "data/merged/a{alpha}"
+    assert len(words) == 3 + 2 * 6
+
+
+CHOICES = {
+    "download/source=folder": ["download.source.path=data/mini/asuka"],
+    "download/source=bing": [],
+    "download/source=urls": ["download.source.list=README.md"],
+    "download/source=hub_files": ["download.source.repo=a/b", f"download.source.revision={'0' * 40}"],
+    "download/source=hub_dataset": ["download.source.repo=a/b", f"download.source.revision={'0' * 40}"],
+    "caption/model=blip_base": [],
+    "caption/model=folder": ["caption.model.path=data/mini/captioner"],
+    "score/scorer=clip_vit_b_32": [],
+    "score/scorer=folder": ["score.scorer.path=data/mini/scorer"],
+    "score/scorer=mini": [],
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_another_source_captioner_or_scorer_can_be_chosen_with_every_preset(name, choice, tmp_path):
+    compose(tmp_path / "params.yaml", [f"experiment={name}", choice, *CHOICES[choice]])
+    validate_all(filled(name, yaml.safe_load((tmp_path / "params.yaml").read_text())))
+
+
+def test_a_scalar_in_place_of_a_list_is_refused_by_its_name_and_dvc_can_still_read_the_pipeline(tmp_path):
+    compose(tmp_path / "params.yaml", ["sweep.alpha=0.5"])
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert params["cells"]["alpha"] == []
+    with pytest.raises(ParamsError, match=r"^sweep\.alpha: given 0\.5: a list is needed, \[0\.5\]$"):
+        validate_all(params)
+
+
+@pytest.mark.parametrize(
+    ("section", "leaf", "value"), [("inputs", "vae", "nowhere"), ("cells", "alpha", [True]), ("", "trigger", "")]
+)
+def test_what_is_computed_has_a_schema_too(preset, section, leaf, value):
+    name, params = preset
+    params = filled(name, params)
+    (params[section] if section else params)[leaf] = value
+    with pytest.raises(ParamsError, match=rf"^{section}\.?{leaf}"):
+        validate_all(params)

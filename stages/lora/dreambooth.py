@@ -4,10 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stages.comparison.cells import read_png_text
 from stages.lora.batches import Examples, Stream
 from stages.lora.encoded import EncodedImages
 from stages.lora.latents import encode_images, load_vae
@@ -17,61 +19,83 @@ CLASS_BATCH_SIZE = 8
 INTERPOLATION = "lanczos"  # class images are drawn at the resolution, so nothing is resized as a rule
 
 
+class ClassImages(NamedTuple):
+    """Images of the class that the subject belongs to.
+
+    Attributes:
+        paths: none of them where prior preservation is off.
+        prompts: the one prompt that they were made with; none where there are no images.
+    """
+
+    paths: Sequence[Path]
+    prompts: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Subject:
     """What the subject is called.
 
     Attributes:
         instance_prompt: of all of its images.
-        class_prompt: of the class images.
         prior_loss_weight: of the class images in the loss.
         clip_skip: layers left out at the end of the text encoder.
         train_text_encoder: give the examples the numbers of their prompts (instance 0, class 1) in place of embeddings.
     """
 
     instance_prompt: str
-    class_prompt: str
     prior_loss_weight: float
     clip_skip: int
     train_text_encoder: bool
 
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts in the order of their numbers."""
-        return [self.instance_prompt, self.class_prompt]
+    def prompts(self, class_images: ClassImages) -> list[str]:
+        """The prompts in the order of their numbers: the instance prompt and, where there are class images, theirs."""
+        return [self.instance_prompt, *class_images.prompts]
+
+
+def read_class_images(folder: Path) -> ClassImages:
+    """The class images of a folder, none of them if it is empty, with the prompt that they say they were made with.
+
+    Raises:
+        ValueError: one of them says no prompt, or they say several.
+    """
+    paths = sorted(folder.glob("*.png"))
+    prompts = {read_png_text(path).get("prompt", "") for path in paths}
+    if len(prompts) > 1 or "" in prompts:
+        raise ValueError(f"{folder}: its images do not say with which one prompt they were made: run class_images again")
+    return ClassImages(paths, tuple(prompts))
 
 
 def dreambooth_streams(
-    instance: EncodedImages, class_paths: Sequence[Path], model: Path, subject: Subject, device: torch.device
+    instance: EncodedImages, class_images: ClassImages, model: Path, subject: Subject, device: torch.device
 ) -> list[Stream]:
     """Embed the prompts and encode the class images; the text encoder and the VAE are let go of afterwards.
 
     Args:
         instance: images of the subject.
-        class_paths: images of the class; none of them leaves prior preservation out.
+        class_images: of the class; none of them leaves prior preservation out.
         model: in diffusers layout.
         subject: what it is called.
         device: to encode on.
     """
-    prompts = subject.prompts
+    prompts = subject.prompts(class_images)
     tokenizer, text_encoder = load_text_encoder(model, device)
     for prompt, tokens in zip(prompts, token_counts(tokenizer, prompts), strict=True):
         if tokens > tokenizer.model_max_length:
             print(f"warning: {tokens} tokens, {tokenizer.model_max_length} are read: {prompt}", file=sys.stderr)
-    instance_embeds, class_embeds = (
+    embeds = (
         torch.arange(len(prompts))
         if subject.train_text_encoder
         else embed_prompts(tokenizer, text_encoder, prompts, subject.clip_skip, batch_size=1)
     )
-    examples = _under_one_prompt(instance, instance_embeds)
+    examples = _under_one_prompt(instance, embeds[0])
     streams = [Stream("instance", examples)]
-    if class_paths:
+    if class_images.paths:
         vae = load_vae(model / "vae", device)
         square = (instance.resolution, instance.resolution)
-        mean, std = encode_images(vae, class_paths, square, INTERPOLATION, CLASS_BATCH_SIZE)
-        names = [path.name for path in class_paths]
+        mean, std = encode_images(vae, class_images.paths, square, INTERPOLATION, CLASS_BATCH_SIZE)
+        names = [path.name for path in class_images.paths]
         encoded = EncodedImages(names, mean, std, vae.config["scaling_factor"], instance.resolution)
-        examples = _under_one_prompt(encoded, class_embeds)
+        examples = _under_one_prompt(encoded, embeds[1])
         streams.append(Stream("class", examples, subject.prior_loss_weight))
     return streams
 

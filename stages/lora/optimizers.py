@@ -8,10 +8,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
-from stages.lora.settings import OptimizerConfig
-
-PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
-"""What an optimizer needs besides torch."""
+from stages.lora.settings import OPTIMIZER_PACKAGES, OptimizerConfig
 
 
 def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -39,12 +36,13 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig) -> 
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The class of an optimizer; ValueError if its package is not there."""
-    if name not in PACKAGES:
+    if name not in OPTIMIZER_PACKAGES:
         return torch.optim.AdamW
     try:
-        package = import_module(PACKAGES[name])
+        package = import_module(OPTIMIZER_PACKAGES[name])
     except ImportError as error:
-        raise ValueError(f"optimizer: given {name!r}: pip install {PACKAGES[name]}, or take adamw_fused ({error})") from error
+        package = OPTIMIZER_PACKAGES[name]
+        raise ValueError(f"optimizer: given {name!r}: pip install {package}, or take adamw_fused ({error})") from error
     return package.optim.AdamW8bit if name == "adamw_8bit" else package.Prodigy
 
 

@@ -7,13 +7,16 @@ from pydantic.dataclasses import dataclass
 
 from stages.pipeline.config import Count, NonNegative, Positive, Seed, Text, strict
 
+OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+"""What an optimizer needs besides torch."""
+
 Step = Annotated[int, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _number_or_rank(value: Any) -> Any:
     """Refuse other values with one message; pydantic's own has one for each half of the union."""
-    if value != "rank" and not (isinstance(value, int | float) and value > 0):
+    if value != "rank" and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
         raise ValueError('give a number greater than 0, or "rank"')
     return value
 

@@ -4,28 +4,34 @@ import argparse
 import dataclasses
 import gc
 import inspect
+import itertools
 import os
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.pipeline.config import load_params
+
+_BRACES = re.compile(r"\{([\w-]+)\}")
 
 
 def run(stage: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     """Run a stage from the command line.
 
     Each parameter of `stage` that is annotated with a dataclass is loaded from params.yaml (`config` from the section named
-    as the stage's file, any other from the section of its own name); every other parameter becomes an option.
+    as the stage's file, any other from the section of its own name); every other parameter becomes an option. `{rank}` in
+    the value of an option is the value of --rank, see `fill_in`.
     A `ValueError` or `OSError` ends the process with one line and status 1; set PIPELINE_TRACEBACK=1 to see where it arose.
     """
     gc.set_threshold(50_000, 20, 20)  # the imports of a stage make millions of objects: a second of needless collecting
     name = Path(inspect.getfile(stage)).stem
-    options = _parser(stage, name).parse_args(argv)
+    parser = _parser(stage, name)
     try:
+        options = parser.parse_args(fill_in(sys.argv[1:] if argv is None else argv, option_names(stage)))
         configs = {
             parameter: load_params(name if parameter == "config" else parameter, schema)
             for parameter, schema in config_schemas(stage).items()
@@ -42,6 +48,33 @@ def config_schemas(stage: Callable[..., None]) -> dict[str, Any]:
     """The parameters of a stage that are configs, with their dataclasses."""
     hints = typing.get_type_hints(stage)
     return {parameter: hint for parameter, hint in hints.items() if dataclasses.is_dataclass(hint)}
+
+
+def option_names(stage: Callable[..., None]) -> list[str]:
+    """The parameters of a stage that are options."""
+    return [name for name in inspect.signature(stage).parameters if name not in config_schemas(stage)]
+
+
+def fill_in(argv: Sequence[str], known: Collection[str]) -> list[str]:
+    """Put the values of options in the place of their names in braces: `--out a{alpha} --alpha 1` is `--out a1 --alpha 1`.
+
+    So dvc.yaml has the shell see the values of a sweep once, where DVC quotes them.
+
+    Args:
+        argv: options with their values.
+        known: the stage's own options; any other that fills something in is left out.
+
+    Raises:
+        ValueError: a value that is filled in is no part of a file name.
+    """
+    values = {option[2:]: value for option, value in itertools.pairwise(argv) if option.startswith("--")}
+    used = {name for word in argv for name in _BRACES.findall(word) if name in values}
+    for name in sorted(used):
+        if "/" in values[name]:
+            raise ValueError(f"--{name}: given {values[name]!r}: it is part of a file's name, which has no slash in it")
+    foreign = {f"--{name}" for name in used if name.replace("-", "_") not in known}
+    kept = [word for before, word in itertools.pairwise(("", *argv)) if word not in foreign and before not in foreign]
+    return [_BRACES.sub(lambda match: values.get(match[1], match[0]), word) for word in kept]
 
 
 def _parser(stage: Callable[..., None], name: str) -> argparse.ArgumentParser:

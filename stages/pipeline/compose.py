@@ -1,10 +1,11 @@
 """Compose conf/ into params.yaml, as `dvc exp run` does it.
 
-python -m stages.pipeline.compose                          # the default experiment
-python -m stages.pipeline.compose experiment=asuka         # another preset
+python -m stages.pipeline.compose                          # the experiment that conf/config.yaml names
+python -m stages.pipeline.compose experiment=asuka         # another preset, which conf/config.yaml then names
 python -m stages.pipeline.compose train_text2img.learning_rate=5e-4 'sweep.alpha=[0.5,0.7]'
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from stages.pipeline.config import PARAMS_FILE
 from stages.pipeline.outputs import atomic_file
 
 PLUGINS = Path(__file__).parent / "plugins"
+CONF = Path("conf")
+_CHOICE = re.compile(r"^(\s*- experiment: *)(\S+)", flags=re.MULTILINE)
 
 
-def compose(out: Path, overrides: Sequence[str] = (), conf: Path = Path("conf")) -> None:
+def compose(out: Path, overrides: Sequence[str] = (), conf: Path = CONF) -> None:
     """Write the composed parameters to `out`; `overrides` are in Hydra's grammar."""
     from dvc.utils.hydra import compose_and_dump
 
@@ -28,17 +31,48 @@ def compose(out: Path, overrides: Sequence[str] = (), conf: Path = Path("conf"))
             composed.unlink(missing_ok=True)
 
 
+def choose(overrides: Sequence[str], conf: Path = CONF) -> None:
+    """Compose into params.yaml, and have conf/config.yaml name the preset: a plain `dvc exp run` then stays with it.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    config = conf / "config.yaml"
+    before = config.read_text()
+    preset = next((word.removeprefix("experiment=") for word in overrides if word.startswith("experiment=")), None)
+    if preset is not None:
+        known = presets(conf)
+        if preset not in known:
+            raise ValueError(f"experiment: given {preset!r}: there is {', '.join(known)}; make preset NAME=… begins another")
+        config.write_text(_CHOICE.sub(lambda line: line[1] + preset, before, count=1))
+    try:
+        compose(PARAMS_FILE, overrides, conf)
+    except BaseException:
+        config.write_text(before)
+        raise
+
+
+def presets(conf: Path = CONF) -> list[str]:
+    """The names of all presets."""
+    folder = conf / "experiment"
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+
+
 def main(argv: Sequence[str]) -> None:
     """Compose into params.yaml; an unknown leaf or preset ends with one line and status 1."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if any(argument in ("-h", "--help") for argument in argv):
         print(__doc__)
         return
     try:
-        compose(PARAMS_FILE, argv)
-    except (HydraException, OmegaConfBaseException) as error:
+        choose(argv)
+    except YAMLError as error:
+        print(f"compose: error: not YAML: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         print(f"compose: error: {str(error).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(1) from error
 

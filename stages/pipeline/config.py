@@ -4,13 +4,22 @@ Configs are frozen pydantic dataclasses without defaults (conf/ is the only home
 its path, what was given and what is allowed.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.dataclasses import dataclass
 
 PARAMS_FILE = Path("params.yaml")
@@ -39,10 +48,21 @@ Text = Annotated[str, Field(min_length=1)]
 Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 """Pixels of one side; a multiple of 8, the reduction of Stable Diffusion's VAE."""
 
+
+def _exists(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"no such file or directory: {path}")
+    return path
+
+
+ExistingPath = Annotated[Path, AfterValidator(_exists)]
+
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 """A hub id, owner/name."""
 
+MANDATORY = "???"
+"""What Hydra writes where a value has to be set."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -164,6 +184,51 @@ class SweepConfig:
         )
 
 
+@dataclass(frozen=True, config=strict)
+class CellsConfig:
+    """The sweep as dvc.yaml's matrix stages take it; the values are those of `SweepConfig`, which is checked."""
+
+    alpha: tuple[Alpha, ...]
+    rank: tuple[int, ...]
+    dreambooth_rank: tuple[int, ...]
+    bases: tuple[str, ...]
+
+
+@dataclass(frozen=True, config=strict)
+class OriginalInputs:
+    """The local files and folders that an original is read from; a file that never changes stands for none."""
+
+    config: ExistingPath
+    source: ExistingPath
+    neighbour: ExistingPath
+
+
+@dataclass(frozen=True, config=strict)
+class InputsConfig:
+    """The local files and folders that DVC watches; a file that never changes stands for none."""
+
+    images: ExistingPath
+    captioner: ExistingPath
+    base: dict[Literal["theta0", "theta1", "theta2"], OriginalInputs]
+    vae: ExistingPath
+    scorer: ExistingPath
+
+
+@dataclass(frozen=True, config=strict)
+class ExperimentConfig:
+    """What stands above all sections.
+
+    Attributes:
+        name: of the preset, as its file in conf/experiment is called.
+        trigger: what the LoRAs shall learn to show when it is named; null for none.
+        resolution: pixels of one side, of the training images and of the generated ones, where their stages say no other.
+    """
+
+    name: Text
+    trigger: Text | None
+    resolution: Resolution
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """Read params.yaml; `ParamsError` if it is missing or not a mapping."""
     try:
@@ -178,16 +243,31 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
 
 
 def validate(section: str, schema: type[T], values: object) -> T:
-    """Check one section of the parameters against its schema.
+    """Check one section of the parameters against its schema: types as JSON tells them apart, so that `true` is no number.
 
     Raises:
         ParamsError: one line for each wrong leaf: its path, what was given, what is allowed.
     """
+    unset = [".".join(filter(None, (section, leaf))) for leaf in _unset(values)]
+    if unset:
+        raise ParamsError(
+            "\n".join(f"{leaf}: is mandatory and not set yet; see the comment beside it in conf/" for leaf in unset)
+        )
     try:
-        return TypeAdapter(schema).validate_python(values)
+        return TypeAdapter(schema).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         items = [item for item in error.errors() if not _is_consequence(item, error)]
         raise ParamsError("\n".join(_explain(section, item, values) for item in items)) from error
+
+
+def _unset(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The leaves that hold Hydra's mark of a mandatory value."""
+    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        if value == MANDATORY:
+            yield ".".join((*path, str(key)))
+        else:
+            yield from _unset(value, (*path, str(key)))
 
 
 def load_params(section: str, schema: type[T], path: Path = PARAMS_FILE) -> T:
@@ -220,7 +300,7 @@ def _leaf(location: tuple[int | str, ...], values: Any) -> list[str]:
 
 def _explain(section: str, item: Mapping[str, Any], values: Any) -> str:
     """Write one pydantic error as `leaf: given …: what is allowed`."""
-    leaf = ".".join([section, *_leaf(item["loc"], values)])
+    leaf = ".".join([*filter(None, [section]), *_leaf(item["loc"], values)])
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error" and isinstance(item["input"], dict):
         return f"{leaf}: {message}" if ": " not in message else f"{leaf}.{message}"
@@ -228,6 +308,6 @@ def _explain(section: str, item: Mapping[str, Any], values: Any) -> str:
         return f"{leaf}: no such parameter"
     if item["type"] in ("missing", "missing_argument"):
         return f"{leaf}: is missing"
-    if item["input"] == "???":
-        return f"{leaf}: is mandatory and not set yet; the comment beside it in conf/ says what to put there"
+    if item["type"] in ("tuple_type", "list_type"):
+        return f"{leaf}: given {item['input']!r}: a list is needed, [{item['input']}]"
     return f"{leaf}: given {item['input']!r}: {message}"

@@ -38,6 +38,29 @@ def test_options_and_sections():
     assert Path("o.txt").read_text() == "3 hello 0.7 x"
 
 
+def test_braces_are_filled_in_with_the_value_as_it_was_written():
+    run(stage, ["--out", "o-a{alpha}.txt", "--lora", "l-r{rank}", "--alpha", "0.70", "--rank", "4"])
+    assert Path("o-a0.70.txt").read_text() == "3 hello 0.7 l-r4"
+
+
+def test_an_option_that_fills_nothing_in_is_still_unknown(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(stage, ["--out", "o.txt", "--alpha", "0.7", "--rank", "4"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --rank 4" in capsys.readouterr().err
+
+
+def test_braces_that_name_no_option_stay():
+    run(stage, ["--out", "{curly}.txt", "--alpha", "0.7"])
+    assert Path("{curly}.txt").exists()
+
+
+def test_what_is_filled_in_leads_into_no_other_folder(capsys):
+    with pytest.raises(SystemExit):
+        run(stage, ["--out", "a{rank}", "--alpha", "0.7", "--rank", "/../../b"])
+    assert "--rank: given '/../../b': it is part of a file's name" in capsys.readouterr().err
+
+
 def test_an_error_is_one_line_a_problem(capsys):
     Path("params.yaml").write_text("test_command: {value: -3}\nextra: {word: hello}\n")
     with pytest.raises(SystemExit) as stop:

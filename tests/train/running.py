@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 RESOLUTION = 32
 
 
-PROMPTS = {"class_prompt": "a portrait", "clip_skip": 0}
+PROMPTS = {"instance_prompt": "asuka", "clip_skip": 0}
 
 
 TEXT2IMG: dict[str, Any] = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
@@ -34,7 +34,9 @@ def write_params(root: Path, **changes) -> None:
         "runtime": {"device": "cpu", "threads": 1, "dtype": "float32"},
         "encode_images": conf_values("encode_images", resolution=RESOLUTION),
         "encode_captions": conf_values("encode_captions"),
-        "class_images": conf_values("class_images", resolution=RESOLUTION, clip_skip=0, num_inference_steps=2),
+        "class_images": conf_values(
+            "class_images", resolution=RESOLUTION, clip_skip=0, num_inference_steps=2, class_prompt="a portrait"
+        ),
         "train_text2img": conf_values("train_text2img", **small),
         "train_dreambooth": conf_values("train_dreambooth", **small, **PROMPTS),
     }

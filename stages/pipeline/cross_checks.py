@@ -1,0 +1,205 @@
+"""What the settings of several stages say together: what could not work is refused before the first of them runs.
+
+Each stage checks its own settings, and most of what it reads; but a wrong pair of settings, such as a prompt number beyond the
+list of prompts, would show after the trainings, in the last stage of all. Only what can be told without the hub is looked at.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.checkpoints.methods import MERGE_METHODS
+from stages.dataset.images import list_images
+from stages.lora.settings import OPTIMIZER_PACKAGES
+
+Configs = Mapping[str, Any]
+"""The checked settings by section."""
+
+TRAININGS = {"train_text2img": "rank", "train_dreambooth": "dreambooth_rank"}
+"""The stages that train, with the leaf of `sweep` that their ranks come from."""
+SMALL_WORLD = Path("data/mini")
+
+
+class Finding(NamedTuple):
+    """Something that the settings say together.
+
+    Attributes:
+        text: The leaf, what is wrong with it, and what to do.
+        refused: Whether the experiment cannot work so; else it may not be what was meant.
+    """
+
+    text: str
+    refused: bool
+
+
+def look(configs: Configs) -> list[Finding]:
+    """All findings: first what is refused."""
+    found = [finding for check in CHECKS for finding in check(configs)]
+    return sorted(found, key=lambda finding: not finding.refused)
+
+
+def _no(text: str) -> Finding:
+    return Finding(text, refused=True)
+
+
+def _note(text: str) -> Finding:
+    return Finding(text, refused=False)
+
+
+def _sweep_is_composed(configs: Configs) -> Iterator[Finding]:
+    for name in ("alpha", "rank", "dreambooth_rank", "bases"):
+        given, used = getattr(configs["sweep"], name), getattr(configs["cells"], name)
+        if list(given) != list(used):
+            yield _no(f"cells.{name}: {list(used)} is not sweep.{name}, {list(given)}: leave cells as conf/config.yaml has it")
+
+
+def _trigger(configs: Configs) -> Iterator[Finding]:
+    trigger = configs[""].trigger
+    if trigger is None:
+        return
+
+    def named_in(text: str | None) -> bool:
+        return trigger.casefold() in (text or "").casefold()
+
+    if not any(named_in(prompt) for prompt in configs["generate"].prompts):
+        yield _no(f"trigger: given {trigger!r}: no prompt of generate.prompts names it, so no image would show it")
+    if configs["sweep"].dreambooth_rank and not named_in(configs["train_dreambooth"].instance_prompt):
+        prompt = configs["train_dreambooth"].instance_prompt
+        yield _note(f"train_dreambooth.instance_prompt: {prompt!r} does not name the trigger {trigger!r}")
+    if not named_in(configs["caption"].prefix):
+        yield _note(f"caption.prefix: {configs['caption'].prefix!r} does not name the trigger {trigger!r}; captions should")
+
+
+def _subject_prompts(configs: Configs) -> Iterator[Finding]:
+    count = len(configs["generate"].prompts)
+    for position in configs["compare"].subject_prompts:
+        if position >= count:
+            yield _no(f"compare.subject_prompts: given {position}: generate.prompts has {count}, counted from 0")
+
+
+def _originals(configs: Configs) -> Iterator[Finding]:
+    method, base = configs["merge"].method, configs["base"]
+    needed = MERGE_METHODS[method].models
+    for number, name in enumerate(("theta1", "theta2"), start=2):
+        given = getattr(base, name) is not None
+        if given != (number <= needed):
+            said = "which is null: name a checkpoint" if not given else "which is not null: set it to null"
+            how = "takes" if number <= needed else "does not take"
+            yield _no(f"merge.method: {method} {how} base.{name}, {said}, or choose another method")
+    if base.theta1 is None and configs["vae"].source in ("theta1", "merged"):
+        yield _no(f"vae.source: given {configs['vae'].source!r}: base.theta1 is null; take theta0 or other")
+    if base.theta1 is None and "theta1" in configs["sweep"].bases:
+        yield _no("sweep.bases: names theta1, and base.theta1 is null")
+
+
+def _idle_values(configs: Configs) -> Iterator[Finding]:
+    """Values of a sweep that would all give the same."""
+    sweep, merge = configs["sweep"], configs["merge"]
+    if merge.method == "passthrough":
+        if len(sweep.alpha) > 1:
+            yield _no(f"sweep.alpha: given {list(sweep.alpha)}: passthrough merges nothing, so one value is enough")
+        if merge.blocks is not None or merge.component_alpha.unet is not None or merge.component_alpha.text_encoder is not None:
+            yield _note("merge.blocks, merge.component_alpha: have no effect with passthrough, which merges nothing")
+    for stage, leaf in TRAININGS.items():
+        if configs[stage].tuned == "full" and len(getattr(sweep, leaf)) > 1:
+            yield _no(f"sweep.{leaf}: {stage}.tuned is full, which has no rank: one value is enough")
+    if configs["class_images"].num_class_images and not sweep.dreambooth_rank:
+        yield _note("class_images.num_class_images: nothing reads class images where sweep.dreambooth_rank is empty")
+
+
+def _optimizers(configs: Configs) -> Iterator[Finding]:
+    for stage, leaf in TRAININGS.items():
+        config, ranks = configs[stage], getattr(configs["sweep"], leaf)
+        package = OPTIMIZER_PACKAGES.get(config.optimizer)
+        if ranks and package and importlib.util.find_spec(package) is None:
+            yield _no(f"{stage}.optimizer: given {config.optimizer!r}: pip install {package}, or take adamw_fused")
+        if ranks and config.optimizer == "prodigy" and config.learning_rate != 1:
+            yield _note(f"{stage}.learning_rate: {config.learning_rate:g}: prodigy finds it itself and wants 1 here")
+
+
+def _ranks(configs: Configs) -> Iterator[Finding]:
+    for stage, leaf in TRAININGS.items():
+        config = configs[stage]
+        if config.peft_type == "lora" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
+            odd = [rank for rank in (*getattr(configs["sweep"], leaf), *config.rank_pattern.values()) if rank % 2]
+            if odd:
+                yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {odd[0]} is one of sweep.{leaf}'s")
+
+
+def _images(configs: Configs) -> Iterator[Finding]:
+    """Images that there cannot be: a folder is counted, what comes from elsewhere is not known yet."""
+    download = configs["download"]
+    most = len(list_images(download.source.path)) if download.source.kind == "folder" else None
+    if most is not None and most < download.min_images:
+        yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {most} images")
+    most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
+    for stage, leaf in TRAININGS.items():
+        held_out = configs[stage].validation_images
+        if most is not None and held_out >= most and getattr(configs["sweep"], leaf):
+            yield _no(f"{stage}.validation_images: given {held_out}: of at most {most} images, some must be left to train on")
+
+
+def _layers(configs: Configs) -> Iterator[Finding]:
+    """Layers of the text encoder that cannot all be left out."""
+    layers = _text_layers(configs["base"].theta0)
+    for stage in ("encode_captions", "train_dreambooth", "class_images", "generate"):
+        skipped = configs[stage].clip_skip
+        if layers is not None and skipped >= layers:
+            yield _no(f"{stage}.clip_skip: given {skipped}: theta0's text encoder has {layers} layers")
+    if configs["generate"].clip_skip != configs["encode_captions"].clip_skip:
+        trained, drawn = configs["encode_captions"].clip_skip, configs["generate"].clip_skip
+        yield _note(f"generate.clip_skip: {drawn}, and the LoRAs are trained with encode_captions.clip_skip {trained}")
+
+
+def _text_layers(original: Any) -> int | None:
+    """How many layers the text encoder of an original has, if its config.json is on this machine."""
+    for source in (original.source, original.config):
+        path = source and source.path and source.path / "text_encoder" / "config.json"
+        if path and path.is_file():
+            try:
+                return int(json.loads(path.read_text()).get("num_hidden_layers", 12))
+            except (ValueError, TypeError, AttributeError):
+                return None
+    return None
+
+
+def _looking_models(configs: Configs) -> Iterator[Finding]:
+    """Models that look at images: whether they are there, and whether these are images that they know."""
+    images = getattr(configs["download"].source, "path", None)
+    foreign = images is None or not _is_below(images, SMALL_WORLD)
+    for leaf, source in (("caption.model", configs["caption"].model), ("score.scorer", configs["score"].scorer)):
+        path = source and source.path
+        if path and not (path / "config.json").is_file():
+            yield _no(f"{leaf}.path: {path} is no model in the transformers layout: config.json is missing in it")
+        if path and foreign and _is_below(path, SMALL_WORLD):
+            if leaf == "caption.model":
+                yield _no(f"{leaf}: {path} knows the drawings of {SMALL_WORLD} and nothing else: take caption/model=blip_base")
+            else:
+                yield _note(f"{leaf}: {path} knows the drawings of {SMALL_WORLD} alone: its scores will mean nothing")
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _sizes(configs: Configs) -> Iterator[Finding]:
+    trained, drawn = configs["encode_images"].resolution, configs["generate"].resolution
+    if trained != drawn:
+        yield _note(f"generate.resolution: {drawn}, and the LoRAs are trained at encode_images.resolution {trained}")
+
+
+CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
+    _sweep_is_composed,
+    _trigger,
+    _subject_prompts,
+    _originals,
+    _idle_values,
+    _optimizers,
+    _ranks,
+    _images,
+    _layers,
+    _looking_models,
+    _sizes,
+)

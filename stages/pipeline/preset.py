@@ -1,0 +1,45 @@
+"""Begin a preset for checkpoints and images of your own.
+
+python -m stages.pipeline.preset mine    # writes conf/experiment/mine.yaml, with a comment on every line that wants a value
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.pipeline.compose import CONF
+
+TEMPLATE = Path(__file__).parent / "preset.yaml"
+
+
+def begin(name: str, conf: Path = CONF) -> Path:
+    """Write the preset `name`; the path of its file.
+
+    Raises:
+        ValueError: the name is none for a file, or there is a preset of that name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
+        raise ValueError(f"given {name!r}: a preset's name has letters, digits, _ and - in it, as in make preset NAME=mine")
+    path = conf / "experiment" / f"{name}.yaml"
+    if path.exists():
+        raise ValueError(f"{path} is there already: edit it, or take another name")
+    path.write_text(TEMPLATE.read_text().replace("NAME", name))
+    return path
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write a preset and say what comes next."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print(__doc__)
+        raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 1)
+    try:
+        path = begin(argv[0])
+    except (ValueError, OSError) as error:
+        print(f"preset: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    print(f"{path}: set what it asks for, then: make params EXPERIMENT={argv[0]} && make repro")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

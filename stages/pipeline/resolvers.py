@@ -1,0 +1,100 @@
+"""What conf/ computes from its own values: `${name:…}` in its files.
+
+Each takes what was composed, whatever that is: a wrong value is refused by its stage's schema, with its name, and not here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from stages.pipeline.provenance import SECTION, conf_digest, values_digest
+
+NOTHING = "LICENSE"
+"""A file that never changes: what DVC watches where the config names nothing local, since a dependency cannot be left out."""
+
+ROOT = Path(__file__).parents[2]
+ORIGINALS = ("theta0", "theta1", "theta2")
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf, and take away the one that would write secrets into params.yaml."""
+    resolvers = {
+        "conf_digest": lambda: conf_digest(ROOT / "conf"),
+        "listed": listed,
+        "local": local,
+        "merge_name": merge_name,
+        "model_name": model_name,
+        "oc.env": refuse_environment,
+        "originals": originals,
+        "positions": positions,
+        "values_digest": digest_of_values,
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def digest_of_values(*, _root_: DictConfig) -> str:
+    """The digest of all that is composed but the digests themselves."""
+    unresolved: Any = OmegaConf.to_container(_root_, resolve=False)
+    del unresolved[SECTION]
+    values: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
+    return values_digest(values)
+
+
+def local(node: Any, *leaves: str) -> str:
+    """The first of these leaves that holds a local path."""
+    found = [OmegaConf.select(node, leaf) for leaf in leaves] if isinstance(node, DictConfig) else []
+    return next((str(path) for path in found if path is not None and path != "???"), NOTHING)
+
+
+def originals(base: Any) -> DictConfig:
+    """What each original is read from, as DVC watches it."""
+    nodes = {name: base.get(name) if isinstance(base, DictConfig) else None for name in ORIGINALS}
+    read = {name: {leaf: local(node, f"{leaf}.path") for leaf in ("config", "source")} for name, node in nodes.items()}
+    return OmegaConf.create({name: {**paths, "neighbour": neighbour(paths["source"])} for name, paths in read.items()})
+
+
+def neighbour(source: str) -> str:
+    """The .yaml beside a single file, which says what the model predicts."""
+    beside = Path(source).with_suffix(".yaml")
+    return str(beside) if (ROOT / source).is_file() and (ROOT / beside).is_file() else NOTHING
+
+
+def listed(value: Any) -> ListConfig:
+    """The values of a sweep, as DVC's matrix takes them: nothing where they are no list, which `sync` then refuses."""
+    plain: Any = OmegaConf.to_container(value) if isinstance(value, ListConfig) else []
+    return OmegaConf.create([each for each in plain if isinstance(each, str | int | float)])
+
+
+def model_name(base: Any, original: str) -> str:
+    """What an original is called: its file or folder, or the repository that it comes from."""
+    source = OmegaConf.select(base, f"{original}.source") if isinstance(base, DictConfig) else None
+    if not isinstance(source, Mapping):
+        return original
+    path = next((source.get(leaf) for leaf in ("path", "file", "repo") if source.get(leaf)), original)
+    path = Path(str(path))
+    return path.stem if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin") else path.name
+
+
+def merge_name(base: Any) -> str:
+    """What the model is called that is trained on: a merge, or theta0 alone."""
+    merged = isinstance(base, DictConfig) and base.get("theta1") is not None
+    return "merge" if merged else model_name(base, "theta0")
+
+
+def positions(prompts: Any, trigger: Any) -> ListConfig:
+    """Where in the list the prompts are that name the trigger; all of them if there is none."""
+    texts = [str(prompt).casefold() for prompt in prompts] if isinstance(prompts, ListConfig) else []
+    named = [index for index, text in enumerate(texts) if trigger is None or str(trigger).casefold() in text]
+    return OmegaConf.create(named)
+
+
+def refuse_environment(name: str, *_default: str) -> NoReturn:
+    """In place of OmegaConf's own `oc.env`: what it reads would be written into params.yaml, and committed.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"${{oc.env:{name}}}: conf/ may not read the environment: params.yaml would hold what it reads")

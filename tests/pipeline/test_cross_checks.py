@@ -1,0 +1,120 @@
+"""Settings of several stages that do not go together are refused before anything runs."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.pipeline.compose import compose
+from stages.pipeline.cross_checks import look
+from stages.sync import check_together, describe, validate_all
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("params") / "params.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        compose(out)
+    return yaml.safe_load(out.read_text())
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def changed(composed, changes):
+    params = copy.deepcopy(composed)
+    for path, value in changes.items():
+        *sections, leaf = path.split(".")
+        place = params
+        for section in sections:
+            place = place[section]
+        place[leaf] = value
+        if path.startswith("sweep."):
+            params["cells"][leaf] = value
+    return params
+
+
+ORIGINAL = {
+    "source": {"path": "data/mini/base", "repo": None, "revision": None, "file": None, "sha256": None},
+    "config": None,
+    "fill": False,
+    "ema": False,
+    "prediction_type": None,
+}
+HUB = {"path": None, "repo": "owner/name", "revision": "0" * 40, "file": None, "sha256": None}
+BING = {"kind": "bing", "query": "x", "limit": 10, "timeout": 30}
+FOREIGN = {"kind": "folder", "path": "stages"}
+
+REFUSED = [
+    ({"trigger": "mychar"}, "trigger: given 'mychar': no prompt of generate.prompts names it"),
+    ({"compare.subject_prompts": [1, 3]}, "compare.subject_prompts: given 3: generate.prompts has 3, counted from 0"),
+    ({"merge.method": "add_difference"}, "merge.method: add_difference takes base.theta2, which is null: name a checkpoint"),
+    ({"base.theta2": ORIGINAL}, "merge.method: weighted_sum does not take base.theta2, which is not null"),
+    ({"base.theta1": None}, "merge.method: weighted_sum takes base.theta1, which is null"),
+    ({"base.theta1": None, "merge.method": "passthrough"}, "sweep.bases: names theta1, and base.theta1 is null"),
+    ({"base.theta1": None, "vae.source": "theta1"}, "vae.source: given 'theta1': base.theta1 is null"),
+    ({"base.theta1": None, "merge.method": "passthrough", "sweep.alpha": [0, 1]}, "sweep.alpha: given [0, 1]: passthrough"),
+    ({"train_text2img.tuned": "full", "sweep.rank": [2, 4]}, "sweep.rank: train_text2img.tuned is full, which has no rank"),
+    ({"train_dreambooth.optimizer": "prodigy"}, "train_dreambooth.optimizer: given 'prodigy': pip install prodigyopt"),
+    ({"train_text2img.optimizer": "adamw_8bit"}, "train_text2img.optimizer: given 'adamw_8bit': pip install bitsandbytes"),
+    ({"train_text2img.init_lora_weights": "orthogonal", "sweep.rank": [4, 3]}, "train_text2img.init_lora_weights: orthogonal"),
+    ({"train_text2img.validation_images": 112}, "train_text2img.validation_images: given 112: of at most 112 images"),
+    (
+        {"train_text2img.validation_images": 5, "download.max_images": 5},
+        "train_text2img.validation_images: given 5: of at most 5",
+    ),
+    ({"download.min_images": 113}, "download.min_images: given 113: data/mini/asuka holds 112 images"),
+    ({"generate.clip_skip": 2}, "generate.clip_skip: given 2: theta0's text encoder has 2 layers"),
+    ({"caption.model.path": "data/mini"}, "caption.model.path: data/mini is no model in the transformers layout"),
+    ({"score.scorer.path": "stages"}, "score.scorer.path: stages is no model in the transformers layout"),
+    ({"download.source": BING}, "caption.model: data/mini/captioner knows the drawings of data/mini and nothing else"),
+    ({"download.source": FOREIGN, "download.min_images": 1}, "caption.model: data/mini/captioner knows the drawings"),
+    ({"cells.rank": [8]}, "cells.rank: [8] is not sweep.rank, [4]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_could_not_work_is_refused_by_its_leaf(composed, changes, message, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    configs = validate_all(changed(composed, changes))
+    assert message in "\n".join(finding.text for finding in look(configs) if finding.refused)
+    with pytest.raises(ValueError, match=r"\w"):
+        check_together(configs)
+
+
+SAID = [
+    ({"train_dreambooth.instance_prompt": "someone"}, "train_dreambooth.instance_prompt: 'someone' does not name the trigger"),
+    ({"caption.prefix": None}, "caption.prefix: None does not name the trigger 'asuka'"),
+    ({"generate.resolution": 128}, "generate.resolution: 128, and the LoRAs are trained at encode_images.resolution 64"),
+    ({"generate.clip_skip": 1}, "generate.clip_skip: 1, and the LoRAs are trained with encode_captions.clip_skip 0"),
+    ({"class_images.num_class_images": 8, "sweep.dreambooth_rank": []}, "class_images.num_class_images: nothing reads"),
+    ({"download.source": BING, "caption.model": HUB}, "score.scorer: data/mini/scorer knows the drawings of data/mini alone"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), SAID, ids=[message for _, message in SAID])
+def test_what_may_not_be_meant_is_said_aloud(composed, changes, message, capsys):
+    check_together(validate_all(changed(composed, changes)))
+    assert f"warning: {message}" in capsys.readouterr().err
+
+
+def test_the_default_experiment_says_nothing_but_what_it_is(composed, capsys):
+    configs = validate_all(composed)
+    check_together(configs)
+    assert capsys.readouterr().err == ""
+    assert describe(configs) == "experiment mini: toon and anime merged at alpha 0.7, taught 'asuka'; 5 variants"
+
+
+def test_an_experiment_without_a_trigger_needs_none(composed):
+    assert look(validate_all(changed(composed, {"trigger": None}))) == []
+
+
+def test_dreambooth_settings_do_not_matter_where_there_is_no_dreambooth(composed):
+    changes = {"sweep.dreambooth_rank": [], "train_dreambooth.validation_images": 200, "train_dreambooth.instance_prompt": "x"}
+    assert look(validate_all(changed(composed, changes))) == []
