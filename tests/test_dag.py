@@ -138,7 +138,7 @@ def test_a_config_beside_a_single_file_is_read_again_when_it_is_edited(baseline)
 
 
 def test_prompt(baseline):
-    baseline.compose("generate.prompts=[another]")
+    baseline.compose("generate.prompts=[another asuka]")
     kinds = ("base@theta0", "merged@0.7", "text2img@0.7-4", "dreambooth@0.7-4")
     assert baseline.repro() == {f"{verb}_{kind}" for verb in ("generate", "score") for kind in kinds} | {"compare"}
 
@@ -171,6 +171,45 @@ def test_code_edit_runs_its_users_only(baseline):
     assert baseline.repro() == {"export_model@0.7", "export_text2img@0.7-4", "export_dreambooth@0.7-4"}
 
 
+@pytest.mark.parametrize(
+    ("override", "ran"),
+    [
+        ("export.dtype=float32", {"export_model@0.7"}),
+        ("export.lora_dtype=float16", {"export_text2img@0.7-4", "export_dreambooth@0.7-4"}),
+        ("class_images.class_prompt=something else", {"class_images@0.7"}),
+        (
+            "generate.lora_scale=0.5",
+            {f"{verb}_{kind}@0.7-4" for verb in ("generate", "score") for kind in ("text2img", "dreambooth")} | {"compare"},
+        ),
+    ],
+)
+def test_a_setting_reruns_only_what_reads_it(baseline, override, ran):
+    baseline.compose(override)
+    assert baseline.repro() == ran
+
+
+def test_a_plain_experiment_stays_with_the_preset(baseline):
+    chosen = (baseline.root / "params.yaml").read_bytes()
+    done = baseline.dvc("exp", "run")
+    assert executed(done.stdout) <= {"sync"}
+    assert (baseline.root / "params.yaml").read_bytes() == chosen
+    assert yaml.safe_load(chosen)["name"] == "smoke"
+
+
+def test_a_scalar_for_a_list_is_refused_by_its_name(baseline):
+    done = baseline.dvc("exp", "run", "-S", "sweep.alpha=0.5", check=False)
+    assert done.returncode != 0
+    assert "sync: error: sweep.alpha: given 0.5: a list is needed, [0.5]" in done.stderr
+    assert "support" not in done.stdout + done.stderr
+
+
+def test_settings_that_cannot_work_together_are_refused_before_any_work(baseline):
+    baseline.compose("compare.subject_prompts=[0,7]")
+    refused = baseline.dvc("repro", check=False)
+    assert executed(refused.stdout) == {"sync"}
+    assert "compare.subject_prompts: given 7: generate.prompts has 1, counted from 0" in refused.stderr
+
+
 def test_plots_of_losses_and_grids_load(repository):
     done = repository.dvc("plots", "show", "--out", "plots")
     assert "failed to load" not in done.stdout + done.stderr
@@ -201,7 +240,7 @@ def test_ci_fetches_only_what_it_needs(repository, tmp_path):
     fresh = Repository(clone)
     done = fresh.run(sys.executable, "-m", "stages.pipeline.grids")
     assert executed(done.stdout) <= {"sync"}
-    fresh.compose("generate.prompts=[another]")
+    fresh.compose("generate.prompts=[another asuka]")
     done = fresh.run(sys.executable, "-m", "stages.pipeline.grids", "--before", "HEAD", "--comment", "comment.md")
     ran = executed(done.stdout) - {"sync"}
     assert {name.split("@")[0].split("_")[0] for name in ran} == {"generate", "score", "compare"}

@@ -1,0 +1,65 @@
+"""Fetch from the DVC remote what another revision needs, without running any of its code: for CI, with credentials.
+
+Reads dvc.yaml, dvc.lock and params.yaml of that revision, and this one's own. Everything that the locks list and that is small
+enough is written to a folder which serves as a DVC remote without credentials. Large outputs, such as checkpoints of real size,
+are left out: a CPU runner has no use for them.
+
+python -m stages.pipeline.fetched --proposed FOLDER --to FOLDER
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILES = ("dvc.yaml", "dvc.lock", "params.yaml")
+LARGEST = 256 * 2**20
+"""Bytes of the largest output that is fetched."""
+REMOTE = "fetched"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fetch for this revision, then for the other one. What the remote does not hold is left to be made anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--proposed", type=Path, required=True, help=f"folder with the other revision's {', '.join(FILES)}")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write to; DVC takes it as a remote")
+    options = parser.parse_args(argv)
+    options.to.mkdir(parents=True, exist_ok=True)
+    _dvc("remote", "add", "--local", "--force", REMOTE, str(options.to.resolve()))
+    fetch()
+    for name in FILES:
+        if (options.proposed / name).is_file():
+            shutil.copyfile(options.proposed / name, name)
+    fetch()
+
+
+def fetch() -> None:
+    """Fetch the small outputs of the lock file that is here, and put them into the folder."""
+    lock = Path("dvc.lock")
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
+    targets = sorted(small_stages(stages))
+    if targets and _dvc("fetch", "--", *targets):
+        print("fetched: not all of it could be fetched; what is missing will be made anew", file=sys.stderr)
+    if targets:
+        _dvc("push", "--remote", REMOTE, "--", *targets)
+
+
+def small_stages(stages: dict[str, Any]) -> Iterator[str]:
+    """The stages of a lock file whose outputs are in DVC's cache and not too large."""
+    for name, stage in stages.items():
+        outs = stage.get("outs", ())
+        if outs and name != "sync" and sum(out.get("size", 0) for out in outs) <= LARGEST:
+            yield name
+
+
+def _dvc(*arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], check=False).returncode
+
+
+if __name__ == "__main__":
+    main()
