@@ -12,8 +12,8 @@ from diffusers import DDPMScheduler
 from stages.lora.adapters import add_adapter, load_unet, trained_parameters
 from stages.lora.batches import Draws, Examples, Stream, batch_at, hold_out, validation_batches
 from stages.lora.losses import denoising_loss
-from stages.lora.optimizers import PACKAGES, make_lr_scheduler, make_optimizer
-from stages.lora.settings import AdapterConfig
+from stages.lora.optimizers import make_lr_scheduler, make_optimizer
+from stages.lora.settings import OPTIMIZER_PACKAGES, AdapterConfig
 from stages.lora.training import DivergedError, TrainingState, fit
 from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config, training_config
@@ -196,17 +196,17 @@ def test_every_schedule_warms_up_where_it_can(name):
     assert (rates[-1] < 1e-3) == falls
 
 
-@pytest.mark.parametrize("optimizer", PACKAGES)
+@pytest.mark.parametrize("optimizer", OPTIMIZER_PACKAGES)
 def test_optimizer_without_its_package_is_one_line(optimizer, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, PACKAGES[optimizer], None)
-    with pytest.raises(ValueError, match=f"optimizer: given '{optimizer}': pip install {PACKAGES[optimizer]}"):
+    monkeypatch.setitem(__import__("sys").modules, OPTIMIZER_PACKAGES[optimizer], None)
+    with pytest.raises(ValueError, match=f"optimizer: given '{optimizer}': pip install {OPTIMIZER_PACKAGES[optimizer]}"):
         make_optimizer([torch.nn.Parameter(torch.zeros(1))], training_config(optimizer=optimizer))
 
 
-@pytest.mark.parametrize("optimizer", PACKAGES)
+@pytest.mark.parametrize("optimizer", OPTIMIZER_PACKAGES)
 def test_optimizer_of_another_package_trains_and_resumes(model, stream, tmp_path, optimizer):
-    if importlib.util.find_spec(PACKAGES[optimizer]) is None:
-        pytest.skip(f"{PACKAGES[optimizer]} is not installed")
+    if importlib.util.find_spec(OPTIMIZER_PACKAGES[optimizer]) is None:
+        pytest.skip(f"{OPTIMIZER_PACKAGES[optimizer]} is not installed")
     options = {"optimizer": optimizer, "learning_rate": 1.0 if optimizer == "prodigy" else 1e-2}
     whole, history = train(model, stream, **options)
     assert history[0].loss != history[-1].loss
