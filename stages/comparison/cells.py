@@ -8,6 +8,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from stages.pipeline.tables import write_table
+
 CELLS_FILE = "cells.csv"
 COLUMNS = ("file_name", "prompt", "seed")
 
@@ -48,10 +50,7 @@ def read_png_text(path: Path) -> dict[str, str]:
 
 def write_cells(folder: Path, cells: Iterable[Cell]) -> None:
     """Write cells.csv."""
-    with (folder / CELLS_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((cell.file_name, cell.prompt, cell.seed) for cell in cells)
+    write_table(folder / CELLS_FILE, COLUMNS, ((cell.file_name, cell.prompt, cell.seed) for cell in cells))
 
 
 def read_cells(folder: Path) -> list[Cell]:

@@ -1,6 +1,5 @@
 """All cells and scores of a comparison, checked, and what can be said about them in numbers. Imports no torch."""
 
-import csv
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from stages.comparison.cells import Cell, read_cells
 from stages.comparison.histories import read_history
 from stages.comparison.scores import METRICS, Interval, Scores, differences, mean_interval, read_scores, select
 from stages.comparison.variants import Sweep, Variant
+from stages.pipeline.tables import write_table
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def write_scores_table(results: Results, path: Path) -> None:
     bounds = ("", "_low", "_high", "_gain", "_gain_low", "_gain_high")
     columns = [f"{metric}{end}" for metric in METRICS for end in bounds]
     header = ("variant", "kind", "alpha", "rank", "prompt", "images", *columns)
-    _write_csv(path, header, _rows(results))
+    write_table(path, header, _rows(results))
 
 
 def write_variants_table(results: Results, histories: Mapping[Variant, Path], path: Path) -> None:
     """Write variants.csv: one row a variant with its mean scores, and for a LoRA the last loss of its held-out images."""
     rows = (_variant_row(results, variant, histories.get(variant)) for variant in results.scores)
-    _write_csv(path, ("variant", "kind", "alpha", "rank", *METRICS, "validation_loss"), rows)
+    write_table(path, ("variant", "kind", "alpha", "rank", *METRICS, "validation_loss"), rows)
 
 
 def _variant_row(results: Results, variant: Variant, history: Path | None) -> Sequence[Any]:
@@ -136,10 +136,3 @@ def _bounds(interval: Interval) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -14,6 +14,7 @@ import numpy as np
 from mpmath import betainc, findroot
 
 from stages.comparison.cells import COLUMNS, Cell
+from stages.pipeline.tables import write_table
 
 METRICS = ("prompt_similarity", "reference_similarity")
 CONFIDENCE = 0.95
@@ -40,11 +41,11 @@ class Interval:
 
 def write_scores(path: Path, scores: Scores) -> None:
     """Write a variant's scores: file_name, prompt, seed, and one column a metric."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*COLUMNS, *METRICS))
-        for cell, values in scores.items():
-            writer.writerow((cell.file_name, cell.prompt, cell.seed, *(f"{values[metric]:.6f}" for metric in METRICS)))
+    rows = (
+        (cell.file_name, cell.prompt, cell.seed, *(f"{values[metric]:.6f}" for metric in METRICS))
+        for cell, values in scores.items()
+    )
+    write_table(path, (*COLUMNS, *METRICS), rows)
 
 
 def read_scores(path: Path, cells: Sequence[Cell]) -> Scores:

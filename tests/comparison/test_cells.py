@@ -15,7 +15,7 @@ def test_plan_is_prompt_by_prompt():
 
 
 def test_cells_come_back(tmp_path):
-    cells = plan_cells(["a, b", 'say "c"'], [0, 7])
+    cells = plan_cells(["a, b", 'say "c"', "two\rlines", "a\nb", "\0"], [0, 7])
     for cell in cells:
         picture(tmp_path, cell)
     write_cells(tmp_path, cells)
