@@ -1,19 +1,21 @@
 """Describe every image in words.
 
-Reads a folder of images with manifest.csv, and BLIP (`caption.model`). Writes the same images with metadata.csv, whose
+Reads a folder of images with manifest.csv, which holds the captions that they came with, and for those without one BLIP
+(`caption.model`). Writes the same images with metadata.csv, whose
 columns are file_name and caption: an imagefolder that `datasets.load_dataset` and diffusers' training scripts read.
 
 A stage of its own because captioning is slow beside everything else that is done to images, and DreamBooth does not read
 captions. What a caption names is not learnt by the trigger word: `caption.prefix` puts the word in front of every
 caption, `caption.drop_phrases` and `caption.drop_common_phrases` take out the phrases that it shall stand for, such as
-"*hair*" for a character whose hair never changes.
+"*hair*" for a character whose hair never changes. Captions that a user wrote (`caption.own`) lose nothing: they get the
+prefix and the suffix where they do not hold them yet.
 """
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -28,18 +30,20 @@ class CaptionConfig:
     """How captions are written, and what is done to them afterwards.
 
     Attributes:
-        model: BLIP for captioning, a directory or a hub id with its commit.
+        own: whether captions that images came with are used, or all images described anew.
+        model: BLIP for captioning, a directory or a hub id with its commit; null where all images have captions of their own.
         prompt: words that every caption begins with, given to the model before it looks; null for none.
         num_beams: width of the beam search; 1 is greedy.
         max_new_tokens: most tokens of a caption.
         batch_size: images at once.
         prefix: phrases put in front of every caption, such as a trigger word; null for none.
-        drop_phrases: shell patterns of the phrases (what stands between commas) to leave out.
-        drop_common_phrases: leave out phrases that stand in at least this share of the captions; null keeps them.
+        drop_phrases: shell patterns of the phrases (what stands between commas) to leave out of the model's captions.
+        drop_common_phrases: leave out phrases that stand in at least this share of the model's captions; null keeps them.
         suffix: phrases put behind every caption; null for none.
     """
 
-    model: Source
+    own: Literal["use", "ignore"]
+    model: Source | None
     prompt: Text | None
     num_beams: Annotated[int, Field(ge=1, le=32)]
     max_new_tokens: Annotated[int, Field(ge=1, le=512)]
@@ -52,19 +56,25 @@ class CaptionConfig:
     def __post_init__(self) -> None:
         """Refuse a single file: a captioner is a directory of weights, tokenizer and image settings."""
         for leaf in ("file", "sha256"):
-            if getattr(self.model, leaf) is not None:
+            if self.model is not None and getattr(self.model, leaf) is not None:
                 raise ValueError(f"model.{leaf}: a captioner is a whole directory or repository; set this to null")
 
 
 def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path) -> None:
     """Caption the images of the folder `images`."""
-    from stages.dataset.captions import edit_captions
+    from stages.dataset.captions import complete_caption, edit_captions
     from stages.dataset.metadata import read_manifest, write_captions
 
-    names = [row.file_name for row in read_manifest(images)]
-    if not names:
+    rows = read_manifest(images)
+    if not rows:
         raise ValueError(f"{images} holds no images")
-    written = _describe(config, runtime, [images / name for name in names])
+    given = {row.file_name: row.caption for row in rows if row.caption.strip()}
+    own = given if config.own == "use" else {}
+    asked = [row.file_name for row in rows if row.file_name not in own]
+    print(f"{len(own)} captions of the images' own, {len(asked)} by the captioner", file=sys.stderr)
+    if len(own) < len(given):
+        print(f"caption.own is ignore: {len(given)} captions that images came with are not used", file=sys.stderr)
+    written = _describe(config, runtime, images, asked) if asked else []
     edited = edit_captions(
         written,
         prefix=config.prefix,
@@ -72,15 +82,23 @@ def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path
         drop_common=config.drop_common_phrases,
         suffix=config.suffix,
     )
-    _warn(names, written, edited)
+    captions = dict(zip(asked, edited, strict=True))
+    for name, caption in own.items():
+        captions[name] = complete_caption(caption, prefix=config.prefix, suffix=config.suffix)
+    _warn(dict(zip(asked, written, strict=True)), captions)
     with atomic_directory(out) as folder:
-        for name in names:
-            shutil.copyfile(images / name, folder / name)
-        write_captions(folder, dict(zip(names, edited, strict=True)))
+        for row in rows:
+            shutil.copyfile(images / row.file_name, folder / row.file_name)
+        write_captions(folder, {row.file_name: captions[row.file_name] for row in rows})
 
 
-def _describe(config: CaptionConfig, runtime: RuntimeConfig, files: Sequence[Path]) -> list[str]:
-    """Have BLIP look at the files."""
+def _describe(config: CaptionConfig, runtime: RuntimeConfig, images: Path, names: Sequence[str]) -> list[str]:
+    """Have BLIP look at the images of these names."""
+    if config.model is None:
+        raise ValueError(
+            f"caption.model is null, and {len(names)} images have no caption of their own, the first {names[0]} "
+            f"({images / 'manifest.csv'} says where it comes from): write one beside it, or name a captioner"
+        )
     from stages.dataset.captioner import generate_captions, load_blip
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
@@ -90,23 +108,23 @@ def _describe(config: CaptionConfig, runtime: RuntimeConfig, files: Sequence[Pat
     captions = generate_captions(
         model,
         processor,
-        files,
+        [images / name for name in names],
         prompt=config.prompt,
         num_beams=config.num_beams,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
     )
-    return list(track(captions, "captions", total=len(files)))
+    return list(track(captions, "captions", total=len(names)))
 
 
-def _warn(names: Sequence[str], written: Sequence[str], edited: Sequence[str]) -> None:
+def _warn(written: Mapping[str, str], captions: Mapping[str, str]) -> None:
     """Point at captions that the model left empty, and at those that the text encoder will not read to the end."""
     from stages.dataset.captions import TOKEN_LIMIT, likely_tokens
 
-    for name, before, after in zip(names, written, edited, strict=True):
-        if not before.strip():
+    for name, caption in captions.items():
+        if not written.get(name, caption).strip():
             print(f"warning: {name}: the captioner has no words for it", file=sys.stderr)
-        if likely_tokens(after) > TOKEN_LIMIT:
+        if likely_tokens(caption) > TOKEN_LIMIT:
             print(f"warning: {name}: its caption has over {TOKEN_LIMIT} tokens; the text encoder will cut it", file=sys.stderr)
 
 

@@ -2,7 +2,7 @@
 
 Reads the source that `download.source` names: a local folder, a dataset of the Hugging Face hub, a list of addresses, or
 a Bing search. Writes a folder of RGB PNG files 0001.png, 0002.png … and manifest.csv: for each file its source, the
-sha256 of the bytes received and of the file written, the licence, and the size.
+sha256 of the bytes received and of the file written, the licence, the size, and the caption that it came with, if any.
 
 A stage of its own because it is the only one that meets the outside world: everything after it starts from files whose
 digests are in DVC's cache. A Bing search finds other images every day; its manifest.csv pins what was found and, given
@@ -29,7 +29,7 @@ Seconds = Annotated[int, Field(ge=1, le=600)]
 
 @dataclass(frozen=True, config=strict)
 class FolderSource:
-    """A local folder and its subfolders; manifest.csv in it may say where the images come from."""
+    """A local folder and its subfolders; manifest.csv in it may say where the images come from, text files what they show."""
 
     kind: Literal["folder"]
     path: DirectoryPath
@@ -47,18 +47,19 @@ class HubFilesSource:
 
 @dataclass(frozen=True, config=strict)
 class HubDatasetSource:
-    """The image column of one split of a hub dataset, as `datasets.load_dataset` reads it."""
+    """The image column of one split of a hub dataset, as `datasets.load_dataset` reads it, and the column of its captions."""
 
     kind: Literal["hub_dataset"]
     repo: Repo
     revision: Commit
     split: Text
     image_column: Text
+    caption_column: Text | None
 
 
 @dataclass(frozen=True, config=strict)
 class UrlsSource:
-    """Addresses of a csv file (source, source_sha256, licence); `timeout` in seconds."""
+    """Addresses of a csv file (source, source_sha256, licence, perhaps caption); `timeout` in seconds."""
 
     kind: Literal["urls"]
     list: FilePath
@@ -133,7 +134,8 @@ def _candidates(source: Source, scratch: Path) -> "list[Candidate]":
 
     if isinstance(source, HubFilesSource):
         return hub.hub_file_candidates(source.repo, source.revision, source.patterns)
-    return hub.hub_dataset_candidates(source.repo, source.revision, source.split, source.image_column)
+    columns = source.image_column, source.caption_column
+    return hub.hub_dataset_candidates(source.repo, source.revision, source.split, *columns)
 
 
 if __name__ == "__main__":

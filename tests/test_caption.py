@@ -11,6 +11,7 @@ from tests.dataset.pictures import save_noise
 
 RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
 LEAVES = {
+    "own": "use",
     "prompt": None,
     "num_beams": 1,
     "max_new_tokens": 6,
@@ -30,6 +31,7 @@ def config(captioner: Path, **leaves) -> CaptionConfig:
 @pytest.mark.parametrize(
     ("leaf", "value"),
     [
+        ("own", "maybe"),
         ("prompt", ""),
         ("num_beams", 0),
         ("max_new_tokens", 0),
@@ -76,6 +78,68 @@ def raw(tmp_path_factory):
     leaves = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
     download(validate("download", DownloadConfig, {**leaves, "source": source}), folder / "raw")
     return folder / "raw"
+
+
+def written(folder: Path, **texts: str) -> Path:
+    """What download makes of three images, some of them with a caption of their own; the names are a, b, c."""
+    source = save_noise(folder / "mine", "a.png", "b.png", "c.png")
+    for name, text in texts.items():
+        (source / f"{name}.txt").write_text(text)
+    leaves = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
+    values = {**leaves, "source": {"kind": "folder", "path": str(source)}}
+    download(validate("download", DownloadConfig, values), folder / "raw")
+    return folder / "raw"
+
+
+def test_captions_of_the_images_own_need_no_captioner_and_lose_nothing(tmp_path, capsys):
+    raw = written(tmp_path, a="asuka, red hair, smile.", b="a photo of Asuka, red hair", c="red hair, red hair")
+    leaves = {"model": None, "drop_phrases": ["*hair*"], "drop_common_phrases": 0.5, "suffix": "8-bit"}
+    stage(config(tmp_path, **leaves), RUNTIME, raw, tmp_path / "dataset")
+    assert read_captions(tmp_path / "dataset") == {
+        "0001.png": "asuka, red hair, smile., 8-bit",
+        "0002.png": "a photo of Asuka, red hair, 8-bit",
+        "0003.png": "asuka, red hair, red hair, 8-bit",
+    }
+    assert "3 captions of the images' own, 0 by the captioner" in capsys.readouterr().err
+
+
+def test_a_captioner_that_is_not_asked_is_not_loaded(tmp_path):
+    raw = written(tmp_path, a="one", b="two", c="three")
+    stage(config(tmp_path), RUNTIME, raw, tmp_path / "dataset")  # the folder holds no captioner
+    assert read_captions(tmp_path / "dataset")["0003.png"] == "asuka, three"
+
+
+def test_the_dataset_given_back_as_a_folder_keeps_its_captions(tmp_path):
+    raw = written(tmp_path, a="one", b="two", c="three")
+    stage(config(tmp_path), RUNTIME, raw, tmp_path / "dataset")
+    for name in ("raw", "dataset"):
+        leaves = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
+        values = {**leaves, "source": {"kind": "folder", "path": str(tmp_path / name)}}
+        download(validate("download", DownloadConfig, values), tmp_path / f"again_{name}")
+        stage(config(tmp_path), RUNTIME, tmp_path / f"again_{name}", tmp_path / f"captioned_{name}")
+        assert read_captions(tmp_path / f"captioned_{name}") == read_captions(tmp_path / "dataset")
+
+
+@pytest.mark.parametrize("leaves", [{}, {"own": "ignore"}])
+def test_without_a_captioner_images_without_a_caption_are_refused_by_name(tmp_path, leaves):
+    raw = written(tmp_path, a="one", c="three")
+    count, first = (3, "0001") if leaves else (1, "0002")
+    message = rf"^caption\.model is null, and {count} images have no caption of their own, the first {first}\.png"
+    with pytest.raises(ValueError, match=message):
+        stage(config(tmp_path, model=None, **leaves), RUNTIME, raw, tmp_path / "dataset")
+
+
+@pytest.mark.stage
+def test_the_captioner_is_asked_about_images_without_a_caption_alone(captioner, raw, tmp_path, capsys):
+    stage(config(captioner), RUNTIME, raw, tmp_path / "asked")
+    mixed = written(tmp_path, b="mine, red hair")
+    stage(config(captioner), RUNTIME, mixed, tmp_path / "mixed")
+    assert "1 captions of the images' own, 2 by the captioner" in capsys.readouterr().err
+    expected = read_captions(tmp_path / "asked") | {"0002.png": "asuka, mine, red hair"}
+    assert list(read_captions(tmp_path / "mixed").items()) == list(expected.items())
+    stage(config(captioner, own="ignore"), RUNTIME, mixed, tmp_path / "ignored")
+    assert read_captions(tmp_path / "ignored") == read_captions(tmp_path / "asked")
+    assert "caption.own is ignore: 1 captions that images came with are not used" in capsys.readouterr().err
 
 
 @pytest.mark.stage

@@ -18,6 +18,18 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
 
 
+CARD = b"---\nlicense: cc-by-4.0\n---\nDrawings."
+HUB_FILES = {"kind": "hub_files", "repo": "org/drawings", "revision": COMMIT, "patterns": ["train/*"]}
+HUB_DATASET = {
+    "kind": "hub_dataset",
+    "repo": "org/drawings",
+    "revision": COMMIT,
+    "split": "train",
+    "image_column": "image",
+    "caption_column": None,
+}
+
+
 def config(source: dict, **leaves) -> DownloadConfig:
     return validate("download", DownloadConfig, {**LEAVES, "source": source, **leaves})
 
@@ -58,7 +70,8 @@ def test_too_few_usable_images_fail(tmp_path):
         ({"kind": "hub_files", "repo": "noslash", "revision": COMMIT, "patterns": ["*"]}, "repo"),
         ({"kind": "hub_files", "repo": "a/b", "revision": "main", "patterns": ["*"]}, "revision"),
         ({"kind": "hub_files", "repo": "a/b", "revision": COMMIT, "patterns": []}, "patterns"),
-        ({"kind": "hub_dataset", "repo": "a/b", "revision": COMMIT, "split": "", "image_column": "image"}, "split"),
+        ({**HUB_DATASET, "split": ""}, "split"),
+        ({**HUB_DATASET, "caption_column": ""}, "caption_column"),
         ({"kind": "urls", "list": "nowhere.csv", "timeout": 30}, "list"),
         ({"kind": "bing", "query": "x", "limit": 0, "timeout": 30}, "limit"),
         ({"kind": "bing", "query": "x", "limit": 9, "timeout": 30, "adult": True}, "adult"),
@@ -101,11 +114,6 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-CARD = b"---\nlicense: cc-by-4.0\n---\nDrawings."
-HUB_FILES = {"kind": "hub_files", "repo": "org/drawings", "revision": COMMIT, "patterns": ["train/*"]}
-HUB_DATASET = {"kind": "hub_dataset", "repo": "org/drawings", "revision": COMMIT, "split": "train", "image_column": "image"}
-
-
 @pytest.mark.stage
 def test_hub_files_come_with_address_and_licence_and_again_from_the_cache(tmp_path):
     files = {"README.md": CARD, "train/b.png": encoded(noise(1)), "train/a.png": encoded(noise(0)), "test/c.png": b"x"}
@@ -117,6 +125,19 @@ def test_hub_files_come_with_address_and_licence_and_again_from_the_cache(tmp_pa
     assert [(row.source, row.licence) for row in rows] == [(f"{address}/{name}.png", "cc-by-4.0") for name in "ab"]
     assert run_download(tmp_path, HUB_FILES, HF_HUB_OFFLINE="1").returncode == 0
     assert read_manifest(tmp_path / "raw") == rows
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize("pattern", ["train/*", "train/*.png"])
+def test_captions_beside_files_of_the_hub_come_along(tmp_path, pattern):
+    files = {f"train/{name}.png": encoded(noise(seed)) for seed, name in enumerate("abc")}
+    files |= {"train/a.txt": b"asuka, smile\n", "train/metadata.csv": b"file_name,text\nb.png,from the table\n"}
+    files["other/c.txt"] = b"of another image"
+    with loopback_hub("org/drawings", files) as endpoint:
+        done = run_download(tmp_path, {**HUB_FILES, "patterns": [pattern]}, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    assert [row.caption for row in read_manifest(tmp_path / "raw")] == ["asuka, smile", "from the table", ""]
+    assert "1 in text files beside them, 1 in tables; without: 1" in done.stderr
 
 
 @pytest.mark.stage
@@ -175,6 +196,23 @@ def test_a_column_without_images_is_refused_with_the_columns_there_are(tmp_path,
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
     with pytest.raises(ValueError, match=r"no column 'image' of images; it has: picture \(Value\), text \(Value\)"):
         stage(config(HUB_DATASET), tmp_path / "raw")
+
+
+@pytest.mark.stage
+def test_a_column_of_captions_is_used_or_named(tmp_path, monkeypatch, capsys):
+    import datasets
+
+    cells = {"image": [{"bytes": encoded(noise(seed)), "path": None} for seed in range(2)], "text": ["asuka,\nsmile", None]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    table = datasets.Dataset.from_dict(cells, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
+    stage(config(HUB_DATASET), tmp_path / "raw")
+    assert "has a column 'text' that may hold captions, and it is not used; to use it, set" in capsys.readouterr().err
+    stage(config({**HUB_DATASET, "caption_column": "text"}), tmp_path / "raw")
+    assert [row.caption for row in read_manifest(tmp_path / "raw")] == ["asuka, smile", ""]
+    assert "not used" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"no column 'image' of text; it has: image \(Image\), text \(Value\)"):
+        stage(config({**HUB_DATASET, "caption_column": "image"}), tmp_path / "raw")
 
 
 @pytest.mark.stage

@@ -68,6 +68,20 @@ def edit_captions(
     return [", ".join(distinct_phrases([*front, *phrases, *back])) for phrases in pruned]
 
 
+def complete_caption(caption: str, *, prefix: str | None, suffix: str | None) -> str:
+    """A caption that a user wrote, as it is, with those phrases of prefix and suffix that it does not hold yet.
+
+    A phrase is held where its words stand, also inside of another phrase: "a photo of asuka" holds "asuka".
+    """
+    front = [phrase for phrase in split_phrases(prefix or "") if not _holds(caption, phrase)]
+    back = [phrase for phrase in split_phrases(suffix or "") if not _holds(caption, phrase)]
+    return ", ".join([*front, caption, *back])
+
+
+def _holds(caption: str, phrase: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, flags=re.IGNORECASE) is not None
+
+
 def likely_tokens(caption: str) -> int:
     """A guess of how many tokens CLIP makes of a caption: words and marks, begin and end; seldom fewer in truth."""
     return len(re.findall(r"\w+|[^\w\s]", caption)) + 2

@@ -53,6 +53,7 @@ def collect(
                 licence=candidate.licence,
                 width=image.width,
                 height=image.height,
+                caption=candidate.caption,
             )
         )
     write_manifest(folder, rows)

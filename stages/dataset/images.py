@@ -1,18 +1,29 @@
 """Decoding of pictures from unknown hands, and their one form afterwards: 8-bit RGB PNG."""
 
 import hashlib
-import struct
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Raster formats that Pillow decodes by itself; EPS, PDF and the like would start other programs."""
 
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture upright, for each EXIF orientation but 1."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 
 
 class RefusedImageError(ValueError):
@@ -21,6 +32,8 @@ class RefusedImageError(ValueError):
 
 def decode(data: bytes, min_size: int, max_pixels: int) -> Image.Image:
     """Decode the bytes of an image file to RGB: upright by its EXIF orientation, transparency over white, first frame.
+
+    Nothing else of the metadata matters: a picture is not refused for a wrong tag, or for long text.
 
     Args:
         data: a whole file of one of `FORMATS`.
@@ -35,18 +48,23 @@ def decode(data: bytes, min_size: int, max_pixels: int) -> Image.Image:
         image = _open(data)  # verify() leaves its image unusable
         _check_size(image, min_size, max_pixels)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except RefusedImageError:
+        return _to_rgb(_upright(image))
+    except (RefusedImageError, MemoryError):
         raise
-    except _DECODER_ERRORS as error:
+    except Exception as error:  # a decoder raises whatever its format's library does, RuntimeError for a damaged AVIF
+        bare = _without_text(data)
+        if bare != data:
+            return decode(bare, min_size, max_pixels)
         raise RefusedImageError(f"cannot be decoded as an image ({_reason(error)})") from error
 
 
-def looks_like_image(data: bytes) -> bool:
-    """Whether the bytes begin as a file of one of `FORMATS`; the rest is not looked at."""
+def looks_like_image(file: bytes | Path) -> bool:
+    """Whether a file, or its bytes, begins as one of `FORMATS`; the rest is not looked at."""
     try:
-        _open(data)
-    except _DECODER_ERRORS:
+        _open(file).close()
+    except MemoryError:
+        raise
+    except Exception:  # as in `decode`
         return False
     return True
 
@@ -63,17 +81,52 @@ def save_png(image: Image.Image, path: Path) -> None:
     bare.save(path, format="PNG", compress_level=6, optimize=False)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, in the order of their paths; hidden ones are left out."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    visible = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _open(data: bytes) -> Image.Image:
+def _open(file: bytes | Path) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size refuses what it warns of
-        return Image.open(BytesIO(data), formats=FORMATS)
+        warnings.simplefilter("ignore")  # of metadata, which does not matter, and of sizes, which _check_size refuses
+        return Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its text and its colour profile, for which Pillow would refuse it where they are long or damaged.
+
+    Pillow's limits (`PngImagePlugin.MAX_TEXT_CHUNK`) are global to the process; they stay what they are.
+    """
+    if not data.startswith(_PNG):
+        return data
+    return _PNG + b"".join(chunk for name, chunk in _png_chunks(data) if name not in _PNG_TEXT)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and bytes of each chunk: length, name, content, checksum (PNG specification, section 5.3)."""
+    start = len(_PNG)
+    while start < len(data):
+        end = start + int.from_bytes(data[start : start + 4], "big") + 12
+        yield data[start + 4 : start + 8], data[start:end]
+        start = end
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as it is to be looked at; where its orientation cannot be read, as it is stored.
+
+    `ImageOps.exif_transpose` would write all of EXIF anew, and fail on any tag that it cannot write.
+    """
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, whatever type it is written in; 1 where there is none that can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are not read here
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = value[0] if isinstance(value, tuple) else value
+        return ord(value.strip(b"\0")) if isinstance(value, bytes) else int(value)
+    except MemoryError:
+        raise
+    except Exception:  # as in `decode`
+        return 1
 
 
 def _reason(error: BaseException) -> str:

@@ -1,9 +1,10 @@
 """The two tables that travel with images: manifest.csv (where they come from) and metadata.csv (what they show)."""
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+from stages.pipeline.tables import read_table, write_table
 
 MANIFEST = "manifest.csv"
 METADATA = "metadata.csv"
@@ -22,6 +23,7 @@ class ManifestRow:
         licence: what the source says; empty where it says nothing.
         width: pixels.
         height: pixels.
+        caption: what the source says that it shows; empty where it says nothing.
     """
 
     file_name: str
@@ -31,11 +33,14 @@ class ManifestRow:
     licence: str
     width: int
     height: int
+    caption: str = ""
 
 
-def write_manifest(folder: Path, rows: Iterable[ManifestRow]) -> None:
-    """Write manifest.csv into a folder of images."""
-    _write_table(folder / MANIFEST, [field.name for field in fields(ManifestRow)], (asdict(row) for row in rows))
+def write_manifest(folder: Path, rows: Sequence[ManifestRow]) -> None:
+    """Write manifest.csv into a folder of images; it has a column `caption` if any image has one."""
+    columns = [field.name for field in fields(ManifestRow)]
+    width = len(columns) if any(row.caption for row in rows) else len(columns) - 1
+    write_table(folder / MANIFEST, columns[:width], (astuple(row)[:width] for row in rows))
 
 
 def read_manifest(folder: Path) -> list[ManifestRow]:
@@ -43,12 +48,17 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
     Raises:
         FileNotFoundError: no manifest, or an image that it names is not there.
-        ValueError: a column is missing.
+        ValueError: a column other than `caption` is missing.
     """
-    columns = [field.name for field in fields(ManifestRow)]
+    texts = ("file_name", "source", "source_sha256", "sha256", "licence")
     rows = [
-        ManifestRow(*(row[column] for column in columns[:-2]), width=int(row["width"]), height=int(row["height"]))
-        for row in read_table(folder / MANIFEST, columns)
+        ManifestRow(
+            **{column: row[column] for column in texts},
+            width=int(row["width"]),
+            height=int(row["height"]),
+            caption=row.get("caption", ""),
+        )
+        for row in read_table(folder / MANIFEST, (*texts, "width", "height"))
     ]
     for row in rows:
         if not (folder / row.file_name).is_file():
@@ -65,8 +75,7 @@ def write_captions(folder: Path, captions: Mapping[str, str]) -> None:
     for file_name, caption in captions.items():
         if not caption.strip():
             raise ValueError(f"{file_name}: its caption is empty; give one phrase that every caption has, in caption.prefix")
-    rows = ({"file_name": file_name, "caption": caption} for file_name, caption in captions.items())
-    _write_table(folder / METADATA, METADATA_COLUMNS, rows)
+    write_table(folder / METADATA, METADATA_COLUMNS, captions.items())
 
 
 def read_captions(folder: Path) -> dict[str, str]:
@@ -84,35 +93,3 @@ def read_captions(folder: Path) -> dict[str, str]:
         if not (folder / file_name).is_file():
             raise FileNotFoundError(f"{folder / METADATA} names {file_name}, which is not there")
     return captions
-
-
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read a csv file with a header; other columns than the required ones are kept.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a required column is missing, a row is cut off, or the file is not UTF-8 text.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or ()
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a csv file in UTF-8 ({error})") from error
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise ValueError(f"{path} lacks the column {missing[0]}; it has: {', '.join(header) or 'none'}")
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise ValueError(f"{path}: row {number} does not have as many cells as the header")
-    return rows
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

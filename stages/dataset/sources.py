@@ -1,12 +1,15 @@
 """Candidates for a dataset: images that a source offers, not yet read."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.dataset.images import RefusedImageError, list_images
-from stages.dataset.metadata import MANIFEST, read_table
+from stages.dataset.folders import list_images, printable, visible_files
+from stages.dataset.images import RefusedImageError
+from stages.dataset.metadata import MANIFEST
+from stages.dataset.own_captions import own_captions, tidy
+from stages.pipeline.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Candidate:
         licence: what the source says of it; empty where it says nothing.
         sha256: digest that its bytes must have; None where the source does not pin them.
         load: gives its bytes; raises OSError or `RefusedImageError`.
+        caption: what the source says that it shows; empty where it says nothing.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Candidate:
     licence: str
     sha256: str | None
     load: Callable[[], bytes]
+    caption: str = ""
 
     def read(self) -> bytes:
         """Its bytes, checked against the digest.
@@ -44,33 +49,42 @@ class Candidate:
 
 
 def folder_candidates(folder: Path) -> list[Candidate]:
-    """The images of a local folder and its subfolders, in the order of their paths.
+    """The images of a local folder and its subfolders with their own captions, in the order of their paths.
 
     A manifest.csv in the folder, with the columns file_name (path in the folder), source, licence and, where wanted, sha256
-    (digest of the file), says where they come from; without one the path is the source and the licence is unknown.
+    (digest of the file) and caption, says where they come from; without one the path is the source and the licence unknown.
 
     Args:
-        folder: its images are found by their suffixes; other files are left alone.
+        folder: see `visible_files`, `list_images` and `own_captions` for what counts in it.
 
     Raises:
         ValueError: the folder is not there or holds no image, or the manifest and the folder differ.
+        OSError: a subfolder cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}")
-    files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
-    if not files:
+    files = visible_files(folder)
+    images = list_images(files)
+    if not images:
         raise ValueError(f"{folder} holds no image: put .png, .jpg or .webp files there")
+    captions = own_captions(files, images.keys(), folder.name)
     if (folder / MANIFEST).exists():
-        return list(_with_manifest(files, folder / MANIFEST))
-    return [Candidate(str(path), f"{folder.name}/{name}", "", None, path.read_bytes) for name, path in files.items()]
+        return list(_with_manifest(images, folder / MANIFEST, captions))
+    return [
+        Candidate(printable(str(path)), printable(f"{folder.name}/{name}"), "", None, path.read_bytes, captions.get(name, ""))
+        for name, path in images.items()
+    ]
 
 
-def _with_manifest(files: dict[str, Path], manifest: Path) -> Iterator[Candidate]:
+def _with_manifest(files: Mapping[str, Path], manifest: Path, captions: Mapping[str, str]) -> Iterator[Candidate]:
     rows = {row["file_name"]: row for row in read_table(manifest, ("file_name", "source", "licence"))}
-    strangers = sorted(files.keys() ^ rows.keys())
+    names = {printable(name): name for name in files}
+    strangers = sorted(names.keys() ^ rows.keys())
     if strangers:
-        problem = "has no row for" if strangers[0] in files else "names a file that is not there:"
+        problem = "has no row for" if strangers[0] in names else "names a file that is not there:"
         raise ValueError(f"{manifest} {problem} {strangers[0]}; add the row, or remove the file or the row")
-    for name, path in files.items():
-        row = rows[name]
-        yield Candidate(str(path), row["source"], row["licence"], row.get("sha256") or None, path.read_bytes)
+    for shown, name in names.items():
+        row, path = rows[shown], files[name]
+        digest = row.get("sha256") or None
+        caption = captions.get(name) or tidy(row.get("caption", ""))
+        yield Candidate(printable(str(path)), row["source"], row["licence"], digest, path.read_bytes, caption)

@@ -8,8 +8,9 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from stages.dataset.images import RefusedImageError, looks_like_image
-from stages.dataset.metadata import read_table
+from stages.dataset.own_captions import tidy
 from stages.dataset.sources import Candidate
+from stages.pipeline.tables import read_table
 
 MAX_BYTES = 64 * 2**20
 USER_AGENT = "sd-merge-lora (dataset download; Python urllib)"
@@ -42,8 +43,8 @@ def url_candidates(addresses: Path, timeout: float) -> list[Candidate]:
     """The images of an address list, in its order.
 
     Args:
-        addresses: a csv file with the columns source (http or https), source_sha256 and licence: the manifest.csv of an
-            earlier download from the web serves as it is, which is how a search is made reproducible.
+        addresses: a csv file with the columns source (http or https), source_sha256, licence and, where wanted, caption: the
+            manifest.csv of an earlier download from the web serves as it is, which is how a search is made reproducible.
         timeout: seconds without an answer.
 
     Raises:
@@ -57,8 +58,9 @@ def url_candidates(addresses: Path, timeout: float) -> list[Candidate]:
         if len(row["source_sha256"]) != 64:
             raise ValueError(f"{addresses}: {row['source']} has no source_sha256, and addresses change what they give")
     return [
-        Candidate(row["source"], row["source"], row["licence"], row["source_sha256"], partial(fetch, row["source"], timeout))
+        Candidate(url, url, row["licence"], row["source_sha256"], partial(fetch, url, timeout), tidy(row.get("caption", "")))
         for row in rows
+        for url in (row["source"],)
     ]
 
 

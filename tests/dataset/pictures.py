@@ -22,6 +22,7 @@ def save_noise(folder: Path, *names: str) -> Path:
     """Save one distinct picture under each name."""
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        kind = "JPEG" if name.lower().endswith((".jpg", ".jpeg")) else Path(name).suffix[1:].upper()
+        suffix = Path(name).suffix[1:].upper()
+        kind = suffix if suffix in ("BMP", "GIF", "PNG", "WEBP") else "JPEG"
         (folder / name).write_bytes(encoded(noise(seed), kind))
     return folder

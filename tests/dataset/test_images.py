@@ -1,11 +1,15 @@
+import contextlib
+import random
 import struct
 import zlib
+from io import BytesIO
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
-from stages.dataset.images import RefusedImageError, decode, list_images, pixel_digest, save_png
-from tests.dataset.pictures import encoded, noise, save_noise
+from stages.dataset.images import RefusedImageError, decode, looks_like_image, pixel_digest, save_png
+from tests.dataset.pictures import encoded, noise
 
 
 def decode_any(data: bytes, min_size: int = 1, max_pixels: int = 10**6) -> Image.Image:
@@ -39,6 +43,85 @@ def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by a quarter
     assert decode_any(encoded(image, "PNG", exif=exif)).tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def exif(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """Big-endian EXIF of these tags: number, type, count and four bytes of value; as cameras and editors write them."""
+    entries = b"".join(struct.pack(">HHI", *tag[:3]) + tag[3].ljust(4, b"\0") for tag in sorted(tags))
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4)
+
+
+TURNED = (0x0112, 3, 1, struct.pack(">H", 6))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        [TURNED, (0x011A, 2, 3, b"72\0")],  # XResolution as text
+        [TURNED, (0x010F, 3, 1, b"\0\7")],  # Make as a number
+        [TURNED, (0x9205, 6, 1, b"\xff")],  # a negative byte
+        [TURNED, (0x9999, 99, 1, b"1234")],  # a type that does not exist
+        [(0x0112, 4, 1, struct.pack(">I", 6))],
+        [(0x0112, 3, 2, struct.pack(">HH", 6, 6))],
+        [(0x0112, 2, 2, b"6\0")],
+        [(0x0112, 11, 1, struct.pack(">f", 6))],
+        [(0x0112, 7, 4, b"\0\6\0\0")],
+    ],
+)
+def test_orientation_is_applied_whatever_it_is_written_as_and_whatever_stands_beside_it(tags):
+    image = Image.open(BytesIO(encoded(noise(2, (16, 8)), "JPEG")))
+    turned = decode_any(encoded(noise(2, (16, 8)), "JPEG", exif=exif(*tags)))
+    assert turned.tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        exif((0x0112, 3, 1, struct.pack(">H", 9))),
+        exif((0x0112, 11, 1, struct.pack(">f", float("nan")))),
+        exif((0x0112, 2, 4, b"top\0")),
+        b"Exif\0\0not a tiff header at all",
+        b"Exif\0\0",
+    ],
+)
+def test_an_orientation_that_cannot_be_read_is_upright(raw):
+    image = Image.open(BytesIO(encoded(noise(2, (16, 8)), "JPEG")))
+    assert decode_any(encoded(noise(2, (16, 8)), "JPEG", exif=raw)).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["text", "compressed text", "profile", "damaged text"])
+def test_a_png_is_not_refused_for_its_text_and_stays_turned(kind):
+    image, text, settings = noise(2, (16, 8)), PngInfo(), {}
+    words = "masterpiece, best quality, 1girl, " * 70_000
+    if kind == "profile":
+        settings["icc_profile"] = bytes(2_000_000)
+    else:
+        text.add_itxt("workflow", words, zip=kind == "compressed text")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encoded(image, "PNG", pnginfo=text, exif=turned, **settings)
+    if kind == "damaged text":
+        data = data.replace(b"masterpiece", b"masterpeice", 1)  # its checksum is wrong now
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    assert decode_any(data).tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_damaged_file_is_a_picture_or_refused_and_nothing_else(kind):
+    draw = random.Random(0)
+    whole = encoded(noise(3, (24, 16)), kind)
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(draw.choice([1, 2, 20])):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        with contextlib.suppress(RefusedImageError):
+            assert decode_any(bytes(data)).mode == "RGB"
+        looks_like_image(bytes(data))
+
+
+def test_cmyk_is_converted():
+    assert decode_any(encoded(noise(0).convert("CMYK"), "JPEG")).size == (20, 16)
 
 
 def test_first_frame_of_an_animation():
@@ -111,10 +194,3 @@ def test_pixel_digest_tells_shape_and_pixels_apart():
     changed.putpixel((0, 0), (0, 0, 1))
     assert len({pixel_digest(image) for image in (flat, tall, changed)}) == 3
     assert pixel_digest(flat) == pixel_digest(Image.new("RGB", (4, 2)))
-
-
-def test_images_are_listed_by_path_without_hidden_and_foreign_files(tmp_path):
-    save_noise(tmp_path, "b.png", "a/z.JPG", ".hidden.png", ".cache/c.png", "B.webp")
-    (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "folder.png").mkdir()
-    assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == ["B.webp", "a/z.JPG", "b.png"]

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from stages.dataset.metadata import ManifestRow, read_captions, read_manifest, read_table, write_captions, write_manifest
+from stages.dataset.metadata import ManifestRow, read_captions, read_manifest, write_captions, write_manifest
 from tests.dataset.pictures import save_noise
 
 
@@ -14,6 +16,15 @@ def test_manifest_comes_back_as_written(tmp_path):
     write_manifest(tmp_path, rows)
     assert read_manifest(tmp_path) == rows
     assert b"\r" not in (tmp_path / "manifest.csv").read_bytes()
+
+
+def test_captions_are_a_column_only_where_there_are_any(tmp_path):
+    save_noise(tmp_path, "0001.png", "0002.png")
+    write_manifest(tmp_path, [row("0001.png")])
+    assert (tmp_path / "manifest.csv").read_text().splitlines()[0].endswith("height")
+    rows = [row("0001.png"), replace(row("0002.png"), caption='asuka, "smile"')]
+    write_manifest(tmp_path, rows)
+    assert read_manifest(tmp_path) == rows
 
 
 def test_manifest_that_names_an_absent_image_is_refused(tmp_path):
@@ -52,12 +63,3 @@ def test_a_wrong_caption_table_is_refused(tmp_path, table, message):
     (tmp_path / "metadata.csv").write_text(table)
     with pytest.raises((ValueError, OSError), match=message):
         read_captions(tmp_path)
-
-
-def test_a_table_of_another_encoding_is_refused_and_a_byte_order_mark_is_not(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_bytes("a\né\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="UTF-8"):
-        read_table(path, ["a"])
-    path.write_bytes("a\né\n".encode("utf-8-sig"))
-    assert read_table(path, ["a"]) == [{"a": "é"}]

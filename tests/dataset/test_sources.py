@@ -1,10 +1,14 @@
 import hashlib
+import os
+from functools import partial
 
 import pytest
 
-from stages.dataset.images import RefusedImageError
+from stages.dataset.collection import collect
+from stages.dataset.images import RefusedImageError, decode
+from stages.dataset.metadata import read_manifest
 from stages.dataset.sources import Candidate, folder_candidates
-from tests.dataset.pictures import save_noise
+from tests.dataset.pictures import encoded, noise, save_noise
 
 
 def test_a_folder_without_manifest_names_its_paths_as_sources(tmp_path):
@@ -50,3 +54,15 @@ def test_an_unreadable_candidate_is_refused():
 
     with pytest.raises(RefusedImageError, match="disk on fire"):
         Candidate("a", "a", "", None, load).read()
+
+
+def test_a_name_of_any_bytes_is_carried_into_the_manifest_and_out_again(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for seed, name in enumerate([b"\x83A.png", b"a\rb.png"]):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:  # noqa: PTH123 (bytes)
+            file.write(encoded(noise(seed)))
+    (tmp_path / "raw").mkdir()
+    rows = collect(folder_candidates(folder), tmp_path / "raw", partial(decode, min_size=8, max_pixels=1000), "fail", None)
+    assert [row.source for row in rows] == ["mine/a\rb.png", "mine/\\x83A.png"]
+    assert read_manifest(tmp_path / "raw") == rows

@@ -45,6 +45,12 @@ def test_a_list_gives_its_images_in_order_and_checks_them(tmp_path, answers):
         changed.read()
 
 
+def test_a_list_may_give_captions(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(f"source,source_sha256,licence,caption\nhttps://a.org,{DIGEST},CC0,asuka\nhttps://b.org,{DIGEST},CC0,\n")
+    assert [item.caption for item in web.url_candidates(path, 1)] == ["asuka", ""]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [([], "lists no addresses"), (["https://a.org/x.png,,CC0"], r"https://a\.org/x\.png has no source_sha256")],

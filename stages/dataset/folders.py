@@ -1,0 +1,76 @@
+"""What lies in a folder of images: its pictures, found by suffix or by content, and what is left out of it."""
+
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from stages.dataset.images import looks_like_image
+
+IMAGE_SUFFIXES = frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pjp", ".pjpeg", ".png", ".tif", ".tiff"}
+    | {".webp"}
+)
+CAPTION_SUFFIXES = (".txt", ".caption")
+_TEXT_SUFFIXES = frozenset({*CAPTION_SUFFIXES, ".csv", ".json", ".jsonl", ".md", ".toml", ".yaml", ".yml"})
+_NAMES_SHOWN = 5
+
+
+def visible_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder, its subfolders and the folders that links in it lead to, by their paths in it, sorted.
+
+    Hidden files and folders are left out, and with a line that says so, hidden pictures (macOS leaves such beside others). A
+    folder is looked at once, however many links lead to it.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    found = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    hidden = [name for name in found if PurePosixPath(name).name.startswith(".")]
+    say(sorted(name for name in hidden if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES), "left out hidden files")
+    return {name: found[name] for name in sorted(found.keys() - set(hidden))}
+
+
+def list_images(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Those of the files that are pictures: by suffix, or by how the content begins where the suffix says nothing."""
+    images = {name: path for name, path in files.items() if _is_image(path)}
+    others = [name for name in files if name not in images and PurePosixPath(name).suffix.lower() not in _TEXT_SUFFIXES]
+    say(others, "left out files that are no pictures of a kind that is read here", "convert pictures to PNG, unpack archives")
+    return images
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text: bytes that are not UTF-8 become \x83 and the like."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def say(names: Collection[str], what: str, advice: str = "") -> None:
+    """Print how many files something is said of, and the first of them; nothing if there are none."""
+    if names:
+        first = ", ".join(printable(name) for name in list(names)[:_NAMES_SHOWN])
+        more = ", …" if len(names) > _NAMES_SHOWN else ""
+        print(f"{what} ({len(names)}): {first}{more}{advice and '; ' + advice}", file=sys.stderr)
+
+
+def _is_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in _TEXT_SUFFIXES or not path.is_file():
+        return False
+    return suffix in IMAGE_SUFFIXES or looks_like_image(path)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files but those of hidden folders; what is in the folder itself comes before what links lead to."""
+    waiting, seen = [folder], set()
+    for start in waiting:
+        for parent, folders, files in os.walk(start, onerror=_raise):
+            real = os.path.realpath(parent)
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and real not in seen)
+            if real not in seen:
+                waiting.extend(link for name in folders if (link := Path(parent, name)).is_symlink())
+                yield from (Path(parent, name) for name in files)
+            seen.add(real)
+
+
+def _raise(error: OSError) -> None:
+    raise error
