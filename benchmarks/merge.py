@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sd1 import SD1
+from turns import peak_memory
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -200,7 +201,7 @@ def _measured(command: Sequence[str], out: Path) -> dict[str, float]:
     wall = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"exit status {process.returncode}: {' '.join(command[:3])} …")
-    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak_rss_gib": usage.ru_maxrss / 2**20}
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak_rss_gib": peak_memory(usage) / 2**30}
 
 
 def _best_of_peer(name: str, venvs: Path, folder: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from sd1 import SD1
+from turns import peak_memory
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -67,7 +68,7 @@ def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: boo
     return {
         "seconds_per_step": float(training[1]) / options.steps,
         "seconds": time.perf_counter() - started,
-        "peak_memory": usage.ru_maxrss * 1024,
+        "peak_memory": peak_memory(usage),
         "expected_memory": float(expected[1]) * 2**30,
         "lora": (work / "lora/pytorch_lora_weights.safetensors").stat().st_size,
     }

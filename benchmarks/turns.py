@@ -5,6 +5,7 @@ A process tells its `Turns` of every step, and stops itself at the end of a turn
 
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -49,6 +50,11 @@ class Turns:
         elif ends:
             os.kill(os.getpid(), signal.SIGSTOP)
             self.turns.append([time.perf_counter()])
+
+
+def peak_memory(usage: resource.struct_rusage) -> int:
+    """The most bytes that a process held, of what `os.wait4` says; macOS counts bytes, others kibibytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def wait_for_device() -> None:
@@ -121,7 +127,7 @@ class Racer:
         if os.WIFSTOPPED(status):
             return True
         self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.resident = usage.ru_maxrss * 1024
+        self.resident = peak_memory(usage)
         if status:
             raise SystemExit(f"{' '.join(self.command)}\n{log.read_text()[-3000:]}")
         return False

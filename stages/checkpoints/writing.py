@@ -27,6 +27,7 @@ MOST_THREADS = 8
 """More would wait for the memory; each takes some MB."""
 _LARGE = 2**22
 _ALL_AT_ONCE = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # instead of one page after another
+_READ_INTO = getattr(os, "preadv", None)  # older macOS has none
 _CODES = {"float16": "F16", "float32": "F32"}
 _WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
 
@@ -164,7 +165,8 @@ def _streamed(entry: _Entry) -> tuple[LazyTensor, ...]:
 
 
 def _processors() -> int:
-    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    own = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return min(len(own(0)) if own else os.cpu_count() or 1, MOST_THREADS)
 
 
 class _Buffers(threading.local):
@@ -258,10 +260,13 @@ class _Writer:
 
     def _get(self, tensor: LazyTensor, start: int, out: Array) -> None:
         """Read the values of a tensor from `start` on."""
+        if _READ_INTO is None:
+            np.copyto(out, self._map(tensor, start, len(out)))
+            return
         path, file, offset = self._place(tensor, start * out.itemsize)
         view, done = memoryview(out.view(np.uint8).data), 0
         while done < len(view):
-            count = os.preadv(file, [view[done:]], offset + done)
+            count = _READ_INTO(file, [view[done:]], offset + done)
             if not count:
                 raise ValueError(f"{path}: truncated: it ends before byte {offset + len(view)}")
             done += count

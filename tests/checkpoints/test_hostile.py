@@ -19,7 +19,7 @@ from stages.checkpoints import pickles
 from stages.checkpoints.weight_files import open_weights
 
 def megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 modules = set(sys.modules)
 for file in map(Path, sys.argv[1:]):
