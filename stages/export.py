@@ -1,8 +1,8 @@
 """Write what people take away: a single-file checkpoint, or a LoRA file, for A1111 and ComfyUI.
 
 Reads a model in the diffusers layout, or the directory of a trained LoRA. Writes one .safetensors file: the model in the
-LDM layout, or the LoRA in kohya's keys with the alpha that it was trained with. With --lora FILE the model has that LoRA
-fused into its weights, --weight times as strong as it was trained. The recipe is in the file's metadata.
+LDM layout, with what it predicts, or the LoRA in kohya's keys with the alpha that it was trained with. With --lora FILE the
+model has that LoRA fused into its weights, --weight times as strong as it was trained. The recipe is in the file's metadata.
 
 It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
 """
@@ -53,6 +53,9 @@ def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight
     from stages.checkpoints.single_file import write_single_file
 
     model = read_model(source, None)
+    if model.prediction_type == "v_prediction":
+        print(f"{source}: predicts v, and the file says so (v_pred). Programs that do not look for it, such as A1111, want a")
+        print("copy of v1-inference.yaml with `parameterization: v` beside the file, under its name")
     write_single_file(fuse(model, lora, weight) if lora else model, part, dtype)
 
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from stages.export import ExportConfig, stage
-from tests.checkpoints.tiny import ldm_weights, random_weights, save_configs, save_diffusers
+from tests.checkpoints.tiny import SCHEDULER, ldm_weights, random_weights, save_configs, save_diffusers
 
 pytestmark = pytest.mark.stage
 
@@ -82,6 +82,21 @@ def test_diffusers_loads_the_single_file_with_the_same_weights_and_image(tmp_pat
     images = [draw(pipeline) for pipeline in (expected, loaded)]
     assert np.array_equal(images[0], images[1])
     assert np.ptp(images[0]) > 0
+
+
+def test_a_model_that_predicts_v_says_so_and_is_loaded(tmp_path, capsys):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    model = save_diffusers(tmp_path / "v", random_weights(), scheduler=SCHEDULER | {"prediction_type": "v_prediction"})
+    stage(CONFIG, model, tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors")["v_pred"].shape == (0,)
+    assert "parameterization: v" in capsys.readouterr().out
+    loaded = StableDiffusionPipeline.from_single_file(
+        str(tmp_path / "out.safetensors"), config=str(model), local_files_only=True, **NOTHING
+    )
+    weights = {key: torch.from_numpy(value) for key, value in random_weights()["unet"].items()}
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.unet.state_dict().items())
 
 
 def draw(pipeline):

@@ -1,7 +1,6 @@
 """The UNet, the VAE and the text encoder of a model on disk, each alone."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.architecture import architecture, refuse_other_kinds
+from stages.checkpoints.config_values import check_config
 from stages.checkpoints.conformance import conform
 from stages.checkpoints.dialects import is_diffusers, normalise_diffusers, normalise_vae_file, without_nesting
+from stages.checkpoints.files import read_json, shown
 from stages.checkpoints.key_maps import TensorSpec, component_specs, from_ldm
 from stages.checkpoints.tensors import LazyTensors, Recipe, read_recipe, sha256
 from stages.checkpoints.weight_files import WEIGHT_FILES, Weights, find_weights, open_weights
@@ -66,7 +67,7 @@ def read_component(directory: Path, component: str) -> Component:
 
 def diffusers_component(component: str, config: Mapping[str, Any], weights: Weights) -> Component:
     """A component of weights under the names of the diffusers layout."""
-    specs = specs_of(component, config)
+    specs = component_specs(component, config)
     if component == "unet":
         check_architecture(weights.tensors, specs, "its config")
     tensors = conform(normalise_diffusers(component, weights.tensors), specs, "diffusers")
@@ -89,7 +90,7 @@ def read_vae(path: Path, config: Path) -> Component:
         if is_diffusers(weights.tensors):
             return diffusers_component("vae", values, weights)
         tensors = normalise_vae_file(without_nesting(weights.tensors))
-        specs = specs_of("vae", values)
+        specs = component_specs("vae", values)
         if not any(spec.ldm_name in tensors for spec in specs):
             raise ValueError("holds no vae")
         return Component(values, from_ldm(conform(tensors, specs, "ldm"), specs), path, {})
@@ -113,34 +114,14 @@ def check_architecture(tensors: LazyTensors, specs: list[TensorSpec], config: st
         raise ValueError(f"an {found} checkpoint, but {config} describes {described}: name the configs that belong to it")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; `ValueError` if the file holds none."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: not a model in the diffusers layout") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return values
-
-
 def read_config(path: Path, component: str) -> dict[str, Any]:
-    """Read a component's config.json; `ValueError` if it is that of another class."""
+    """Read a component's config.json; `ValueError` if it is that of another class, or describes what cannot be."""
     config = read_json(path)
     name = _CLASSES.get(component)
     if name and config.get("_class_name", name) != name:
-        raise ValueError(f"{path}: a {config['_class_name']}, not a {name}")
+        raise ValueError(f"{path}: a {shown(config['_class_name'])}, not a {name}")
+    check_config(path, component, config)
     return config
-
-
-def specs_of(component: str, config: Mapping[str, Any]) -> list[TensorSpec]:
-    """Every tensor of a component; `ValueError` if its config leaves something out."""
-    try:
-        return component_specs(component, config)
-    except KeyError as error:
-        raise ValueError(f"{component}/config.json: {error.args[0]} is missing") from error
 
 
 @contextmanager

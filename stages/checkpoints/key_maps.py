@@ -7,6 +7,8 @@ torch, and say which keys and shapes a checkpoint must have. They go both ways: 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from stages.checkpoints.files import shown
+
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_ENCODER_PREFIX = "cond_stage_model.transformer.text_model."
@@ -126,14 +128,14 @@ def _refuse_unknown(config: Config, fixed: Config, component: str) -> None:
         if config.get(leaf, value) != value:
             hint = " (SDXL)" if leaf == "addition_embed_type" else ""
             raise ValueError(
-                f"{component} config: {leaf} is {config[leaf]!r}{hint}; only SD1- and SD2-type models "
+                f"{component} config: {leaf} is {shown(repr(config[leaf]))}{hint}; only SD1- and SD2-type models "
                 f"({leaf}: {value!r}) can be read"
             )
 
 
 def _has_attention(block_type: str) -> bool:
     if block_type not in _ATTENTION:
-        raise ValueError(f"UNet config: block type {block_type!r} is unknown; known: {', '.join(_ATTENTION)}")
+        raise ValueError(f"UNet config: block type {shown(repr(block_type))} is unknown; known: {', '.join(_ATTENTION)}")
     return _ATTENTION[block_type]
 
 

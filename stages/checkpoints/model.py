@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.architecture import architecture
-from stages.checkpoints.components import COMPONENTS, Component, named, read_component, read_config, read_json
+from stages.checkpoints.components import COMPONENTS, Component, named, read_component, read_config
+from stages.checkpoints.dialects import without_nesting
+from stages.checkpoints.files import read_json, shown
 from stages.checkpoints.prediction import Prediction, prediction
 from stages.checkpoints.single_file_parts import read_parts
 from stages.checkpoints.weight_files import find_weights, open_weights
@@ -19,6 +21,7 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
+SCHEDULER = "scheduler/scheduler_config.json"
 _PIPELINE = "StableDiffusionPipeline"
 _OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 # Leaves that name a machine's folders or the dtype of other weights than those written beside them.
@@ -100,7 +103,7 @@ def read_model(path: Path, config: Path | None, reading: Reading = Reading()) ->
     with named(path):
         weights = open_weights(path)
         found = read_parts(weights, configs, ema=reading.ema)
-        said = prediction(reading.prediction_type, path, weights.tensors, _scheduler(config))
+    said = prediction(reading.prediction_type, path, without_nesting(weights.tensors), config / SCHEDULER)
     return _filled(path, found, Model({}, config, said), config, reading)
 
 
@@ -113,7 +116,7 @@ def _read_directory(path: Path, config: Path | None, reading: Reading) -> Model:
         if find_weights(path / name) or not reading.fill:
             found[name] = read_component(path / name, name)
     unet = found["unet"].file if "unet" in found else path
-    said = prediction(reading.prediction_type, unet, (), _scheduler(path))
+    said = prediction(reading.prediction_type, unet, (), path / SCHEDULER)
     return _filled(path, found, Model({}, path, said), config, reading)
 
 
@@ -128,10 +131,6 @@ def _filled(path: Path, found: Mapping[str, Component], model: Model, config: Pa
     filled = {name: read_component(config / name, name) for name in absent} if config else {}
     components = {name: {**found, **filled}[name] for name in COMPONENTS}
     return replace(model, components=components, filled=frozenset(absent))
-
-
-def _scheduler(directory: Path) -> dict[str, Any]:
-    return read_json(directory / "scheduler" / "scheduler_config.json")
 
 
 def write_model(out: Path, model: Model, dtype: str) -> None:
@@ -157,7 +156,7 @@ def write_component(directory: Path, name: str, component: Component, dtype: str
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object with sorted keys."""
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_pipeline_files(model: Model, out: Path) -> None:
@@ -170,12 +169,15 @@ def _write_pipeline_files(model: Model, out: Path) -> None:
         for file in sorted((model.directory / folder).iterdir()):
             if file.is_file() and not file.name.startswith("."):
                 shutil.copyfile(file, out / folder / file.name)
-    scheduler = _scheduler(model.directory)
-    if scheduler.get("prediction_type") != model.prediction_type:
-        write_json(out / "scheduler" / "scheduler_config.json", scheduler | {"prediction_type": model.prediction_type})
+    scheduler = read_json(model.directory / SCHEDULER)
+    said: dict[str, Any] = {"prediction_type": model.prediction_type}
+    if model.prediction.rescale_betas_zero_snr:
+        said["rescale_betas_zero_snr"] = True
+    if scheduler != scheduler | said:
+        write_json(out / SCHEDULER, scheduler | said)
 
 
 def _check_pipeline(directory: Path) -> None:
     name = read_json(directory / "model_index.json").get("_class_name")
     if name != _PIPELINE:
-        raise ValueError(f"{directory / 'model_index.json'}: a {name}; only {_PIPELINE} (SD1, SD2) can be read")
+        raise ValueError(f"{directory / 'model_index.json'}: a {shown(name)}; only {_PIPELINE} (SD1, SD2) can be read")

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.checkpoints.files import refuse_stand_in
 from stages.checkpoints.pickle_values import MAX_BYTES, Pickle, StoredTensor, read_pickle
-from stages.checkpoints.tensors import NUMPY_DTYPES, Array, LazyTensor, Stored, stored_tensor
+from stages.checkpoints.tensors import NUMPY_DTYPES, Array, LazyTensor, Stored, check_keys, stored_tensor
 from stages.checkpoints.zip_entries import is_zip, zip_entries
 
 _DTYPES = {
@@ -46,10 +47,15 @@ def open_ckpt(path: Path) -> dict[str, LazyTensor]:
     try:
         content, places = _read_zip(path) if is_zip(path) else _read_old_format(path)
         weights = _weights(content)
-        return {key: _lazy(key, value, places) for key, value in weights.items() if isinstance(value, StoredTensor)}
+        tensors = {key: _lazy(key, value, places) for key, value in weights.items() if isinstance(value, StoredTensor)}
     except (ValueError, OverflowError) as error:
-        reason = str(error) if str(error).startswith("refused: ") else f"truncated, or not a checkpoint: {error}"
+        reason = " ".join(str(error).split())
+        if not reason.startswith("refused: "):
+            refuse_stand_in(path)
+            reason = f"truncated, or not a checkpoint: {reason}"
         raise ValueError(f"{path}: {reason}") from error
+    check_keys(path, tensors)
+    return tensors
 
 
 def _weights(content: Any) -> Mapping[str, Any]:

@@ -1,4 +1,9 @@
-"""What a UNet predicts, epsilon or v_prediction: the same tensors either way, so somebody has to say it."""
+"""What a UNet predicts, epsilon or v_prediction: the same tensors either way, so somebody has to say it.
+
+A single file says it by markers, empty tensors that trainers leave and other programs look for, and by its metadata; what is
+written here is what is read here. Whether the noise schedule was rescaled to end in noise alone (Lin et al. 2023,
+arXiv:2305.08891, section 3.1) is said in the same places.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -6,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from stages.checkpoints.files import read_json, read_text, refuse_stand_in, shown
 from stages.checkpoints.tensors import read_metadata
 
 _SPELLINGS = {
@@ -15,7 +21,11 @@ _SPELLINGS = {
     "v_prediction": "v_prediction",
     "sample": "sample",
 }
-_MARKER = "v_pred"  # an empty tensor that some trainers leave in models with v_prediction
+_IN_METADATA = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}  # as Stability's ModelSpec spells them
+_METADATA_KEY = "modelspec.prediction_type"
+_V_MARKER = "v_pred"
+_ZERO_SNR_MARKER = "ztsnr"
+_MOST_YAML = 2**16  # bytes; CompVis' configs have 2,000, and PyYAML reads 100,000 in a second
 
 
 class Prediction(NamedTuple):
@@ -25,17 +35,28 @@ class Prediction(NamedTuple):
         type: epsilon, v_prediction or sample.
         said_by: Who says so, as the rest of a sentence.
         is_guess: Whether nobody does.
+        rescale_betas_zero_snr: Whether its noise schedule ends in noise alone.
     """
 
     type: str
     said_by: str
     is_guess: bool = False
+    rescale_betas_zero_snr: bool = False
 
     def __str__(self) -> str:
-        return f"prediction_type {self.type}{', a guess:' if self.is_guess else ':'} {self.said_by}"
+        schedule = ", zero terminal SNR" if self.rescale_betas_zero_snr else ""
+        return f"prediction_type {self.type}{schedule}{', a guess:' if self.is_guess else ':'} {self.said_by}"
+
+    def markers(self) -> list[str]:
+        """The keys by which a single file says it."""
+        return [_V_MARKER] * (self.type == "v_prediction") + [_ZERO_SNR_MARKER] * self.rescale_betas_zero_snr
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata by which a single file says it; none for a guess."""
+        return {} if self.is_guess else {_METADATA_KEY: _IN_METADATA[self.type]}
 
 
-def prediction(stated: str | None, file: Path, keys: Collection[str], scheduler: dict[str, Any]) -> Prediction:
+def prediction(stated: str | None, file: Path, keys: Collection[str], scheduler: Path) -> Prediction:
     """What a UNet predicts, from the best witness: the parameters, the file, its neighbour, the scheduler's config.
 
     Args:
@@ -47,26 +68,35 @@ def prediction(stated: str | None, file: Path, keys: Collection[str], scheduler:
     Raises:
         ValueError: A witness says something that is not known.
     """
-    configured = scheduler.get("prediction_type")
+    config = read_json(scheduler)
+    found = _prediction(stated, file, keys, config, scheduler)
+    rescaled = config.get("rescale_betas_zero_snr") or False
+    if not isinstance(rescaled, bool):
+        raise ValueError(f"{scheduler}: rescale_betas_zero_snr: given {shown(rescaled)}: true or false")
+    return found._replace(rescale_betas_zero_snr=rescaled or _ZERO_SNR_MARKER in keys)
+
+
+def _prediction(stated: str | None, file: Path, keys: Collection[str], config: dict[str, Any], scheduler: Path) -> Prediction:
+    configured = config.get("prediction_type")
     if stated is not None:
         return Prediction(_known(stated, "prediction_type"), "as the parameters say")
     found = _of_file(file, keys) or _of_neighbour(file)
     if found is None and configured is None:
         return Prediction("epsilon", f"neither {file.name} nor scheduler_config.json says; set prediction_type", True)
     if found is None:
-        return Prediction(
-            _known(configured, "scheduler_config.json"), f"as scheduler_config.json says, and {file.name} does not"
-        )
-    overruled = f"; scheduler_config.json says {configured} and is overruled" if configured not in (None, found.type) else ""
-    return found._replace(said_by=found.said_by + overruled)
+        said = f"as scheduler_config.json says, and {file.name} does not"
+        return Prediction(_known(configured, f"{scheduler}: prediction_type"), said)
+    overruled = configured not in (None, found.type)
+    more = f"; scheduler_config.json says {shown(configured)} and is overruled" if overruled else ""
+    return found._replace(said_by=found.said_by + more)
 
 
 def _of_file(file: Path, keys: Collection[str]) -> Prediction | None:
     if file.suffix == ".safetensors":
-        value = read_metadata(file).get("modelspec.prediction_type")
+        value = read_metadata(file).get(_METADATA_KEY)
         if value is not None:
-            return Prediction(_known(value, f"modelspec.prediction_type of {file}"), f"as the metadata of {file.name} say")
-    return Prediction("v_prediction", f"as {file.name} says with the key {_MARKER}") if _MARKER in keys else None
+            return Prediction(_known(value, f"{file}: {_METADATA_KEY}"), f"as the metadata of {file.name} say")
+    return Prediction("v_prediction", f"as {file.name} says with the key {_V_MARKER}") if _V_MARKER in keys else None
 
 
 def _of_neighbour(file: Path) -> Prediction | None:
@@ -74,15 +104,22 @@ def _of_neighbour(file: Path) -> Prediction | None:
     neighbour = file.with_suffix(".yaml")
     if not neighbour.is_file():
         return None
+    text = read_text(neighbour, _MOST_YAML)
     try:
-        params = yaml.safe_load(neighbour.read_text())["model"]["params"]
+        # The plainest loader: what it reads cannot grow, as merged mappings (<<) do.
+        params = yaml.load(text, yaml.BaseLoader)["model"]["params"]
         value = params.get("parameterization", "eps")
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{neighbour}: no config of a model (model.params): {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        refuse_stand_in(neighbour)
+        raise ValueError(f"{neighbour}: no config of a model (model.params): {shown(error)}") from error
+    if "<<" in params and "parameterization" not in params:
+        raise ValueError(f"{neighbour}: model.params is merged of other parts (<<), which is not read: write it out")
     return Prediction(_known(value, str(neighbour)), f"as {neighbour.name} beside {file.name} says")
 
 
 def _known(value: object, witness: str) -> str:
-    if value not in _SPELLINGS:
-        raise ValueError(f"{witness}: given {value!r}: epsilon or v_prediction")
-    return _SPELLINGS[str(value)]
+    if not isinstance(value, str) or value not in _SPELLINGS:
+        # A value of .yaml may be shared by itself without end, so only texts are shown.
+        given = repr(shown(value)) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        raise ValueError(f"{witness}: given {given}: epsilon or v_prediction")
+    return _SPELLINGS[value]

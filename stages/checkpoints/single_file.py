@@ -10,9 +10,11 @@ from stages.checkpoints.model import Model
 from stages.checkpoints.tensors import LazyTensor
 from stages.checkpoints.writing import write_safetensors
 
+_MARKER = LazyTensor((0,), "F32", lambda: np.zeros(0, np.float32))
+
 
 def write_single_file(model: Model, out: Path, dtype: str) -> None:
-    """Write all components of a model, with the recipes of its parts, into one .safetensors file.
+    """Write all components of a model, with what it predicts and the recipes of its parts, into one .safetensors file.
 
     Raises:
         ValueError: The text encoder is not that of SD1, whose single-file layout is the one known here.
@@ -22,7 +24,9 @@ def write_single_file(model: Model, out: Path, dtype: str) -> None:
     for name, component in model.components.items():
         tensors |= to_ldm(component.tensors, component_specs(name, component.config))
     tensors[f"{TEXT_ENCODER_PREFIX}embeddings.position_ids"] = _position_ids(model.components["text_encoder"])
-    write_safetensors(out, tensors, dtype, {name: component.recipe for name, component in model.components.items()})
+    tensors |= dict.fromkeys(model.prediction.markers(), _MARKER)
+    recipe = {name: component.recipe for name, component in model.components.items()}
+    write_safetensors(out, tensors, dtype, recipe, metadata=model.prediction.metadata())
 
 
 def _check_sd1(text_encoder: Component) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.checkpoints.components import COMPONENTS, Component, check_architecture, diffusers_component, specs_of
+from stages.checkpoints.components import COMPONENTS, Component, check_architecture, diffusers_component
 from stages.checkpoints.conformance import conform
 from stages.checkpoints.dialects import is_diffusers, normalise_ldm, with_ema, without_nesting
-from stages.checkpoints.key_maps import TensorSpec, from_ldm
+from stages.checkpoints.files import shown
+from stages.checkpoints.key_maps import TensorSpec, component_specs, from_ldm
 from stages.checkpoints.open_clip import has_open_clip
 from stages.checkpoints.tensors import LazyTensors
 from stages.checkpoints.weight_files import Weights
@@ -25,7 +26,7 @@ def read_parts(weights: Weights, configs: Configs, *, ema: bool) -> dict[str, Co
     Raises:
         ValueError: Keys are missing, unexpected or wrong, or the file holds another kind of model.
     """
-    specs = {name: specs_of(name, configs[name]) for name in COMPONENTS}
+    specs = {name: component_specs(name, configs[name]) for name in COMPONENTS}
     tensors = without_nesting(weights.tensors)
     if is_diffusers(tensors):
         if ema:
@@ -54,6 +55,6 @@ def _check_open_clip(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "quick_gelu")
     if activation != "gelu":
         raise ValueError(
-            f"the text encoder is OpenCLIP's (SD2), and text_encoder/config.json says hidden_act {activation}, not gelu: "
-            "name the configs that belong to it"
+            f"the text encoder is OpenCLIP's (SD2), and text_encoder/config.json says hidden_act {shown(activation)}, "
+            "not gelu: name the configs that belong to it"
         )

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from stages.checkpoints.files import check_is_file, refuse_stand_in
+
 Array = np.ndarray
 Recipe = Mapping[str, Any]
 
@@ -32,8 +34,10 @@ NUMPY_DTYPES = {
     "U8": "|u1",
     "BOOL": "|b1",
 }
-MAX_HEADER = 8 * 2**20  # SDXL's is 0.4 MB; a longer one is made to exhaust memory
+MAX_HEADER = 100_000_000  # the library's limit; trainers write megabytes of metadata
+MAX_QUOTES = 1_000_000  # ten a tensor, SDXL's has 30,000; more are made to exhaust memory
 LISTED_KEYS = 8
+_SHOWN_OF_KEY = 200
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,15 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
             raise ValueError(f"{path}: {key} is of dtype {entry['dtype']}; known: {', '.join(NUMPY_DTYPES)}")
         start, stop = entry["data_offsets"]
         tensors[key] = stored_tensor(tuple(entry["shape"]), entry["dtype"], Stored(path, data_start + start, stop - start))
+    check_keys(path, tensors)
     return dict(sorted(tensors.items()))
+
+
+def check_keys(path: Path, tensors: "LazyTensors") -> None:
+    """Refuse keys that would break a line of a message; `ValueError` names the first."""
+    for key in tensors:
+        if not key.isprintable():
+            raise ValueError(f"{path}: a key with characters that cannot be shown: {key[:100]!r}")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -150,19 +162,24 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
     """The checked header of a safetensors file, and the offset of the byte behind it."""
+    check_is_file(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8).ljust(8, b"\xff"), "little")
         size = path.stat().st_size
         if length > min(MAX_HEADER, size - 8):
+            refuse_stand_in(path)
             limit = "the file" if length > size - 8 else f"the {MAX_HEADER:,} that are read"
             raise ValueError(
                 f"{path}: truncated, or not a safetensors file: a header of {length:,} bytes is longer than {limit}"
             )
         text = file.read(length)
+    if text.count(b'"') - text.count(b'\\"') > MAX_QUOTES:
+        raise ValueError(f"{path}: a header of more than {MAX_QUOTES:,} names and values, which no checkpoint has")
     try:
         safe_open(path, framework="np")
         return 8 + length, json.loads(text, object_pairs_hook=_without_duplicates)
     except (SafetensorError, ValueError, RecursionError) as error:
+        refuse_stand_in(path)
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: truncated, or not a safetensors file: {reason}") from error
 
@@ -191,4 +208,4 @@ def _digest(path: Path, *_state: int) -> str:
 def listed(keys: list[str]) -> str:
     """Keys for an error message: the first few, and how many more."""
     more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-    return ", ".join(keys[:LISTED_KEYS]) + more
+    return ", ".join(key[:_SHOWN_OF_KEY] for key in keys[:LISTED_KEYS]) + more

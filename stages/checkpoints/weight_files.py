@@ -1,9 +1,9 @@
 """Files of weights: which of them a folder in the diffusers layout holds, whole or in shards, and opening any kind."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
+from stages.checkpoints.files import check_is_file, read_json
 from stages.checkpoints.tensors import LazyTensor, open_safetensors
 
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -44,6 +44,7 @@ def open_weights(file: Path) -> Weights:
     Raises:
         ValueError: It is of an unknown kind, damaged, or not safe to read.
     """
+    check_is_file(file)
     if file.suffix == ".json":
         return _open_shards(file)
     return Weights(file, (), _open_file(file))
@@ -87,10 +88,7 @@ def _open_shards(index: Path) -> Weights:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: no index of shards: {' '.join(str(error).split())}") from error
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{index}: no index of shards: weight_map is not a map of keys to files")
     return places

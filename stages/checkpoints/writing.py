@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -32,11 +33,18 @@ _CODES = {"float16": "F16", "float32": "F32"}
 _WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
 
 
-def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Recipe, threads: int | None = None) -> None:
+def write_safetensors(
+    path: Path,
+    tensors: LazyTensors,
+    dtype: str,
+    recipe: Recipe,
+    threads: int | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write tensors, rounded once to `dtype` (integers stay as they are), with the recipe in the metadata.
 
     The same tensors and recipe give the same bytes, for any number of threads; they are those that the safetensors
-    library would write.
+    library would write, whose order of several metadata changes from run to run.
 
     Args:
         path: Where to; on failure nothing is left there.
@@ -44,12 +52,14 @@ def write_safetensors(path: Path, tensors: LazyTensors, dtype: str, recipe: Reci
         dtype: "float16" or "float32".
         recipe: What the tensors were made of.
         threads: How many pieces are worked on at once; None for one a processor.
+        metadata: More of it, beside the recipe.
 
     Raises:
         ValueError: A tensor is not finite, in itself or in `dtype`; all such keys are named, with the files at fault.
         OSError: The disk is full.
     """
-    header, entries = _lay_out(tensors, dtype, {RECIPE_KEY: json.dumps(recipe, sort_keys=True)})
+    described = {**metadata, RECIPE_KEY: json.dumps(recipe, sort_keys=True)}
+    header, entries = _lay_out(tensors, dtype, dict(sorted(described.items())))
     check_space(path.parent, len(header) + sum(entry.size for entry in entries))
     try:
         with path.open("wb") as file:

@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
 }
 """Import names that differ from the name of the distribution in the lock file."""
 
-RESULT_NEUTRAL = {"tqdm", "pydantic", "dvc", "omegaconf", "hydra-core", "pyyaml", "psutil", "xxhash"}
+RESULT_NEUTRAL = {"tqdm", "pydantic", "dvc", "omegaconf", "hydra-core", "pyyaml", "psutil", "typing-extensions", "xxhash"}
 """Distributions whose version cannot change what a stage writes."""
 
 

@@ -97,7 +97,20 @@ def duplicate_entry() -> bytes:
     return zipped(tensor("(I4\nt", "(I1\nt"), {"0": bytes(16), "1": bytes(16)}).replace(b"archive/data/1", b"archive/data/0")
 
 
+def many(item: bytes, count: int, end: bytes = b"") -> Writer:
+    """A header of so many items, in which %x is the number of each."""
+
+    def write(path: Path) -> None:
+        start, _, item_of = item.rpartition(b"{") if end else (b"", b"", item)
+        text = b"{" + start + (b"{" if end else b"") + b",".join(item_of % number for number in range(count)) + end + b"}"
+        path.write_bytes(safetensors(text))
+
+    return write
+
+
 NUMBERS = bytes(16)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 2132625894\n"
+PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>"
 TWICE = b'{"a": ' + json.dumps(entry(0, 4, [1])).encode() + b', "a": ' + json.dumps(entry(0, 4, [1])).encode() + b"}"
 END = b"PK\x05\x06" + bytes(8) + struct.pack("<II", 0x40000000, 4) + bytes(2)
 
@@ -106,7 +119,26 @@ HOSTILE: dict[str, tuple[bytes | Writer, str]] = {
     "short.safetensors": (b"\x00\x00", "truncated"),
     "truncated.safetensors": (safetensors({"a": entry(0, 16, [4])}, NUMBERS[:8]), "truncated"),
     "endless_header.safetensors": (safetensors({}, length=2**63), "longer than the file"),
-    "large_header.safetensors": (sparse(struct.pack("<Q", 99_000_000) + b"{", 100_000_000), "longer than the 8,388,608"),
+    "large_header.safetensors": (sparse(struct.pack("<Q", 100_000_001) + b"{", 2**27), "longer than the 100,000,000"),
+    "many_tensors.safetensors": (
+        many(b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}', 350_000),
+        "more than 1,000,000",
+    ),
+    "much_metadata.safetensors": (many(b'"__metadata__":{"%x":"\\""', 1_000_000, b"}"), "more than 1,000,000 names and values"),
+    "line_break.safetensors": (safetensors({"a\nb": entry(0, 16, [4])}, NUMBERS), r"a key with characters .*: 'a\\nb'"),
+    "metadata_list.safetensors": (safetensors({"__metadata__": ["a"]}), "not a safetensors file"),
+    "metadata_numbers.safetensors": (safetensors({"__metadata__": {"a": 1}}), "not a safetensors file"),
+    "lfs.safetensors": (LFS, "a pointer of Git LFS in place of the file: run `git lfs pull`"),
+    "lfs.ckpt": (LFS, "a pointer of Git LFS"),
+    "lfs.safetensors.index.json": (LFS, "a pointer of Git LFS"),
+    "page.safetensors": (PAGE, "a web page in place of the file"),
+    "page.bin": (PAGE, "a web page"),
+    "page.safetensors.index.json": (PAGE, "a web page"),
+    "answer.safetensors": (
+        b'{"error":"Unauthorized","message":"The creator asks you to log in"}',
+        "a text, not a checkpoint.*log in",
+    ),
+    "answer.ckpt": (b"Access to model owner/name is restricted", "a text, not a checkpoint.*is restricted"),
     "no_json.safetensors": (safetensors(b"{{{{"), "not a safetensors file"),
     "nested.safetensors": (safetensors(b'{"a":' + b"[" * 4_000_000), "not a safetensors file"),
     "objects.safetensors": (safetensors(b'{"a":[' + b"{}," * 2_000_000 + b"{}]}"), "not a safetensors file"),

@@ -180,12 +180,32 @@ def test_prediction_type(tmp_path, weights, stated, metadata, yaml, scheduler, e
     assert written == scheduler | {"prediction_type": model.prediction_type}
 
 
-@pytest.mark.parametrize("yaml", ["model: 3\n", "{", "model:\n  params:\n    parameterization: x0\n"])
+GROWING = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12))
+SHARED = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+
+
+def test_a_neighbour_may_name_things_twice(tmp_path, weights):
+    file = save(tmp_path / "m.safetensors", ldm_weights(weights))
+    (tmp_path / "m.yaml").write_text(GROWING + YAML)
+    assert read_model(file, save_configs(tmp_path / "configs")).prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        *("model: 3\n", "{", "model:\n  params:\n    parameterization: x0\n", "model:\n  params:\n    parameterization: [v]\n"),
+        *("[" * 60_000, "x" * 70_000, "\0", "model: &m\n  params: *m\n", "<!DOCTYPE html>", f"{SHARED}model: *a29\n"),
+        f"{SHARED}model: {{params: {{parameterization: *a29}}}}\n",
+        "other: &o {parameterization: v}\nmodel: {params: {<<: *o}}\n",
+    ],
+)
 def test_a_neighbour_that_is_no_config_is_named(tmp_path, weights, yaml):
     file = save(tmp_path / "m.safetensors", ldm_weights(weights))
     (tmp_path / "m.yaml").write_text(yaml)
-    with pytest.raises(ValueError, match=r"m\.yaml"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/m\.yaml: ") as error:
         read_model(file, save_configs(tmp_path / "configs"))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
 
 
 def test_a_unet_with_other_inputs_is_refused_by_name(tmp_path):
