@@ -12,9 +12,14 @@ _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _MESSAGE = 2**16  # bytes; a longer text is no server's answer
 
 
+def one_line(text: object) -> str:
+    """A foreign text for an error message, without line breaks and what else a terminal would follow."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(str(text).split()))
+
+
 def shown(value: object) -> str:
-    """A foreign value for an error message: one line, and not a long one."""
-    return " ".join(str(value).split())[:_SHOWN]
+    """The beginning of a foreign value, in one line."""
+    return one_line(value)[:_SHOWN]
 
 
 def check_is_file(path: Path) -> None:

@@ -10,78 +10,14 @@ the number of instructions, the bytes read, and the kinds of keys (hashing neste
 import io
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from stages.checkpoints.pickle_objects import Global, Leftover, Storage, call, is_number, is_storage, known_global
 
 MAX_BYTES = 16 * 2**20
 MAX_INSTRUCTIONS = 300_000  # 32 a tensor; a checkpoint of SDXL with its EMA has 140,000
-_MAX_ARGUMENTS = 8
 
 
-@dataclass(frozen=True)
-class Global:
-    """The name of a class or a function, and nothing else."""
-
-    name: str
-
-
-class Leftover:
-    """What a trainer pickled beside the weights; it takes whatever it is given and holds nothing."""
-
-
-class Storage(NamedTuple):
-    """The numbers that tensors share.
-
-    Attributes:
-        kind: torch's class, such as "HalfStorage".
-        key: Its name within the file.
-        length: How many numbers.
-        start: Index of the first of them within the file's storage of that name.
-    """
-
-    kind: str
-    key: str
-    length: int
-    start: int
-
-
-class StoredTensor(NamedTuple):
-    """A tensor by its place in a storage: offset and strides count numbers, not bytes."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-# Classes that trainers pickle beside the weights, by the first part of their name, and globals that such objects need.
-_HARMLESS_PACKAGES = frozenset({"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf"})
-_HARMLESS = frozenset(
-    {
-        *(f"builtins.{name}" for name in ("dict", "list", "set", "frozenset", "tuple", "int", "float", "bool", "str", "bytes")),
-        *(f"builtins.{name}" for name in ("bytearray", "complex", "slice", "range", "object")),
-        *(f"numpy{core}.multiarray.{name}" for core in (".core", "._core") for name in ("scalar", "_reconstruct")),
-        *(f"numpy.{name}" for name in ("dtype", "ndarray", "float16", "float32", "float64", "int32", "int64", "bool_")),
-        *(
-            f"torch.{name}"
-            for name in ("device", "float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")
-        ),
-        "_codecs.encode",
-        "argparse.Namespace",
-        "collections.Counter",
-        "collections.defaultdict",
-        "copyreg._reconstructor",
-        "datetime.datetime",
-        "datetime.timedelta",
-        "pathlib.Path",
-        "pathlib.PosixPath",
-        "pathlib.PurePosixPath",
-        "pathlib.WindowsPath",
-        "torch.optim.lr_scheduler.LambdaLR",
-        "typing.Any",
-    }
-)
-_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _KEY_TYPES = (str, int, float, bytes, bool, type(None), Global, Leftover)
 
 
@@ -188,99 +124,44 @@ def _set_items(target: dict[Any, Any], items: list[Any]) -> None:
         target[key] = value
 
 
-def _global(name: str) -> Global:
-    """A global that may be named."""
-    module, _, rest = name.partition(".")
-    name = f"{_PYTHON_2.get(module, module)}.{rest}"
-    known = name in _CALLS or name in _HARMLESS or module in _HARMLESS_PACKAGES or _is_storage(name)
-    if not known:
-        raise ValueError(f"refused: it names {name[:100]}, which could run code; nothing was run")
-    return Global(name)
-
-
-def _is_storage(name: str) -> bool:
-    module, _, kind = name.rpartition(".")
-    return module in ("torch", "torch.storage") and kind.endswith("Storage") and kind.isidentifier()
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    """What a call stands for. Nothing is called but the few functions of this module in `_CALLS`."""
-    if not isinstance(function, Global) or not isinstance(arguments, tuple | Leftover):
-        raise TypeError
-    build = _CALLS.get(function.name)
-    if build is None or isinstance(arguments, Leftover):
-        return Leftover()
-    if len(arguments) > _MAX_ARGUMENTS:
-        raise TypeError
-    return build(*arguments)
-
-
-def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_rest: Any) -> StoredTensor:
-    if not isinstance(storage, Storage) or not len(shape) == len(strides) <= _MAX_ARGUMENTS:
-        raise TypeError
-    if not all(isinstance(number, int) for number in (offset, *shape, *strides)):
-        raise TypeError
-    return StoredTensor(storage, offset, shape, strides)
-
-
-def _parameter(tensor: Any, *_rest: Any) -> Any:
-    return tensor
-
-
-def _ordered_dict() -> dict[Any, Any]:
-    return {}
-
-
-def _size(values: tuple[int, ...]) -> tuple[int, ...]:
-    return values
-
-
-_CALLS: Mapping[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "collections.OrderedDict": _ordered_dict,
-    "torch.Size": _size,
-}
-
-
 def _persistent(machine: _Machine, _: Any) -> None:
     """A reference to a storage: ("storage", class, key, device, length), and in torch's old format a view of another."""
     kind, storage, key, _device, length, *view = machine.stack.pop()
-    if kind != "storage" or not isinstance(storage, Global) or not _is_storage(storage.name):
+    if kind != "storage" or not isinstance(storage, Global) or not is_storage(storage.name):
+        raise TypeError
+    if not isinstance(key, str) and not is_number(key):
         raise TypeError
     start = 0
     if view and view[0] is not None:
         _, start, length = view[0]
-    if not isinstance(length, int) or not isinstance(start, int):
+    if not is_number(length) or not is_number(start):
         raise TypeError
     machine.kinds[str(key)] = storage.name.rpartition(".")[2]
     machine.stack.append(Storage(machine.kinds[str(key)], str(key), length, start))
 
 
 def _reduce(machine: _Machine, _: Any) -> None:
-    machine.stack.append(_call(*machine.pop(2)))
+    machine.stack.append(call(*machine.pop(2)))
 
 
 def _new_with_keywords(machine: _Machine, _: Any) -> None:
     function, arguments, _keywords = machine.pop(3)
-    machine.stack.append(_call(function, arguments))
+    machine.stack.append(call(function, arguments))
 
 
 def _instance(machine: _Machine, _: Any) -> None:
     function, *arguments = machine.since_mark()
-    machine.stack.append(_call(function, tuple(arguments)))
+    machine.stack.append(call(function, tuple(arguments)))
 
 
 def _named_instance(machine: _Machine, argument: str) -> None:
     arguments = tuple(machine.since_mark())
-    machine.stack.append(_call(_global(argument.replace(" ", ".", 1)), arguments))
+    machine.stack.append(call(known_global(argument.replace(" ", ".", 1)), arguments))
 
 
 def _stack_global(machine: _Machine, _: Any) -> None:
     module, name = machine.pop(2)
-    machine.stack.append(_global(f"{module}.{name}"))
+    machine.stack.append(known_global(f"{module}.{name}"))
 
 
 def _build(machine: _Machine, _: Any) -> None:
@@ -328,7 +209,7 @@ _INSTRUCTIONS: Mapping[str, Callable[[_Machine, Any], Any]] = {
     "ADDITEMS": lambda machine, _: machine.extend(machine.since_mark()),
     "SETITEM": lambda machine, _: machine.update(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.update(machine.since_mark()),
-    "GLOBAL": lambda machine, argument: machine.stack.append(_global(argument.replace(" ", ".", 1))),
+    "GLOBAL": lambda machine, argument: machine.stack.append(known_global(argument.replace(" ", ".", 1))),
     "STACK_GLOBAL": _stack_global,
     "BINPERSID": _persistent,
     "REDUCE": _reduce,

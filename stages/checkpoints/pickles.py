@@ -8,13 +8,15 @@ whole process, reads everything into memory at once and costs the import of torc
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.checkpoints.files import refuse_stand_in
-from stages.checkpoints.pickle_values import MAX_BYTES, Pickle, StoredTensor, read_pickle
+from stages.checkpoints.files import one_line, refuse_stand_in
+from stages.checkpoints.pickle_objects import StoredTensor
+from stages.checkpoints.pickle_values import MAX_BYTES, Pickle, read_pickle
 from stages.checkpoints.tensors import NUMPY_DTYPES, Array, LazyTensor, Stored, check_keys, stored_tensor
 from stages.checkpoints.zip_entries import is_zip, zip_entries
 
@@ -29,6 +31,9 @@ _DTYPES = {
     "CharStorage": "I8",
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",  # of torch's newer dtypes, which have no storage class, the dtype is said
+    "float8_e5m2": "F8_E5M2",
+    "UntypedStorage": "U8",
 }
 # torch's old format begins with three pickles: this number, the version of the protocol, and facts about the machine.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -49,7 +54,7 @@ def open_ckpt(path: Path) -> dict[str, LazyTensor]:
         weights = _weights(content)
         tensors = {key: _lazy(key, value, places) for key, value in weights.items() if isinstance(value, StoredTensor)}
     except (ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if not reason.startswith("refused: "):
             refuse_stand_in(path)
             reason = f"truncated, or not a checkpoint: {reason}"
@@ -60,8 +65,12 @@ def open_ckpt(path: Path) -> dict[str, LazyTensor]:
 
 def _weights(content: Any) -> Mapping[str, Any]:
     """The outermost `state_dict` that holds no other."""
+    outer: set[int] = set()
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        outer.add(id(content))
         content = content["state_dict"]
+        if id(content) in outer:
+            raise ValueError("its state_dict holds itself")
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}, not a checkpoint")
     return {key: value for key, value in content.items() if isinstance(key, str)}
@@ -111,6 +120,8 @@ def _places(path: Path, position: int, keys: Any, kinds: Mapping[str, str]) -> P
     """Where the storages lie in torch's old format: one behind the other, each behind its length."""
     places, end = {}, path.stat().st_size
     for key in keys if isinstance(keys, list) else ():
+        if not isinstance(key, str | int):
+            raise ValueError(f"a storage is called by a {type(key).__name__}")
         length = int(Stored(path, position, 8).read("I64")[0])
         size = length * _item_size(kinds.get(str(key), ""))
         if length < 0 or position + 8 + size > end:
@@ -138,8 +149,8 @@ def _lazy(key: str, tensor: StoredTensor, places: Places) -> LazyTensor:
     item, count = _item_size(storage.kind), math.prod(shape)
     first = places[storage.key].offset + item * (storage.start + tensor.offset)
     if count == 0 or _is_contiguous(tensor):
-        return stored_tensor(shape, _dtype(storage.kind), Stored(places[storage.key].path, first, item * count))
-    span = Stored(places[storage.key].path, first, item * (1 + _last(tensor) - tensor.offset))
+        return stored_tensor(shape, _dtype(storage.kind), replace(places[storage.key], offset=first, size=item * count))
+    span = replace(places[storage.key], offset=first, size=item * (1 + _last(tensor) - tensor.offset))
     return LazyTensor(shape, _dtype(storage.kind), lambda: _gather(span.read(_dtype(storage.kind)), tensor))
 
 

@@ -7,23 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from stages.checkpoints.files import check_is_file, refuse_stand_in
+from stages.checkpoints.files import check_is_file, one_line, refuse_stand_in
 
 Array = np.ndarray
 Recipe = Mapping[str, Any]
 
 RECIPE_KEY = "recipe"
-FLOATS = ("BF16", "F16", "F32", "F64")
+FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 NUMPY_DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
     "BF16": "<u2",  # numpy has no such dtype: the bits are read, and widened to float32
+    "F8_E4M3": "|u1",  # nor these two
+    "F8_E5M2": "|u1",
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
@@ -40,6 +42,13 @@ LISTED_KEYS = 8
 _SHOWN_OF_KEY = 200
 
 
+class Checksum(Protocol):
+    """What a file says of its content, for those who want to know whether it is damaged."""
+
+    def check(self) -> None:
+        """Raise a `ValueError` that names the file if what it says is not so; looks once."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where the values of a tensor lie in a file: uncompressed, contiguous, little-endian.
@@ -48,14 +57,22 @@ class Stored:
         path: The file.
         offset: Of the first byte.
         size: In bytes.
+        checksum: Of the part of the file that they lie in; None where the file says none.
     """
 
     path: Path
     offset: int
     size: int
+    checksum: Checksum | None = None
+
+    def check(self) -> None:
+        """Raise a `ValueError` if the file is damaged there."""
+        if self.checksum is not None:
+            self.checksum.check()
 
     def read(self, dtype: str) -> Array:
-        """The values, flat. bfloat16, which numpy lacks, becomes float32."""
+        """The values, flat. What numpy lacks, bfloat16 and float8, becomes float32, which holds it exactly."""
+        self.check()
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             values = np.empty(self.size // np.dtype(NUMPY_DTYPES[dtype]).itemsize, NUMPY_DTYPES[dtype])
@@ -65,7 +82,24 @@ class Stored:
                 if not count:
                     raise ValueError(f"{self.path}: truncated: it ends before byte {self.offset + self.size}")
                 done += count
-        return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
+        return _WIDENED[dtype](values) if dtype in _WIDENED else values
+
+
+def _float8_e4m3() -> Array:
+    """Every value of float8_e4m3fn, by its bits (Micikevicius et al. 2022, arXiv:2209.05433, table 1)."""
+    bits = np.arange(256)
+    exponent, mantissa = bits >> 3 & 15, bits & 7
+    magnitude = np.where(exponent > 0, np.ldexp(1 + mantissa / 8, exponent - 7), np.ldexp(mantissa / 8, -6))
+    magnitude[bits & 127 == 127] = np.nan
+    return np.where(bits > 127, -magnitude, magnitude).astype(np.float32)
+
+
+_FLOAT8_E4M3 = _float8_e4m3()
+_WIDENED: Mapping[str, Callable[[Array], Array]] = {
+    "BF16": lambda bits: (bits.astype(np.uint32) << 16).view(np.float32),
+    "F8_E4M3": lambda bits: _FLOAT8_E4M3[bits],
+    "F8_E5M2": lambda bits: (bits.astype(np.uint16) << 8).view(np.float16).astype(np.float32),  # the upper half of float16
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +109,7 @@ class LazyTensor:
     Attributes:
         shape: Its shape.
         dtype: As safetensors names it: "F16", "I64".
-        load: Reads or computes the values. bfloat16 arrives as float32, which holds it exactly.
+        load: Reads or computes the values. bfloat16 and float8 arrive as float32, which holds them exactly.
         stored: Where the values lie, for those who read them in their own way; None for computed ones.
     """
 
@@ -180,8 +214,7 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
         return 8 + length, json.loads(text, object_pairs_hook=_without_duplicates)
     except (SafetensorError, ValueError, RecursionError) as error:
         refuse_stand_in(path)
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: truncated, or not a safetensors file: {reason}") from error
+        raise ValueError(f"{path}: truncated, or not a safetensors file: {one_line(error)[:200]}") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -285,6 +285,7 @@ class _Writer:
         """The file with the values of a tensor, opened once for all, and where they begin behind the first `skipped` bytes."""
         place = tensor.stored
         assert place is not None
+        place.check()
         with self._opening:
             if place.path not in self._files:
                 self._files[place.path] = os.open(place.path, os.O_RDONLY)

@@ -1,7 +1,9 @@
 """Where the entries of a zip file lie, as torch.save writes them: uncompressed, one behind the other."""
 
 import itertools
+import threading
 import zipfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,6 +11,7 @@ from stages.checkpoints.tensors import Stored
 
 _LOCAL, _END, _END_64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06"
 _LOCAL_SIZE, _END_SIZE, _ENDS_SIZE = 30, 22, 56 + 20 + 22
+_AT_ONCE = 2**20  # bytes
 MAX_DIRECTORY = 4 * 2**20  # 70 bytes a tensor; a longer one is made to exhaust memory
 
 
@@ -63,7 +66,39 @@ def _place(file: BinaryIO, path: Path, info: zipfile.ZipInfo) -> Stored:
     if len(header) < _LOCAL_SIZE or not header.startswith(_LOCAL):
         raise ValueError(f"{info.filename[:100]} is not where the directory of the zip file says")
     behind = sum(int.from_bytes(header[start : start + 2], "little") for start in (26, 28))
-    return Stored(path, info.header_offset + _LOCAL_SIZE + behind, info.file_size)
+    offset = info.header_offset + _LOCAL_SIZE + behind
+    # torch.save leaves the checksum 0 where it is told to compute none.
+    checksum = _Crc32(path, offset, info) if info.CRC else None
+    return Stored(path, offset, info.file_size, checksum)
+
+
+class _Crc32:
+    """The CRC-32 that a zip file says its entry has.
+
+    It is of the whole entry, and tensors are read in pieces, by several threads: so the entry is read for it when the first
+    piece is wanted, by one thread while the others wait, and the pieces then come from the system's cache.
+    """
+
+    def __init__(self, path: Path, offset: int, info: zipfile.ZipInfo) -> None:
+        self._path, self._offset, self._info = path, offset, info
+        self._looking = threading.Lock()
+        self._is_right = False
+
+    def check(self) -> None:
+        with self._looking:
+            if not self._is_right and self._found() != self._info.CRC:
+                raise ValueError(
+                    f"{self._path}: damaged: {self._info.filename[:100]} is not what its CRC-32 says; fetch the file again"
+                )
+            self._is_right = True
+
+    def _found(self) -> int:
+        crc, left = 0, self._info.file_size
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            while left and (content := file.read(min(_AT_ONCE, left))):
+                crc, left = zlib.crc32(content, crc), left - len(content)
+        return crc
 
 
 def _check_apart(entries: dict[str, Stored], size: int) -> None:

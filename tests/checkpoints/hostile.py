@@ -68,6 +68,14 @@ def tuple_bomb() -> bytes:
     return b"(d)" + b"".join(b"2\x86" for _ in range(60)) + b"Ns."
 
 
+def doubled() -> list:
+    """A list that holds the same list twice, which holds the same list twice …: as text it is without end."""
+    values: list = []
+    for _ in range(60):
+        values = [values, values]
+    return values
+
+
 def copies() -> bytes:
     """One long list, copied by a call as often as there is room."""
     return b"(l" + b"Na" * 100_000 + b"q\x000" + b"ccollections\nOrderedDict\nh\x00\x85R0" * 20_000 + b"N."
@@ -167,6 +175,15 @@ HOSTILE: dict[str, tuple[bytes | Writer, str]] = {
     "memo.ckpt": (zipped(b"Nr\xff\xff\xff\x7f."), "not a checkpoint"),
     "tuples.ckpt": (zipped(tuple_bomb()), "a tuple as key"),
     "copies.ckpt": (zipped(copies()), "damaged"),
+    "key_bomb.ckpt": (zipped(b"(Vstorage\nctorch\nFloatStorage\nN" + b"2\x86" * 60 + b"Vcpu\nI4\ntQ."), "damaged"),
+    "key_bomb_legacy.ckpt": (legacy(tensor("(I4\nt", "(I1\nt"), [doubled()], b""), "a storage is called by a list"),
+    "holds_itself.ckpt": (zipped(b"}q\x00Vstate_dict\nh\x00s."), "its state_dict holds itself"),
+    "hold_each_other.ckpt": (zipped(b"}q\x00Vstate_dict\n}q\x01s0h\x01Vstate_dict\nh\x00s."), "its state_dict holds itself"),
+    "long_number.ckpt": (zipped(tensor("(I4\nt", "(I1\nt", length=10**4000), {"0": NUMBERS}), "damaged"),
+    "line_break.ckpt": (
+        zipped(b"(dVa\\u000ab\nN" + tensor("(I4\nt", "(I1\nt")[5:-2] + b"ss."),
+        "not a checkpoint|cannot be shown",
+    ),
     "number.ckpt": (zipped(b"(d\x8b" + struct.pack("<I", 2**20) + b"\x7f" * 2**20 + b"Ns."), "int as key"),
     "long_string.ckpt": (zipped(b"X" + struct.pack("<I", 2**31 - 1) + b"x."), "not a checkpoint"),
     "long_pickle.ckpt": (zipped(b"N" * 20_000_000), "more than the 16,777,216"),
