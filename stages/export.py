@@ -1,8 +1,9 @@
 """Write what people take away: a single-file checkpoint, or a LoRA file, for A1111 and ComfyUI.
 
 Reads a model in the diffusers layout, or the directory of a trained LoRA. Writes one .safetensors file: the model in the
-LDM layout, with what it predicts, or the LoRA in kohya's keys with the alpha that it was trained with. With --lora FILE the
-model has that LoRA fused into its weights, --weight times as strong as it was trained. The recipe is in the file's metadata.
+LDM layout, with what it predicts, or the LoRA, LoHa or LoKr in kohya's keys with the alpha that it was trained with; DoRA is
+copied as it is. With --lora FILE the model has that LoRA, LoHa or LoKr fused into its weights, --weight times as strong as it
+was trained. The recipe is in the file's metadata.
 
 It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
 """
@@ -13,11 +14,11 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from stages.checkpoints.lora_names import LORA_FILE
 from stages.pipeline.command import run
 from stages.pipeline.config import strict
 from stages.pipeline.outputs import atomic_file
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 HISTORY_FILE = "history.csv"
 """What a training leaves beside its result."""
 
@@ -60,13 +61,15 @@ def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight
 
 
 def _write_lora(lora: Path, part: Path, dtype: str) -> None:
-    from stages.checkpoints.kohya import is_plain_lora, write_kohya
+    from stages.checkpoints.kohya import write_kohya
+    from stages.checkpoints.lora_files import read_lora
 
-    if is_plain_lora(lora):
-        write_kohya(lora, part, dtype)
-    else:
-        print(f"{lora}: DoRA, LoKr and LoHa have no keys that other tools share: copied as it is, for PEFT")
+    read = read_lora(lora)
+    if "DoRA" in read.kinds():
+        print(f"{lora}: DoRA has no keys that other programs compute alike: copied as it is, for diffusers and PEFT")
         shutil.copyfile(lora, part)
+    else:
+        write_kohya(read, part, dtype)
 
 
 if __name__ == "__main__":

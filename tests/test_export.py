@@ -57,13 +57,65 @@ def test_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_an_adapter_that_other_tools_have_no_keys_for_is_copied(tmp_path, capsys):
-    (tmp_path / "lora").mkdir()
-    lokr = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
-    save_file({"unet.attn1.to_q.lokr_w1": np.ones((2, 2), np.float32)}, lokr)
+def test_dora_is_copied_as_it_is(tmp_path, model, capsys):
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+
+    unet = UNet2DConditionModel.from_pretrained(model / "unet")
+    unet.add_adapter(LoraConfig(r=2, use_dora=True, target_modules=["to_q"]))
+    save_lora({"unet": unet}, tmp_path / "lora")
     stage(CONFIG, tmp_path / "lora", tmp_path / "out.safetensors")
-    assert (tmp_path / "out.safetensors").read_bytes() == lokr.read_bytes()
-    assert "LoKr" in capsys.readouterr().out
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "out.safetensors").read_bytes() == file.read_bytes()
+    assert "DoRA has no keys that other programs compute alike: copied as it is" in capsys.readouterr().out
+
+
+KRONECKER = {
+    "LoHa": {},
+    "LoHa with Tucker's core": {"use_effective_conv2d": True},
+    "LoKr": {"alpha_pattern": {"conv1": 2.0}},
+    "LoKr with Tucker's core": {"use_effective_conv2d": True, "r": 1},
+    "LoKr of four factors": {"decompose_both": True, "r": 1},
+    "LoKr of whole factors": {"r": 16, "rank_pattern": {"attn1.to_q": 32}},
+}
+
+
+@pytest.mark.parametrize("name", KRONECKER)
+def test_other_tools_compute_from_the_file_what_was_trained(tmp_path, model, name):
+    """LoHa and LoKr, by the formulas of ComfyUI, A1111 and InvokeAI; linear layers and convolutions of 1x1 and 3x3."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from peft import LoHaConfig, LoKrConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import CLIPTextModel
+
+    from stages.checkpoints.lora_files import kohya_name
+    from tests.checkpoints.foreign_loras import added
+
+    torch.manual_seed(0)
+    make = LoHaConfig if name.startswith("LoHa") else LoKrConfig
+    parts = {
+        "unet": (
+            UNet2DConditionModel.from_pretrained(model / "unet"),
+            ["to_q", "ff.net.0.proj", "proj_in", "conv1", "conv_in"],
+        ),
+        "text_encoder": (CLIPTextModel.from_pretrained(model / "text_encoder"), ["q_proj", "fc1"]),
+    }
+    for part, targets in parts.values():
+        part.add_adapter(make(**{"r": 2, "alpha": 3, "init_weights": False, "target_modules": targets} | KRONECKER[name]))
+    save_lora({name: part for name, (part, _) in parts.items()}, tmp_path / "lora")
+    stage(CONFIG, tmp_path / "lora", tmp_path / "out.safetensors")
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in load_file(tmp_path / "out.safetensors").items():
+        layers.setdefault(key.split(".", 1)[0], {})[key.split(".", 1)[1]] = value
+    for component, (part, _) in parts.items():
+        for module_name, module in part.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                expected = module.get_delta_weight("default").detach().numpy()
+                given = added(layers.pop(kohya_name(component, module_name)), expected.shape)
+                assert np.abs(expected).max() > 0
+                np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+    assert not layers
 
 
 def test_diffusers_loads_the_single_file_with_the_same_weights_and_image(tmp_path, model):
@@ -123,7 +175,7 @@ def test_diffusers_draws_the_same_with_the_kohya_file(tmp_path, model, settings)
     for part, modules in targets.items():
         lora = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=modules, **settings)
         getattr(pipeline, part).add_adapter(lora)
-    save_lora(pipeline, tmp_path / "lora")
+    save_lora({part: getattr(pipeline, part) for part in ("unet", "text_encoder")}, tmp_path / "lora")
     expected = draw(pipeline)
     stage(CONFIG, tmp_path / "lora", tmp_path / "kohya.safetensors")
     fresh = StableDiffusionPipeline.from_pretrained(model, local_files_only=True, **NOTHING)
@@ -144,7 +196,7 @@ def test_a_fused_lora_draws_what_the_loaded_one_does(tmp_path, model, weight):
     for part, modules in {"unet": ["to_q", "to_out.0", "proj_in", "conv1"], "text_encoder": ["q_proj", "fc1"]}.items():
         lora = LoraConfig(r=4, lora_alpha=80, init_lora_weights=False, target_modules=modules, alpha_pattern={modules[-1]: 20})
         getattr(pipeline, part).add_adapter(lora)
-    save_lora(pipeline, tmp_path / "lora")
+    save_lora({part: getattr(pipeline, part) for part in ("unet", "text_encoder")}, tmp_path / "lora")
     for part in (pipeline.unet, pipeline.text_encoder):
         scale_layers(part, weight)
     expected = draw(pipeline)
@@ -184,12 +236,11 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path, model, weight):
         stage(CONFIG, model, tmp_path / "out.safetensors", tmp_path / "lora.safetensors", weight)
 
 
-def save_lora(pipeline, folder):
+def save_lora(parts, folder):
     from peft import get_peft_model_state_dict
 
     tensors, settings = {}, {}
-    for part in ("unet", "text_encoder"):
-        module = getattr(pipeline, part)
+    for part, module in parts.items():
         tensors |= {f"{part}.{key}": value.detach().numpy() for key, value in get_peft_model_state_dict(module).items()}
         settings |= {f"{part}.{key}": value for key, value in module.peft_config["default"].to_dict().items()}
     folder.mkdir()

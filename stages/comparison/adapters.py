@@ -1,19 +1,22 @@
 """What training made of a model, put into it: adapters of every kind that PEFT has, or all weights of the UNet."""
 
-import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-UNET_FILE = "diffusion_pytorch_model.safetensors"
-METADATA_KEY = "lora_adapter_metadata"
+from stages.checkpoints.lora_factors import factors
+from stages.checkpoints.lora_files import Kind, LoraFile, LoraModule, read_lora
+from stages.checkpoints.lora_matching import modules_for
+from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
+
 ADAPTER = "lora"
+_PEFT_PARTS = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
 def lora_file(path: Path) -> Path:
@@ -49,87 +52,115 @@ def load_tuned_unet(unet: nn.Module, file: Path, scale: float) -> None:
         tensor.copy_(target if scale == 1 else torch.lerp(tensor.float(), target.float(), scale))
 
 
-def attach(parts: Mapping[str, nn.Module], file: Path) -> list[str]:
-    """Add the adapters of a LoRA file to the parts of a model that it holds weights for.
+def attach(parts: Mapping[str, Any], file: Path) -> list[str]:
+    """Add the adapters of a LoRA file to the parts of a model that it was trained beside, each layer at its own alpha / rank.
 
-    diffusers' own loader does it where it can: it refuses LoHa and LoKr in files of this kind and drops the magnitudes of
-    DoRA on a text encoder; those go through PEFT.
+    PEFT computes them: LoRA and DoRA of any file, LoHa and LoKr of those that hold PEFT's settings. LoHa and LoKr of other
+    programs have factors that PEFT's settings cannot describe; their products are attached instead.
 
     Args:
         parts: "unet" and "text_encoder", changed in place.
-        file: in diffusers' or kohya's keys. Rank and alpha come from its metadata or from its `.alpha` keys.
+        file: under any names that `read_lora` knows.
 
     Returns:
         The names of the parts that the file holds weights for.
 
     Raises:
-        OSError: the file is not safetensors.
-        ValueError: the file holds no LoRA weights, or those of another architecture.
+        ValueError: the file cannot be read, or is for another model.
     """
-    settings = read_adapter_settings(file)
-    if any(_is_for_peft(settings, name) for name in parts):
-        state_dict, network_alphas = load_file(file), None
-    else:
-        state_dict, network_alphas, settings = _read_by_diffusers(file)
-    held = [name for name in parts if any(key.startswith(f"{name}.") for key in state_dict)]
-    if not held:
-        raise ValueError(f"{file}: holds no LoRA weights for a UNet or a text encoder")
-    try:
-        for name in held:
-            if settings and _is_for_peft(settings, name):
-                _attach_by_peft(parts[name], _of_part(state_dict, name), _of_part(settings, name))
-            else:
-                _attach_by_diffusers(name, parts[name], state_dict, network_alphas, settings)
-            parts[name].eval()  # the adapter's new layers begin in training mode, with dropout where it has one
-    except RuntimeError as error:
-        raise ValueError(f"{file}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
-    return held
+    lora = read_lora(file)
+    matched = match(parts, lora)
+    for name, modules in matched.items():
+        try:
+            config, state_dict = _adapter(parts[name], modules, lora.settings_of(name))
+            _attach(parts[name], config, state_dict)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
+    return list(matched)
 
 
-def read_adapter_settings(file: Path) -> dict[str, Any]:
-    """PEFT's settings by part, such as `unet.lora_alpha`; empty if the file has none, or cannot be read."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return json.loads((tensors.metadata() or {}).get(METADATA_KEY, "{}"))
-    except Exception:  # whatever safetensors raises; diffusers' loader says what is wrong with the file
-        return {}
+def match(parts: Mapping[str, Any], lora: LoraFile) -> dict[str, dict[str, LoraModule]]:
+    """The modules of a LoRA file by part and layer.
+
+    Raises:
+        ValueError: the file is for another model.
+    """
+    shapes = {name: {key: tuple(each.shape) for key, each in part.named_parameters()} for name, part in parts.items()}
+    return modules_for(lora, shapes, parts["unet"].config if "unet" in parts else {})
 
 
-def _is_for_peft(settings: Mapping[str, Any], part: str) -> bool:
-    """Whether diffusers' loader would refuse the adapter or get it wrong."""
-    kind = settings.get(f"{part}.peft_type", "LORA")
-    return kind != "LORA" or (part == "text_encoder" and bool(settings.get(f"{part}.use_dora")))
+def _attach(part: Any, config: Any, state_dict: dict[str, Tensor]) -> None:
+    from peft import set_peft_model_state_dict
 
-
-def _of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The entries of one part, without its prefix."""
-    return {key.removeprefix(f"{part}."): value for key, value in values.items() if key.startswith(f"{part}.")}
-
-
-def _attach_by_peft(model: Any, state_dict: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    from peft import PeftConfig, set_peft_model_state_dict
-
-    try:
-        model.add_adapter(PeftConfig.from_peft_type(**settings), adapter_name=ADAPTER)
-    except (TypeError, ValueError) as error:
-        raise RuntimeError(str(error)) from error
-    outcome = set_peft_model_state_dict(model, state_dict, ADAPTER)
+    part.add_adapter(config, adapter_name=ADAPTER)
+    outcome = set_peft_model_state_dict(part, state_dict, ADAPTER)
     if outcome.unexpected_keys:
         raise RuntimeError(f"it has no {outcome.unexpected_keys[0]}")
+    part.eval()  # the adapter's new layers begin in training mode, with dropout where it has one
 
 
-def _read_by_diffusers(file: Path) -> tuple[Any, Any, Any]:
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+def _adapter(part: Any, modules: Mapping[str, LoraModule], settings: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """The adapter in PEFT's own terms, and its weights."""
+    from peft import LoraConfig, PeftConfig
 
-    loader: Any = StableDiffusionLoraLoaderMixin
-    return loader.lora_state_dict(
-        file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True, return_lora_metadata=True
-    )
+    kinds: set[Kind] = {module.kind for module in modules.values()}
+    if kinds in ({"LoRA"}, {"DoRA"}):
+        use_rslora = any(module.use_rslora for module in modules.values())
+        config: Any = LoraConfig(use_rslora=use_rslora, use_dora=kinds == {"DoRA"}, **_strengths(modules, "lora_alpha"))
+        return config, _weights(part, modules)
+    if "DoRA" in kinds:
+        raise ValueError("it holds DoRA beside other adapters, which PEFT cannot put into one model")
+    if [str(settings.get("peft_type")).upper()] == [kind.upper() for kind in kinds]:
+        return PeftConfig.from_peft_type(**settings | _strengths(modules, "alpha")), _weights(part, modules)
+    return _products(part, modules)
 
 
-def _attach_by_diffusers(name: str, model: Any, state_dict: Any, network_alphas: Any, settings: Any) -> None:
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+def _strengths(modules: Mapping[str, LoraModule], alpha: str) -> dict[str, Any]:
+    """PEFT's settings that give each layer its own rank and alpha."""
+    ranks = {name: module.rank for name, module in modules.items()}
+    alphas = {name: module.alpha for name, module in modules.items()}
+    common = {leaf: Counter(values.values()).most_common(1)[0][0] for leaf, values in (("r", ranks), (alpha, alphas))}
+    return {
+        "target_modules": list(modules),
+        **common,
+        "rank_pattern": _patterns(ranks, common["r"]),
+        "alpha_pattern": _patterns(alphas, common[alpha]),
+    }
 
-    loader: Any = StableDiffusionLoraLoaderMixin
-    load = loader.load_lora_into_unet if name == "unet" else loader.load_lora_into_text_encoder
-    load(state_dict, network_alphas, **{name: model}, adapter_name=ADAPTER, metadata=settings)
+
+def _patterns(values: Mapping[str, float], common: float) -> dict[str, float]:
+    """A pattern for each value but the common one, which stands for the whole names of its layers."""
+    names: dict[float, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(value, []).append(re.escape(name))
+    return {f"^(?:{'|'.join(found)})": value for value, found in names.items() if value != common}
+
+
+def _weights(part: Any, modules: Mapping[str, LoraModule]) -> dict[str, Tensor]:
+    """The tensors under PEFT's names, a LoRA's in the shapes that its layer asks for."""
+    state_dict = {}
+    for name, module in modules.items():
+        kernel = part.get_submodule(name).weight.shape[2:]
+        for key, tensor in module.tensors.items():
+            values = torch.from_numpy(tensor.read())
+            if key in ("down", "up"):
+                spatial = kernel if key == "down" else (1,) * len(kernel)
+                values = values.reshape(values.shape[0], -1, *spatial)
+            state_dict[f"{name}.{_PEFT_PARTS.get(key, key)}"] = values
+    return state_dict
+
+
+def _products(part: Any, modules: Mapping[str, LoraModule]) -> tuple[Any, dict[str, Tensor]]:
+    """Adapters of any kinds as what they add to each weight: LoKr whose first factor is a single one."""
+    from peft import LoKrConfig
+
+    state_dict = {}
+    whole = 1
+    for name, module in modules.items():
+        shape = part.get_submodule(name).weight.shape
+        product = module.scale * factors(module.tensors).read()
+        state_dict[f"{name}.lokr_w1"] = torch.ones(1, 1)
+        state_dict[f"{name}.lokr_w2"] = torch.from_numpy(product).float().reshape(shape)
+        whole = max(whole, *shape[:2])  # a rank from which on PEFT keeps the second factor whole
+    config = LoKrConfig(r=whole, alpha=whole, decompose_factor=1, target_modules=list(modules))
+    return config, state_dict

@@ -20,7 +20,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from stages.comparison.adapters import ADAPTER, UNET_FILE, attach, holds_whole_unet, load_tuned_unet, lora_file
+from stages.checkpoints.lora_files import read_lora
+from stages.checkpoints.lora_names import UNET_FILE
+from stages.comparison.adapters import ADAPTER, attach, holds_whole_unet, load_tuned_unet, lora_file, match
 from stages.comparison.prompts import last_layer, tokenize
 
 logger = logging.getLogger(__name__)
@@ -95,12 +97,14 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
     Args:
         models: changed in place.
         path: a file in diffusers' or kohya's keys, or a folder with `pytorch_lora_weights.safetensors`, or with the `unet/`
-            of a full fine-tuning. Rank and alpha come from the file's metadata or from its `.alpha` keys.
-        lora_scale: the factor on what training added; 0 is the model without it.
+            of a full fine-tuning. Each layer's rank and alpha come from the file's metadata or from its `.alpha` keys; without
+            both, alpha is the rank.
+        lora_scale: the factor on what training added; 0 is the model without it. Of DoRA it is, as in PEFT, the factor on the
+            LoRA, and the lengths of the rows stay those that were learnt.
 
     Raises:
-        OSError: the file is missing or not safetensors.
-        ValueError: the file holds no LoRA weights, or those of another architecture.
+        OSError: the file is missing.
+        ValueError: the file holds no LoRA weights, something that is not read here, or weights of another architecture.
     """
     from diffusers.utils import set_weights_and_activate_adapters
 
@@ -109,6 +113,9 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
         load_tuned_unet(models.unet, file, lora_scale)
         return
     parts = {"unet": models.unet, "text_encoder": models.text_encoder}
+    if lora_scale == 0:
+        match(parts, read_lora(file))
+        return
     held = attach(parts, file)
     for name in held:
         set_weights_and_activate_adapters(parts[name], [ADAPTER], [lora_scale])

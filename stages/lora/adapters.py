@@ -12,13 +12,10 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stages.checkpoints.lora_names import METADATA_KEY
 from stages.lora.fused import FusedLinear
 from stages.lora.pointwise import use_matrix_products
 from stages.lora.settings import AdapterConfig
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-METADATA_KEY = "lora_adapter_metadata"
-"""The metadata key that diffusers' loader reads rank and alpha from; it must stay the only one (see `write_lora`)."""
 
 
 def load_unet(model: Path) -> UNet2DConditionModel:

@@ -16,7 +16,8 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, write_lora
+from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
+from stages.lora.adapters import add_adapter, cast_frozen, load_unet, write_lora
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, names_at, validation_batches
 from stages.lora.compiling import compile_unet
 from stages.lora.losses import denoising_loss
@@ -29,7 +30,6 @@ from stages.lora.training import DivergedError, HistoryRow, fit
 from stages.pipeline.outputs import atomic_directory
 
 HISTORY_FILE = "history.csv"
-UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)

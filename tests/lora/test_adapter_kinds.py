@@ -7,9 +7,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from stages.comparison.adapters import attach, read_adapter_settings
+from stages.checkpoints.lora_files import read_lora
+from stages.checkpoints.lora_names import LORA_FILE
+from stages.comparison.adapters import attach
 from stages.comparison.sampling import load_lora, load_models
-from stages.lora.adapters import LORA_FILE, add_adapter, load_unet, trained_parameters, write_lora
+from stages.lora.adapters import add_adapter, load_unet, trained_parameters, write_lora
 from stages.lora.prompts import load_text_encoder
 from stages.lora.text_encoder import TARGET_MODULES
 from tests.comparison.tiny_models import save_tiny_checkpoint
@@ -127,14 +129,14 @@ def test_adapter_of_a_text_encoder_comes_back_too(model, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_file_each_time(model, tmp_path, kind):
-    for name in ("one", "two"):
+    for name in ("one.safetensors", "two.safetensors"):
         write_lora({"unet": trained_unet(model, **KINDS[kind])}, tmp_path / name, base={"base_unet_sha256": "abc"})
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert str(model).encode() not in (tmp_path / "one").read_bytes()
-    settings = read_adapter_settings(tmp_path / "one")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert str(model).encode() not in (tmp_path / "one.safetensors").read_bytes()
+    settings = read_lora(tmp_path / "one.safetensors").settings
     assert settings["base_unet_sha256"] == "abc"
     assert settings["unet.r"] == 2
-    assert {tensor.dtype for tensor in load_file(tmp_path / "one").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_file(tmp_path / "one.safetensors").values()} == {torch.float32}
 
 
 def test_lokr_of_another_architecture_is_refused(model, tmp_path):

@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from stages.lora.adapters import LORA_FILE, add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
+from stages.checkpoints.lora_names import LORA_FILE
+from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
 from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 
