@@ -1,15 +1,17 @@
 """Put all variants side by side: grids, scores with confidence intervals, and a report to read.
 
 Reads the images and scores of every variant of the sweep, the captioned training images, and what the LoRAs' trainings
-logged and drew on the way. Writes grid.png, a sweep-<kind>.png for each kind of LoRA (alpha down, rank across), scores.csv,
-metrics.json, tables for `dvc plots` (variants.csv, loss.csv, validation_loss.csv, learning_rate.csv, grad_norm.csv), and
-index.html, a page that needs no other file.
+logged and drew on the way. Writes grid.png, scores.csv, variants.csv, metrics.json, tables for `dvc plots` (loss.csv,
+validation_loss.csv, learning_rate.csv, grad_norm.csv), charts/ with a sweep-<kind>.png for each kind of LoRA (alpha down,
+rank across) and every chart of the page as SVG, and index.html, a page that needs no other file. A report that is there
+stays until the new one is whole.
 
 A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. What
 lies in the folders and is not in the sweep is left alone: a value taken out of the sweep is gone from the report, and comes
 back with it.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,7 +57,8 @@ class CompareConfig:
         image_size: pixels of a picture's side in the PNG grids.
         resampling: how pictures are brought to that size; nearest keeps hard pixels.
         training_images: how many training images are shown.
-        font: a .ttf or .otf file for the PNG grids; null is Pillow's own, which has ASCII only.
+        font: a .ttf or .otf file for the PNG grids; null is Pillow's own, and DejaVu Sans for a text beyond ASCII, which has
+            Latin, Greek and Cyrillic letters. Characters that cannot be drawn are named in a warning.
     """
 
     title: Text
@@ -76,8 +79,9 @@ class CompareConfig:
 def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path, loras: Path, dataset: Path, out: Path) -> None:
     """Compare the variants of `sweep`."""
     from stages.comparison.grids import Style
+    from stages.comparison.histories import read_history
     from stages.comparison.presentation import Comparison, Presentation, read_samples, read_training_images
-    from stages.comparison.report import write_report
+    from stages.comparison.report import font_problems, write_report
     from stages.comparison.results import read_results
     from stages.comparison.variants import KINDS, Sweep
 
@@ -86,7 +90,7 @@ def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path,
     comparison = Comparison(
         results=read_results(compared, images, scores),
         training=read_training_images(dataset, config.training_images),
-        histories={variant: loras / variant.name / "history.csv" for variant in trained},
+        histories={variant: read_history(loras / variant.name / "history.csv") for variant in trained},
         samples={variant: read_samples(loras / variant.name / "samples") for variant in trained},
         presentation=Presentation(
             title=config.title,
@@ -96,6 +100,8 @@ def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path,
             style=Style(config.image_size, config.resampling, config.font),
         ),
     )
+    for problem in font_problems(comparison):
+        print(f"warning: compare.{problem}", file=sys.stderr)
     with atomic_directory(out) as folder:
         write_report(comparison, folder)
 

@@ -1,12 +1,15 @@
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from stages.compare import CompareConfig, Names, stage
 from stages.pipeline.config import ParamsError, SweepConfig, validate
 from tests.comparison.small_comparison import NAMES, write_world
 
+ROOT = Path(__file__).parents[1]
 SWEEP = SweepConfig(alpha=(0.7,), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"))
 CONFIG = CompareConfig(
     title="Title",
@@ -30,7 +33,8 @@ def test_report_is_written_over_an_old_one(tmp_path):
     (tmp_path / "report" / "sweep-of-old.png").touch()
     report = compare(write_world(tmp_path))
     assert not (report / "sweep-of-old.png").exists()
-    assert json.loads((report / "metrics.json").read_text())["text2img_reference_similarity_gain"] == pytest.approx(0.1)
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["text2img-a0_7-r4"]["reference_similarity_gain"] == pytest.approx(0.1)
 
 
 def test_missing_variant_is_an_error_and_leaves_no_report(tmp_path):
@@ -38,6 +42,38 @@ def test_missing_variant_is_an_error_and_leaves_no_report(tmp_path):
     sweep = SweepConfig(alpha=(0.7, 0.5), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"))
     with pytest.raises(FileNotFoundError, match=r"a0\.5.*stage generate"):
         compare(tmp_path, sweep=sweep)
+    assert not (tmp_path / "report").exists()
+
+
+def test_every_template_is_a_dependency_of_the_stage():
+    """A fingerprint covers Python alone."""
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compare"]["deps"]
+    templates = [path for path in (ROOT / "stages" / "comparison").iterdir() if path.suffix not in (".py", "")]
+    assert {f"stages/comparison/{path.name}" for path in templates} == {dep for dep in deps if dep.startswith("stages/")}
+
+
+@pytest.mark.parametrize("spoil", ["scores/theta1.csv", "lora/text2img-a0.7-r4/history.csv", "images/a0.7/p0-s3.png"])
+def test_broken_input_leaves_the_old_report_as_it_was(tmp_path, spoil):
+    report = compare(write_world(tmp_path))
+    before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    (tmp_path / spoil).write_bytes(b"spoilt")
+    with pytest.raises((ValueError, OSError), match=Path(spoil).name):
+        compare(tmp_path)
+    assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
+
+
+def test_characters_that_no_font_has_are_named_with_the_leaf_to_set(tmp_path, capsys):
+    compare(write_world(tmp_path), replace(CONFIG, title="été 猫"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: compare.font: it has no 猫 (U+732B)")
+    compare(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_is_no_font_is_refused(tmp_path):
+    (tmp_path / "my.ttf").write_bytes(b"no font")
+    with pytest.raises(OSError, match=r"my\.ttf: is not a font"):
+        compare(write_world(tmp_path), replace(CONFIG, font=tmp_path / "my.ttf"))
     assert not (tmp_path / "report").exists()
 
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageOps
+
+from stages.comparison.lettering import Font, font_for, widest_part, wrap
 
 INK, MUTED, LINE, PAPER = "#16181d", "#6b7280", "#e5e7eb", "#ffffff"
 MARGIN, GUTTER, GAP, RADIUS = 40, 28, 4, 10
 TITLE, HEADING, SMALL = 34, 22, 17
+WIDEST_WORD = 200
+"""Pixels that a heading may widen a column of small pictures to; longer words are cut."""
 RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -42,48 +44,68 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What a grid shows: a title, headings of columns, rows of cells, and perhaps a strip of pictures at the bottom."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    strip: Strip | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """All that is written in it."""
+        headings = [text for column in self.columns for text in (column.title, column.subtitle)]
+        return [self.title, *headings, *(row.title for row in self.rows), *([self.strip.title] if self.strip else [])]
+
+
+@dataclass(frozen=True)
 class Style:
     """How pictures are shown.
 
     Attributes:
         image_size: pixels of one side of a picture in the grid.
         resampling: a key of `RESAMPLING`.
-        font: a font file; None takes Pillow's own, which has no letters beyond ASCII.
+        font: a font file; None takes what `lettering.font_for` chooses.
     """
 
     image_size: int
     resampling: str
     font: Path | None = None
 
-    def text(self, size: int) -> Font:
-        """The font at a size in pixels."""
-        return ImageFont.truetype(self.font, size) if self.font else ImageFont.load_default(size)
+    def text(self, text: str, size: int) -> Font:
+        """The font for a text at a size in pixels."""
+        return font_for(text, size, self.font)
 
 
-def draw_grid(
-    title: str, columns: Sequence[Column], rows: Sequence[Row], style: Style, strip: Strip | None = None
-) -> Image.Image:
+def draw_grid(grid: Grid, style: Style) -> Image.Image:
     """Draw a grid: headings on top, each row under its own heading, and a strip of pictures at the bottom."""
-    across = mosaic_columns(max(len(cell) for row in rows for cell in row.cells))
-    cell_width = _span(across, style.image_size)
-    lefts = [MARGIN + index * (cell_width + GUTTER) for index in range(len(columns))]
+    across = mosaic_columns(max(len(cell) for row in grid.rows for cell in row.cells))
+    cell_width = max(_span(across, style.image_size), _heading_width(grid.columns, style))
+    lefts = [MARGIN + index * (cell_width + GUTTER) for index in range(len(grid.columns))]
     canvas = _Canvas(lefts[-1] + cell_width + MARGIN, style)
-    canvas.line(title, TITLE, INK, after=34)
-    canvas.y = max(canvas.column_heading(column, left, cell_width) for column, left in zip(columns, lefts, strict=True))
-    for row in rows:
+    canvas.line(grid.title, TITLE, INK, after=34)
+    canvas.y = max(canvas.column_heading(column, left, cell_width) for column, left in zip(grid.columns, lefts, strict=True))
+    for row in grid.rows:
         canvas.y += 24
         canvas.line(row.title, HEADING, INK, after=14)
         for cell, left in zip(row.cells, lefts, strict=True):
             canvas.mosaic(cell, left, across)
         canvas.y += max(_span(math.ceil(len(cell) / across), style.image_size) for cell in row.cells)
-    if strip is not None and strip.images:
-        canvas.strip(strip)
+    if grid.strip is not None and grid.strip.images:
+        canvas.strip(grid.strip)
     return canvas.finish()
 
 
 def mosaic_columns(count: int) -> int:
     """Pictures side by side in a cell of `count` pictures: as square as can be."""
     return max(1, math.ceil(math.sqrt(count)))
+
+
+def _heading_width(columns: Sequence[Column], style: Style) -> int:
+    """What the words of the headings need, within reason: a small picture is no reason to cut them."""
+    texts = [(text, size) for column in columns for text, size in ((column.title, HEADING), (column.subtitle, SMALL))]
+    return min(WIDEST_WORD, max(widest_part(text, style.text(text, size)) for text, size in texts))
 
 
 def _span(count: int, size: int) -> int:
@@ -100,7 +122,7 @@ class _Canvas:
 
     def line(self, text: str, size: int, colour: str, after: int) -> None:
         """Write text over the whole width, broken where it must be."""
-        font = self.style.text(size)
+        font = self.style.text(text, size)
         for part in wrap(text, font, self.image.width - 2 * MARGIN):
             self._write(part, MARGIN, self.y, font, colour)
             self.y += round(size * 1.3)
@@ -112,7 +134,7 @@ class _Canvas:
         ImageDraw.Draw(self.image).rounded_rectangle((left, self.y, left + width - 1, self.y + 5), 3, fill=column.colour)
         bottom = self.y + 18
         for text, size, colour in ((column.title, HEADING, INK), (column.subtitle, SMALL, MUTED)):
-            font = self.style.text(size)
+            font = self.style.text(text, size)
             for part in wrap(text, font, width):
                 self._write(part, left, bottom, font, colour)
                 bottom += round(size * 1.3)
@@ -144,9 +166,10 @@ class _Canvas:
         return self.image
 
     def _place(self, file: Path, left: int, top: int) -> None:
+        """Paste a picture; of one that is not square the middle is shown, as training takes it."""
         size = self.style.image_size
         with Image.open(file) as image:
-            picture = image.convert("RGB").resize((size, size), RESAMPLING[self.style.resampling])
+            picture = ImageOps.fit(image.convert("RGB"), (size, size), RESAMPLING[self.style.resampling])
         self._grow(top + size)
         self.image.paste(LINE, (left - 1, top - 1), _rounded_mask(size + 2))  # a hairline around white pictures
         self.image.paste(picture, (left, top), _rounded_mask(size))
@@ -160,18 +183,6 @@ class _Canvas:
             grown = Image.new("RGB", (self.image.width, height), PAPER)
             grown.paste(self.image, (0, 0))
             self.image = grown
-
-
-def wrap(text: str, font: Font, width: int) -> list[str]:
-    """Break text between words into lines of at most `width` pixels; a longer word stays whole."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 @cache

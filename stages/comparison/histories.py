@@ -38,16 +38,14 @@ def read_history(path: Path) -> dict[str, Course]:
     return courses
 
 
-def write_courses(histories: Mapping[Variant, Path], folder: Path) -> None:
+def write_courses(histories: Mapping[Variant, Mapping[str, Course]], folder: Path) -> None:
     """Write <measure>.csv for each of `MEASURES`: variant, step and the value; no rows where nobody measured it."""
-    courses = {variant: read_history(path) for variant, path in histories.items()}
     for name in MEASURES:
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("variant", "step", name))
-            for variant, of_variant in courses.items():
-                course = of_variant[name]
-                points = zip(course.steps.tolist(), course.values.tolist(), strict=True)
+            for variant, courses in histories.items():
+                points = zip(courses[name].steps.tolist(), courses[name].values.tolist(), strict=True)
                 writer.writerows((variant.name, f"{step:g}", f"{value:.6g}") for step, value in points)
 
 

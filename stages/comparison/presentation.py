@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.comparison.cells import read_png_text
+from stages.comparison.effects import EFFECTS, Effect
 from stages.comparison.grids import Style
+from stages.comparison.histories import Course
 from stages.comparison.results import Results
+from stages.comparison.scores import Interval
 from stages.comparison.variants import Kind, Namer, Variant
 
 COLOURS: dict[Kind, str] = {
@@ -69,14 +72,14 @@ class Comparison:
     Attributes:
         results: what was drawn and scored.
         training: what the LoRAs were trained on.
-        histories: history.csv of each LoRA's training.
+        histories: of each LoRA's training the course of each quantity, as `read_history` gives it.
         samples: what each training drew on the way, if anything.
         presentation: how it is shown.
     """
 
     results: Results
     training: TrainingImages
-    histories: Mapping[Variant, Path]
+    histories: Mapping[Variant, Mapping[str, Course]]
     samples: Mapping[Variant, Sequence[Sample]]
     presentation: Presentation
 
@@ -96,6 +99,20 @@ class Comparison:
     def other_prompts(self) -> list[int]:
         """The prompts that ask for nothing of what the LoRAs learnt."""
         return [index for index in self.results.prompts if index not in self.presentation.subject_prompts]
+
+    @property
+    def groups(self) -> dict[str, Sequence[int]]:
+        """The prompts that ask for what the LoRAs learnt ("subject"), and those that do not ("other"), if there are any."""
+        groups = {"subject": self.presentation.subject_prompts, "other": self.other_prompts}
+        return {name: prompts for name, prompts in groups.items() if prompts}
+
+    def changes(self, variant: Variant) -> list[tuple[Effect, Interval]]:
+        """What a LoRA changed, each with its interval over seeds; nothing without a LoRA."""
+        if variant.rank is None:
+            return []
+        prompts = {True: self.groups["subject"], False: self.groups.get("other", ())}
+        shown = [effect for effect in EFFECTS if prompts[effect.asked]]
+        return [(effect, self.results.gain(variant, effect.metric, prompts[effect.asked])) for effect in shown]
 
     @property
     def training_title(self) -> str:

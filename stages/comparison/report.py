@@ -1,32 +1,55 @@
-"""The report: grids as PNG, tables of scores, and one self-contained page. Imports no torch."""
+"""The report: grids as PNG, charts as SVG, tables of scores, and one self-contained page. Imports no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from stages.comparison.grids import Column, Row, Strip, draw_grid
+from stages.comparison.figures import write_charts
+from stages.comparison.grids import Column, Grid, Row, Strip, draw_grid
 from stages.comparison.histories import write_courses
+from stages.comparison.lettering import undrawable
 from stages.comparison.page import render_page
 from stages.comparison.presentation import COLOURS, Comparison
-from stages.comparison.results import write_metrics, write_scores_table, write_variants_table
+from stages.comparison.tables import write_metrics, write_scores_table, write_variants_table
 from stages.comparison.variants import Kind, Variant
+
+NAMED = 8
+"""How many characters a problem names; the others are counted."""
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write grid.png, a sweep-….png for each kind of LoRA, tables, metrics.json and index.html."""
-    results = comparison.results
-    main_grid(comparison).save(folder / "grid.png")
-    for kind in results.sweep.kinds:
-        sweep_grid(comparison, kind).save(folder / f"sweep-{kind}.png")
-    write_scores_table(results, folder / "scores.csv")
-    write_variants_table(results, comparison.histories, folder / "variants.csv")
-    write_metrics(results, comparison.presentation.subject_prompts, folder / "metrics.json")
+    """Write the grids, charts/ with every chart of the page, tables, metrics.json and index.html."""
+    (folder / "charts").mkdir()
+    for name, grid in grids(comparison).items():
+        draw_grid(grid, comparison.presentation.style).save(folder / name)
+    write_charts(comparison, folder / "charts")
+    write_scores_table(comparison, folder / "scores.csv")
+    write_variants_table(comparison, folder / "variants.csv")
+    write_metrics(comparison, folder / "metrics.json")
     write_courses(comparison.histories, folder)
     (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")
 
 
-def main_grid(comparison: Comparison) -> Image.Image:
+def grids(comparison: Comparison) -> dict[str, Grid]:
+    """The grids by the names of their files: the main one, and one for each kind of LoRA."""
+    sweeps = {f"charts/sweep-{kind}.png": sweep_grid(comparison, kind) for kind in comparison.results.sweep.kinds}
+    return {"grid.png": main_grid(comparison), **sweeps}
+
+
+def font_problems(comparison: Comparison) -> list[str]:
+    """What is wrong with the letters of the grids, a line each; to be said before they are drawn.
+
+    Raises:
+        OSError: the font cannot be read.
+    """
+    texts = [text for grid in grids(comparison).values() for text in grid.texts]
+    if not (missing := undrawable(texts, comparison.presentation.style.font)):
+        return []
+    named = ", ".join(f"{character} (U+{ord(character):04X})" for character in missing[:NAMED])
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return [f"font: it has no {named}{more}: the PNG grids show boxes; set it to a .ttf or .otf file that has them"]
+
+
+def main_grid(comparison: Comparison) -> Grid:
     """Prompts down; originals, merge and LoRAs across; training images below."""
     results, presentation = comparison.results, comparison.presentation
     leading = results.sweep.leading
@@ -34,18 +57,17 @@ def main_grid(comparison: Comparison) -> Image.Image:
         Row(prompt, [comparison.pictures(variant, index) for variant in leading]) for index, prompt in results.prompts.items()
     ]
     strip = Strip(comparison.training_title, [file for file, _ in comparison.training.sample])
-    return draw_grid(presentation.title, _columns(comparison, leading), rows, presentation.style, strip)
+    return Grid(presentation.title, _columns(comparison, leading), rows, strip)
 
 
-def sweep_grid(comparison: Comparison, kind: Kind) -> Image.Image:
+def sweep_grid(comparison: Comparison, kind: Kind) -> Grid:
     """Alphas down; no LoRA and each rank across; the first of the subject prompts."""
-    presentation, lines = comparison.presentation, comparison.results.sweep.lines(kind)
-    prompt = presentation.subject_prompts[0]
+    lines, prompt = comparison.results.sweep.lines(kind), comparison.presentation.subject_prompts[0]
     columns = [Column(*comparison.namer.sweep_heading(variant), COLOURS[variant.kind]) for variant in lines[0]]
     rows = [
         Row(comparison.namer.formula(line[0]), [comparison.pictures(variant, prompt) for variant in line]) for line in lines
     ]
-    return draw_grid(comparison.results.prompts[prompt], columns, rows, presentation.style)
+    return Grid(comparison.results.prompts[prompt], columns, rows)
 
 
 def _columns(comparison: Comparison, variants: Sequence[Variant]) -> list[Column]:

@@ -32,6 +32,11 @@ class Variant:
         return merge if self.rank is None else f"{self.kind}-{merge}-r{self.rank}"
 
     @property
+    def key(self) -> str:
+        """Its name in metrics.json, without dots: DVC joins the keys of nested metrics by them."""
+        return self.name.replace(".", "_")
+
+    @property
     def merge(self) -> "Variant":
         """The same merge without the LoRA."""
         return Variant("merge", self.alpha)

@@ -7,9 +7,10 @@ from PIL import Image
 
 from stages.comparison.cells import Cell, plan_cells, write_cells, write_png
 from stages.comparison.grids import Style
+from stages.comparison.histories import read_history
 from stages.comparison.presentation import Comparison, Presentation, read_samples, read_training_images
 from stages.comparison.results import read_results
-from stages.comparison.scores import write_scores
+from stages.comparison.scores import read_scores, write_scores
 from stages.comparison.variants import Kind, Sweep, Variant
 
 PROMPTS = ["a portrait", "asuka, <green> background"]
@@ -71,6 +72,12 @@ def write_world(root: Path, sweep: Sweep = SWEEP) -> Path:
     """Write all that the compare stage reads."""
     for variant in sweep.variants:
         write_variant(root, variant)
+    write_training_images(root)
+    return root
+
+
+def write_training_images(root: Path) -> None:
+    """Write dataset/, six images with captions."""
     dataset = root / "dataset"
     dataset.mkdir()
     for number in range(6):
@@ -79,7 +86,18 @@ def write_world(root: Path, sweep: Sweep = SWEEP) -> Path:
         csv.writer(file).writerows(
             [("file_name", "caption"), *((f"{number:04}.png", f"asuka {number}") for number in range(6))]
         )
-    return root
+
+
+def leak(root: Path, variant: Variant) -> None:
+    """Raise a LoRA's likeness to the training images, and lower that to the prompt, where nothing asks for it."""
+    path = root / "scores" / f"{variant.name}.csv"
+    changes = {"prompt_similarity": -0.2, "reference_similarity": 0.4}
+    scores = read_scores(path, plan_cells(PROMPTS, SEEDS))
+    spoilt = {
+        cell: {metric: value + (0 if cell.prompt_index == 1 else changes[metric]) for metric, value in values.items()}
+        for cell, values in scores.items()
+    }
+    write_scores(path, spoilt)
 
 
 def read_world(root: Path, sweep: Sweep = SWEEP) -> Comparison:
@@ -87,7 +105,9 @@ def read_world(root: Path, sweep: Sweep = SWEEP) -> Comparison:
     return Comparison(
         results=read_results(sweep, root / "images", root / "scores"),
         training=read_training_images(root / "dataset", 3),
-        histories={variant: root / "lora" / variant.name / "history.csv" for variant in sweep.variants if variant.rank},
+        histories={
+            variant: read_history(root / "lora" / variant.name / "history.csv") for variant in sweep.variants if variant.rank
+        },
         samples={variant: read_samples(root / "lora" / variant.name / "samples") for variant in sweep.variants if variant.rank},
         presentation=Presentation("Two & one", NAMES, (1,), 2, Style(24, "nearest")),
     )

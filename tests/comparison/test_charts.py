@@ -57,7 +57,10 @@ def test_held_out_loss_is_dashed_in_the_colour_of_its_training(tmp_path):
 def test_courses_are_tables_for_plots(tmp_path):
     write_history(tmp_path / "lora" / "history.csv", (50,))
     write_history(tmp_path / "other" / "history.csv")
-    histories = {Variant("text2img", 0.7, rank): tmp_path / name / "history.csv" for rank, name in ((4, "lora"), (8, "other"))}
+    histories = {
+        Variant("text2img", 0.7, rank): read_history(tmp_path / name / "history.csv")
+        for rank, name in ((4, "lora"), (8, "other"))
+    }
     write_courses(histories, tmp_path)
     assert (tmp_path / "validation_loss.csv").read_text() == "variant,step,validation_loss\ntext2img-a0.7-r4,50,0.5\n"
     rows = (tmp_path / "loss.csv").read_text().splitlines()

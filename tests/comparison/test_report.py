@@ -1,19 +1,32 @@
-import csv
 import hashlib
-import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
-from stages.comparison.page import bounds, data_uri, number, render_page, signed
+from stages.comparison.figures import COURSES
+from stages.comparison.grids import draw_grid
+from stages.comparison.page import render_page
+from stages.comparison.rendering import bounds, data_uri, number, signed
 from stages.comparison.report import main_grid, write_report
 from stages.comparison.results import read_results
 from stages.comparison.scores import Interval
 from stages.comparison.variants import Sweep, Variant
-from tests.comparison.small_comparison import COLOURS, SWEEP, read_world, write_samples, write_variant, write_world
+from tests.comparison.small_comparison import (
+    COLOURS,
+    NAMES,
+    SWEEP,
+    leak,
+    read_world,
+    write_samples,
+    write_training_images,
+    write_variant,
+    write_world,
+)
 
 WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (4, 2), "dreambooth": ()})
 VOID = {"meta", "img", "input", "br", "line", "circle"}
@@ -75,12 +88,75 @@ def test_page_shows_every_image_and_the_training_images(page):
 
 def test_page_says_what_was_gained_where_it_was_asked_for(page):
     assert re.search(
-        r"text2img LoRA rank 4, compared with the same model without it .* \+0\.100 0\.453 → 0\.553, clearly higher",
+        r"text2img LoRA rank 4, compared with the same model without it .* \+0\.100 0\.453 → 0\.553, clearly higher: good",
         words(page),
     )
-    assert re.search(r"DreamBooth LoRA rank 4.* \+0\.300 0\.453 → 0\.753, clearly higher", words(page))
+    assert re.search(r"DreamBooth LoRA rank 4.* \+0\.300 0\.453 → 0\.753, clearly higher: good", words(page))
     assert "higher in 3 of 3" in words(page)
-    assert re.search(r"where the prompt does not ask for it 0\.000", words(page))
+    assert re.search(r"images, on prompts that do not ask for it 0\.000 .*? not told apart from 0 by these seeds", words(page))
+
+
+def test_page_calls_harm_harm_in_words_and_in_colour(tmp_path):
+    leak(write_world(tmp_path, WIDE), Variant("text2img", 0.7, 4))
+    html = render_page(read_world(tmp_path, WIDE))
+    said = words(Page(html))
+    assert re.search(
+        r"images, on prompts that do not ask for it \+0\.400 0\.153 → 0\.553, clearly higher: harm, it leaks", said
+    )
+    assert re.search(r"Likeness to the prompt, on prompts that do not ask for it −0\.200 .*?, clearly lower: harm", said)
+    assert '<strong class="harm">+0.400</strong>' in html
+    assert '<strong class="good">+0.100</strong>' in html
+    assert said.count("○ +0.400 harm") == 1, "the forest names it beside its row"
+    assert re.search(r"to images, other prompts \+0\.40 harm to prompt, other prompts −0\.20 harm", said), "and the sweep"
+    assert re.search(r"higher is harm, it leaks .* lower than without a LoRA is harm", said)
+
+
+def test_one_seed_gives_no_verdict(tmp_path):
+    for variant in SWEEP.variants:
+        write_variant(tmp_path, variant, seeds=[3])
+    write_training_images(tmp_path)
+    said = words(Page(render_page(read_world(tmp_path))))
+    assert "+0.100 0.430 → 0.530 higher in 1 of 1" in said
+    assert not re.search(r"clearly|not told apart from|95 % intervals over the", said)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, WCAG 2.2."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_colours_of_words_can_be_read():
+    """Contrast of at least 4.5 (WCAG AA), in the light and in the dark scheme."""
+    css = Path("stages/comparison/report.css").read_text()
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)]
+    assert len(schemes) == 2
+    for scheme in schemes:
+        for ground in ("paper", "ground"):
+            for ink in ("ink", "muted", "good", "harm"):
+                dark, light = sorted((luminance(scheme[ink]), luminance(scheme[ground])))
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+
+
+def test_charts_are_svg_files_that_need_nothing_else(tmp_path):
+    leak(write_world(tmp_path), Variant("text2img", 0.7, 4))
+    comparison = read_world(tmp_path)
+    named = replace(comparison.presentation, names={**NAMES, "text2img": "<b>LoRA</b> & " + "x" * 60})
+    (tmp_path / "report").mkdir()
+    write_report(replace(comparison, presentation=named), tmp_path / "report")
+    charts = sorted((tmp_path / "report" / "charts").glob("*.svg"))
+    assert len(charts) == 2 + 2 * 3
+    for chart in charts:
+        text = chart.read_text()
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert set(re.findall(r"https?://[^\"<]*", text)) == {"http://www.w3.org/2000/svg"}
+        assert not re.search(r"href|url\(|@import|src=", text)
+    likeness = (tmp_path / "report" / "charts" / "scores-reference_similarity.svg").read_text()
+    assert "○ +0.400 harm" in likeness
+    assert "higher is harm, it leaks" in likeness
+    assert "Dashed: images that are not trained on" in (tmp_path / "report" / "charts" / "loss-text2img.svg").read_text()
 
 
 def test_page_shows_text_as_text(page):
@@ -113,8 +189,11 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
     assert digests[0] == digests[1]
     assert set(digests[0]) == {
         "grid.png",
-        "sweep-text2img.png",
-        "sweep-dreambooth.png",
+        "charts/sweep-text2img.png",
+        "charts/sweep-dreambooth.png",
+        "charts/scores-prompt_similarity.svg",
+        "charts/scores-reference_similarity.svg",
+        *(f"charts/{name}-{kind}.svg" for name in COURSES.values() for kind in ("text2img", "dreambooth")),
         "scores.csv",
         "variants.csv",
         "metrics.json",
@@ -143,28 +222,9 @@ def test_page_does_not_say_where_it_was_made(world):
     assert str(world) not in render_page(read_world(world))
 
 
-def test_tables_hold_the_scores(world, tmp_path):
-    write_report(read_world(world), tmp_path)
-    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
-    assert len(rows) == 5 * 3
-    (row,) = [row for row in rows if row["variant"] == "dreambooth-a0.7-r4" and row["prompt"] == "asuka, <green> background"]
-    assert float(row["reference_similarity"]) == pytest.approx(0.7 + 16 / 300, abs=1e-4)
-    assert float(row["reference_similarity_gain"]) == pytest.approx(0.3, abs=1e-4)
-    assert row["images"] == "3"
-    assert all(row["reference_similarity_gain"] == "" for row in rows if row["kind"] in ("theta0", "merge"))
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["dreambooth_reference_similarity_gain"] == pytest.approx(0.3)
-    assert metrics["text2img_leak"] == 0
-    variants = {row["variant"]: row for row in csv.DictReader((tmp_path / "variants.csv").open())}
-    assert list(variants) == [variant.name for variant in SWEEP.variants]
-    assert variants["text2img-a0.7-r4"]["rank"] == "4"
-    assert {name: row["validation_loss"] for name, row in variants.items() if row["validation_loss"]} == {
-        "text2img-a0.7-r4": "0.50000"
-    }
-
-
 def test_grid_shows_every_variant(world):
-    image = main_grid(read_world(world))
+    comparison = read_world(world)
+    image = draw_grid(main_grid(comparison), comparison.presentation.style)
     shown = {colour for _, colour in image.getcolors(image.width * image.height) or []}
     assert set(COLOURS.values()) <= shown
 
