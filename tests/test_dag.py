@@ -83,9 +83,13 @@ def repository(tmp_path_factory) -> Repository:
 
 @pytest.fixture
 def baseline(repository) -> Iterator[Repository]:
-    """The repository as it was, before and after the test: the way back runs nothing, all comes from the cache."""
+    """The repository as it was, before and after the test: on the way back all that takes long comes from the cache.
+
+    The report persists while a new one is made, and what persists DVC does not take from the cache of runs.
+    """
     yield repository
     repository.git("checkout", "-q", "--", "conf", "stages", "params.yaml")
+    assert repository.repro() <= {"compare"}
     assert repository.repro() == set()
 
 
@@ -208,6 +212,17 @@ def test_settings_that_cannot_work_together_are_refused_before_any_work(baseline
     refused = baseline.dvc("repro", check=False)
     assert executed(refused.stdout) == {"sync"}
     assert "compare.subject_prompts: given 7: generate.prompts has 1, counted from 0" in refused.stderr
+
+
+def test_comparison_that_fails_leaves_the_old_report(baseline):
+    files = [path for path in (baseline.root / "data/report").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    baseline.compose("compare.font=LICENSE")
+    failed = baseline.dvc("repro", check=False)
+    assert failed.returncode != 0
+    assert "compare" in executed(failed.stdout)
+    assert before
+    assert {path: path.read_bytes() for path in files if path.exists()} == before
 
 
 def test_plots_of_losses_and_grids_load(repository):

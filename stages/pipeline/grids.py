@@ -16,8 +16,10 @@ from pathlib import Path
 
 import yaml
 
+from stages.pipeline.comment import write_comment
 from stages.pipeline.config import SweepConfig, load_params
 
+REPORT = Path("data/report")
 CELLS = re.compile(r"(data/(?:images|lora|scores)/)(.+)")
 RUNNING = re.compile(r"Running stage '([^']+)'")
 
@@ -36,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"grids: stage {last} had to run here and could not; what has changed for it:", file=sys.stderr, flush=True)
         _dvc("status", last)
         return status
+    if not REPORT.exists() and has_remote():  # nothing that it reads has changed, so it was not made here
+        _dvc("pull", "--allow-missing", str(REPORT))
     if options.comment:
-        write_comment(options.comment, options.before)
+        write_comment(options.comment, REPORT, options.before)
     return 0
 
 
@@ -54,19 +58,6 @@ def locked_cells(lock: Path, sweep: SweepConfig) -> Iterator[str]:
 def has_remote() -> bool:
     """Whether a default DVC remote is configured."""
     return bool(subprocess.run(["dvc", "config", "core.remote"], capture_output=True, check=False).stdout.strip())
-
-
-def write_comment(comment: Path, before: str | None) -> None:
-    """Write a Markdown file with the grid before and after and the change of the scores; CML publishes the pictures."""
-    lines = ["## The comparison", ""]
-    old = comment.with_name("grid-before.png")
-    if before and _dvc("get", ".", "data/report/grid.png", "--rev", before, "--out", str(old), "--force") == 0:
-        lines += [f"Before ({before}):", "", f"![grid before]({old.name})", ""]
-    lines += ["After:", "", "![grid](data/report/grid.png)", ""]
-    if before:
-        diff = subprocess.run(["dvc", "metrics", "diff", before, "--md"], capture_output=True, text=True, check=False)
-        lines += ["Scores:", "", diff.stdout or "no change", ""]
-    comment.write_text("\n".join(lines))
 
 
 def _repro() -> tuple[int, str]:
