@@ -16,6 +16,8 @@ JOINER = "\u200d"
 CLINGING = {"Mn", "Me", "Cf", "Sk", "Pe", "Pf", "Po"}
 """Categories that stay with the character before them: accents, joiners, skin tones, closing marks."""
 
+MARKS = "-_/."
+
 
 def font_for(text: str, size: int, file: Path | None) -> Font:
     """The font for a text at a size in pixels.
@@ -95,11 +97,12 @@ def _clings(before: str, after: str) -> bool:
 
 
 def _fitting(line: str, font: Font, width: int) -> int:
-    """How many characters of a line fit; at least one, with what stays with it."""
+    """How many characters of a line fit; at least one, with what stays with it, and best up to a mark such as a hyphen."""
     if font.getlength(line) <= width:
         return len(line)
     ends = [end for end in range(1, len(line)) if not _clings(line[end - 1], line[end])]
-    return max((end for end in ends if font.getlength(line[:end]) <= width), default=min(ends, default=len(line)))
+    fitting = [end for end in ends if font.getlength(line[:end]) <= width] or ends[:1] or [len(line)]
+    return max((end for end in fitting if line[end - 1] in MARKS), default=fitting[-1])
 
 
 @cache

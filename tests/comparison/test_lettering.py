@@ -56,10 +56,11 @@ def test_wrap_keeps_every_word():
 
 def test_a_word_wider_than_a_line_is_cut_and_nothing_is_lost():
     font = font_for("a", 16, None)
-    lines = wrap("see incomprehensibilities_of_all_kinds", font, 90)
+    lines = wrap("see very_incomprehensibilities_of_all_kinds", font, 90)
     assert lines[0] == "see"
-    assert "".join(lines[1:]) == "incomprehensibilities_of_all_kinds"
+    assert "".join(lines[1:]) == "very_incomprehensibilities_of_all_kinds"
     assert all(font.getlength(line) <= 90 for line in lines)
+    assert lines[1].endswith("_"), "a name is best cut at its own marks"
     assert wrap("wide", font, 1) == list("wide")
 
 
