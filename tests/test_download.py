@@ -11,7 +11,7 @@ import yaml
 from stages.dataset.metadata import read_manifest
 from stages.download import DownloadConfig, stage
 from stages.pipeline.config import ParamsError, validate
-from tests.dataset.loopback_hub import COMMIT, loopback_hub
+from tests.dataset.loopback_hub import COMMIT, Handler, Hub, loopback_hub, serving
 from tests.dataset.pictures import encoded, noise, save_noise
 
 ROOT = Path(__file__).parents[1]
@@ -146,21 +146,42 @@ def test_a_body_that_is_not_what_the_hub_lists_is_refused(tmp_path):
     with loopback_hub("org/drawings", files) as endpoint:
         files["train/a.png"] = files["train/a.png"][:-1] + b"x"
         done = run_download(tmp_path, HUB_FILES, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
-    assert "org/drawings: train/a.png: is damaged in the hub cache: remove" in error_line(done)
+    assert "org/drawings: train/a.png: was damaged on its way: the hub's digest of it is" in error_line(done)
+
+
+def parquet(images: list[bytes], **columns: list) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    cells = [{"bytes": image, "path": None} for image in images]
+    parquet.write_table(pyarrow.table({"image": cells, **columns}), file)
+    return file.getvalue()
+
+
+@pytest.mark.stage
+def test_an_endless_body_of_a_hub_dataset_ends_at_its_listed_size(tmp_path):
+    def endless(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for _ in range(10_000):
+            handler.wfile.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+
+    name = "data/train-00000-of-00001.parquet"
+    hub = Hub("org/drawings", {"README.md": CARD, name: parquet([encoded(noise(0))])})
+    hub.faults["GET", name] = endless
+    with serving(hub) as endpoint:
+        done = run_download(tmp_path, HUB_DATASET, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+    assert error_line(done).endswith(f"the hub sends more than {len(hub.files[name])} bytes, which is all that is expected")
 
 
 @pytest.mark.stage
 def test_a_hub_dataset_gives_the_images_of_a_column(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
-
-    images = [{"bytes": encoded(noise(seed)), "path": None} for seed in range(2)]
-    file = io.BytesIO()
-    parquet.write_table(pyarrow.table({"image": images, "label": [0, 1]}), file)
     files = {
         "README.md": b"---\nlicense: cc0-1.0\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n"
         b"  - name: label\n    dtype: int64\n---\n",
-        "data/train-00000-of-00001.parquet": file.getvalue(),
+        "data/train-00000-of-00001.parquet": parquet([encoded(noise(seed)) for seed in range(2)], label=[0, 1]),
     }
     with loopback_hub("org/drawings", files) as endpoint:
         done = run_download(tmp_path, HUB_DATASET, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")

@@ -1,7 +1,5 @@
 """Finding a checkpoint: on this machine, or at a pinned commit of the Hugging Face hub."""
 
-import contextlib
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,7 +17,6 @@ _FORMS = (
     ("{}.bin", "{}.bin.index.json", "{}-*-of-*.bin"),
 )
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_SHA256_DIGITS, _GIT_DIGITS = 64, 40
 
 
 class Origin(Protocol):
@@ -77,49 +74,31 @@ def locate(origin: Origin, *, weights: bool = True) -> Location:
 
 
 def _download(origin: Origin, weights: bool) -> Location:
-    from huggingface_hub.errors import HTTPError
+    from stages.pipeline.hub import damage, hub_access
 
-    try:
+    with hub_access(f"{origin.repo} at {origin.revision}: not fetched from the hub"):
         is_file = origin.file is not None and origin.file.endswith(_FILE_SUFFIXES)
         path, root = _download_file(origin) if is_file else _download_folder(origin, weights)
-    except (OSError, ValueError, HTTPError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"{origin.repo} at {origin.revision}: not fetched from the hub: {reason}") from error
     if weights:
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if file.is_file():
-                _check_digest(file)
+            if file.is_file() and (harm := damage(file)):
+                raise ValueError(f"{file}: damaged on its way: {harm}")
     commit = root.name  # the client keeps a repository's files under snapshots/<commit>
     name = "/".join(filter(None, (f"{origin.repo}@{commit}", origin.file)))
     note = f"{origin.repo}: {origin.revision} is commit {commit} now: write that into conf as its revision"
     return Location(path, name, (note,) if commit != origin.revision else ())
 
 
-def _check_digest(path: Path) -> None:
-    """Compare a downloaded file with the digest after which the client names it: sha256, or for small files git's."""
-    blob = path.resolve()
-    if blob.name == path.name:  # a file system without links
-        return
-    if len(blob.name) == _SHA256_DIGITS:
-        found = sha256(path)
-    elif len(blob.name) == _GIT_DIGITS:
-        content = path.read_bytes()
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    else:
-        return
-    if found != blob.name:
-        raise ValueError(f"{path}: damaged on its way: the hub's digest of it is {blob.name}; to fetch it again, delete {blob}")
-
-
 def _download_file(origin: Origin) -> tuple[Path, Path]:
     """One file, and the config of its training if that lies beside it; the second path is the repository's."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+
+    from stages.pipeline.hub import fetch_if_there
 
     path = Path(hf_hub_download(str(origin.repo), str(origin.file), revision=origin.revision))
     root = path.parents[len(Path(str(origin.file)).parts) - 1]
-    with contextlib.suppress(EntryNotFoundError):
-        hf_hub_download(str(origin.repo), str(Path(str(origin.file)).with_suffix(".yaml")), revision=root.name)
+    neighbour = Path(str(origin.file)).with_suffix(".yaml").as_posix()
+    fetch_if_there(str(origin.repo), neighbour, repo_type="model", revision=root.name)
     return path, root
 
 

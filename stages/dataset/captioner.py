@@ -10,7 +10,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from stages.dataset.hub import plain_errors
+from stages.pipeline.hub import hub_access
 
 
 def load_blip(
@@ -35,7 +35,7 @@ def load_blip(
         raise OSError(f"{name} is not a model in the transformers layout: config.json is missing")
     if revision is None:
         disable_progress_bar()  # nothing is downloaded, and loading is a flash
-    with plain_errors(name):
+    with hub_access(name):
         config = BlipConfig.from_pretrained(source, revision=commit)
         tokenizer = BertTokenizer.from_pretrained(source, revision=commit)
         image_processor = BlipImageProcessorPil.from_pretrained(source, revision=commit)

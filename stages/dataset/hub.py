@@ -1,30 +1,19 @@
 """Images of a dataset repository of the Hugging Face hub, at one commit."""
 
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import DatasetCard, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import DatasetCard, snapshot_download
 from huggingface_hub.utils import filter_repo_objects
 
 from stages.dataset.folders import CAPTION_SUFFIXES, list_images, visible_files
 from stages.dataset.images import RefusedImageError
 from stages.dataset.own_captions import CAPTION_COLUMNS, TABLES, own_captions, tidy
 from stages.dataset.sources import Candidate
-
-UNREACHABLE = "it is not in the local cache, and the hub cannot be reached: check the connection, and unset HF_HUB_OFFLINE"
+from stages.pipeline.hub import damage, fetch_if_there, hub_access
 
 
 def hub_file_candidates(repo: str, revision: str, patterns: Sequence[str]) -> list[Candidate]:
@@ -42,13 +31,16 @@ def hub_file_candidates(repo: str, revision: str, patterns: Sequence[str]) -> li
     """
     texts = sorted({text for pattern in patterns for text in _texts_beside(pattern)})
     wanted = [*patterns, *texts]
-    with plain_errors(f"dataset {repo}@{revision}"):
+    with hub_access(f"dataset {repo}@{revision}"):
         folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=[*wanted, "README.md"]))
     found = visible_files(folder)
     files = {name: found[name] for name in filter_repo_objects(found, allow_patterns=wanted)}
     images = list_images({name: files[name] for name in filter_repo_objects(files, allow_patterns=list(patterns))})
     if not images:
         raise ValueError(f"{repo}@{revision} has no image file that matches {', '.join(patterns)}")
+    for name in files.keys() - images.keys():
+        if harm := damage(files[name]):
+            raise ValueError(f"{repo}: {name}: was damaged on its way: {harm}")
     captions = own_captions(files, images.keys(), repo.partition("/")[2])
     licence = _licence(folder / "README.md")
     address = f"hf://datasets/{repo}@{revision}"
@@ -83,7 +75,7 @@ def hub_dataset_candidates(
     """
     from datasets import Image, load_dataset
 
-    with plain_errors(f"dataset {repo}@{revision}"):
+    with hub_access(f"dataset {repo}@{revision}"):
         licence = _card_licence(repo, revision)  # first: its errors say more than load_dataset's
         table = load_dataset(repo, revision=revision, split=split)
     _check_columns(f"{repo}@{revision}", table.features, image_column, caption_column)
@@ -121,40 +113,11 @@ def _check_columns(name: str, features: Mapping[str, Any], image_column: str, ca
         print(f"{name} has a column {unused[0]!r} that may hold captions, and it is not used; {advice}", file=sys.stderr)
 
 
-@contextmanager
-def plain_errors(what: str) -> Iterator[None]:
-    """Turn the hub client's errors, paragraphs of many kinds, into an `OSError` of one line: what was wanted, and the fix."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, HTTPError, EntryNotFoundError) as error:
-        raise OSError(f"{what}: {_advice(error)}") from error
-
-
-def _advice(error: BaseException) -> str:
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
-        causes.append(cause)
-    advice = {
-        GatedRepoError: "its owner asks for a login: accept the terms on its page and set HF_TOKEN",
-        RepositoryNotFoundError: "the hub has nothing of that name, or it is private: check the name, or set HF_TOKEN",
-        RevisionNotFoundError: "it has no such commit on the hub: check the revision",
-        LocalEntryNotFoundError: UNREACHABLE,
-        ConnectionError: UNREACHABLE,
-    }
-    for kind, text in advice.items():
-        if any(isinstance(cause, kind) for cause in causes):
-            return text
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _read_blob(path: Path) -> bytes:
-    """Read a file of the hub cache, which names a blob by its digest but never compares the two."""
-    data = path.read_bytes()
-    expected = path.resolve().name
-    digests = {64: hashlib.sha256(data), 40: hashlib.sha1(b"blob %d\0" % len(data) + data)}
-    if path.is_symlink() and len(expected) in digests and digests[len(expected)].hexdigest() != expected:
-        raise RefusedImageError(f"is damaged in the hub cache: remove {path.resolve()} and run again")
-    return data
+    harm = damage(path)
+    if harm is not None:
+        raise RefusedImageError(f"was damaged on its way: {harm}")
+    return path.read_bytes()
 
 
 def _read_cell(rows: Any, row: int, image_column: str) -> bytes:
@@ -165,10 +128,8 @@ def _read_cell(rows: Any, row: int, image_column: str) -> bytes:
 
 
 def _card_licence(repo: str, revision: str) -> str:
-    try:
-        return _licence(Path(hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision)))
-    except EntryNotFoundError:
-        return ""
+    card = fetch_if_there(repo, "README.md", repo_type="dataset", revision=revision)
+    return _licence(card) if card else ""
 
 
 def _licence(card: Path) -> str:

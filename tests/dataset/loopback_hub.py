@@ -1,9 +1,10 @@
 """A Hugging Face hub of one repository on this machine: the routes that the real client asks for."""
 
+import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +22,7 @@ class Hub(ThreadingHTTPServer):
         self.api = f"/api/{kind}/{repo}"
         self.downloads = f"/{repo}/resolve/" if kind == "models" else f"/{kind}/{repo}/resolve/"
         self.cut = 0  # so many of the next downloads break off in the middle
+        self.faults: dict[tuple[str, str], Callable[[Handler], None]] = {}  # method and part of a path to another answer
         self.digests = {name: hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() for name, data in files.items()}
 
     def tree(self, folder: str, recursive: bool) -> list[dict[str, object]]:
@@ -40,6 +42,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub = self.hub
+        fault = next(
+            (fault for (method, part), fault in hub.faults.items() if method == self.command and part in self.path), None
+        )
+        if fault is not None:
+            self.close_connection = True
+            with contextlib.suppress(ConnectionError):
+                fault(self)
+            return
         path = unquote(urlsplit(self.path).path)
         api, revision = hub.api, "main" if path.startswith((f"{hub.downloads}main/", f"{hub.api}/tree/main")) else COMMIT
         resolve = f"{hub.downloads}{revision}/"
