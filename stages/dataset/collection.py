@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def collect(
 ) -> list[ManifestRow]:
     """Write the usable candidates as 0001.png, 0002.png … in their order, and manifest.csv beside them.
 
-    A candidate that shows exactly what an earlier one shows is left out, with a line that says so.
+    A candidate that shows exactly what an earlier one shows is left out, with a line that says so; the earlier one takes its
+    caption if it has none itself.
 
     Args:
         candidates: of one source; read one at a time.
@@ -39,11 +41,13 @@ def collect(
         RefusedImageError: a candidate cannot be used, and `on_bad` is "fail".
     """
     digits = max(4, len(str(len(candidates))))
-    usable = _distinct(_usable(track(candidates, "images"), decode, on_bad))
-    rows = []
+    captions: dict[str, str] = {}
+    usable = _distinct(_usable(track(candidates, "images"), decode, on_bad), captions)
+    rows, names = [], []
     for number, (candidate, data, image) in enumerate(islice(usable, max_images), start=1):
         path = folder / f"{number:0{digits}d}.png"
         save_png(image, path)
+        names.append(candidate.name)
         rows.append(
             ManifestRow(
                 file_name=path.name,
@@ -53,9 +57,9 @@ def collect(
                 licence=candidate.licence,
                 width=image.width,
                 height=image.height,
-                caption=candidate.caption,
             )
         )
+    rows = [replace(row, caption=captions[name]) for row, name in zip(rows, names, strict=True)]
     write_manifest(folder, rows)
     return rows
 
@@ -77,12 +81,18 @@ def _usable(candidates: Iterator[Candidate], decode: Callable[[bytes], Image.Ima
             yield candidate, data, image
 
 
-def _distinct(decoded: Iterator[Decoded]) -> Iterator[Decoded]:
+def _distinct(decoded: Iterator[Decoded], captions: dict[str, str]) -> Iterator[Decoded]:
+    """Leave out what shows the same as an earlier one; `captions` gets the captions of the others, by their names."""
     seen: dict[str, str] = {}
     for candidate, data, image in decoded:
         digest = pixel_digest(image)
-        if digest in seen:
-            print(f"skipped {candidate.name}: shows the same as {seen[digest]}", file=sys.stderr)
+        if digest not in seen:
+            seen[digest] = candidate.name
+            captions[candidate.name] = candidate.caption
+            yield candidate, data, image
             continue
-        seen[digest] = candidate.name
-        yield candidate, data, image
+        first = seen[digest]
+        lost = candidate.caption and captions[first] not in ("", candidate.caption)
+        captions[first] = captions[first] or candidate.caption
+        besides = f", and its caption is another, which is not used: {candidate.caption}" if lost else ""
+        print(f"skipped {candidate.name}: shows the same as {first}{besides}", file=sys.stderr)

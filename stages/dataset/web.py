@@ -1,15 +1,21 @@
 """Images from addresses of the web: a list that pins them, or a Bing search that does not."""
 
-import urllib.error
+import socket
+import threading
 import urllib.request
-from functools import partial
-from http.client import HTTPException
+from collections.abc import Iterator
+from functools import cache, partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
+from urllib.response import addinfourl
 
 from stages.dataset.images import RefusedImageError, looks_like_image
 from stages.dataset.own_captions import tidy
 from stages.dataset.sources import Candidate
+from stages.pipeline import transfers
 from stages.pipeline.tables import read_table
 
 MAX_BYTES = 64 * 2**20
@@ -21,12 +27,13 @@ def fetch(url: str, timeout: float) -> bytes:
 
     Args:
         url: other schemes are refused: a list from elsewhere must not read files of this machine.
-        timeout: seconds without an answer.
+        timeout: seconds without an answer; see `transfers` for the pace of what comes.
 
     Raises:
-        RefusedImageError: not an http address, more than `MAX_BYTES`, or no good answer.
+        RefusedImageError: not an http address, more than `MAX_BYTES`, too slow, or no good answer.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    _keep_to_limits()
+    if not _is_web(url):
         raise RefusedImageError("is not an http or https address")
     request = urllib.request.Request(quote(url, safe=":/?#[]@!$&'()*+,;=%"), headers={"User-Agent": USER_AGENT})
     try:
@@ -37,6 +44,72 @@ def fetch(url: str, timeout: float) -> bytes:
     if len(data) > MAX_BYTES:
         raise RefusedImageError(f"is larger than {MAX_BYTES // 2**20} MiB")
     return data
+
+
+@cache
+def _keep_to_limits() -> None:
+    """Have urllib, which the search's package uses too, read within limits of size and time; once a process."""
+    urllib.request.install_opener(urllib.request.build_opener(_Http, _Https, _Redirects, _Within))
+
+
+class _Within(urllib.request.BaseHandler):
+    """Reads bodies to their end, but for those that have none."""
+
+    def http_response(self, request: urllib.request.Request, response: Any) -> addinfourl:
+        """Called by urllib for each answer, redirects and errors among them."""
+        with response:
+            body = BytesIO(b"".join(transfers.paced(_chunks(response), MAX_BYTES)))
+        whole: Any = addinfourl(body, response.headers, response.url, response.status)
+        whole.msg = response.msg  # as urllib's own handlers expect it
+        return whole
+
+    https_response = http_response
+
+
+def _chunks(response: HTTPResponse) -> Iterator[bytes]:
+    while chunk := response.read1(2**16):
+        yield chunk
+
+
+class _Timed(HTTPConnection):
+    """A connection that is hung up if the headers of an answer do not end."""
+
+    def getresponse(self) -> HTTPResponse:
+        """Called by urllib."""
+        timer = threading.Timer(transfers.WINDOW, self.sock.shutdown, (socket.SHUT_RDWR,))
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().getresponse()
+        finally:
+            timer.cancel()
+
+
+class _TimedTls(_Timed, HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_Timed, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_TimedTls, req)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not _is_web(newurl):
+            raise ValueError(f"sends on to {newurl}, which is not an http or https address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_web(url: str) -> bool:
+    return urlsplit(url).scheme in ("http", "https")
 
 
 def url_candidates(addresses: Path, timeout: float) -> list[Candidate]:
@@ -92,6 +165,7 @@ def search_candidates(query: str, limit: int, folder: Path, timeout: int) -> lis
             found.append(Candidate(link, link, "", None, file_path.read_bytes))
 
     found: list[Candidate] = []
+    _keep_to_limits()
     try:
         Recorder(query, limit, folder, adult="strict", timeout=timeout, verbose=False).run()
     except (OSError, HTTPException) as error:

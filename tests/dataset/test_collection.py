@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -46,9 +47,19 @@ def test_two_runs_write_the_same_bytes(tmp_path):
 
 def test_the_same_picture_in_another_file_is_left_out_and_named(tmp_path, capsys):
     twin = candidate("twin.bmp", encoded(noise(0), "BMP"))
-    rows = collect([*PICTURES, twin], tmp_path, DECODE, "fail", None)
+    rows = collect([*PICTURES, twin, PICTURES[2]], tmp_path, DECODE, "fail", None)
     assert len(rows) == 3
     assert "skipped twin.bmp: shows the same as 0.png" in capsys.readouterr().err
+
+
+def test_captions_come_along_and_that_of_a_copy_is_not_lost_unheard(tmp_path, capsys):
+    plain, copy = PICTURES[0], replace(PICTURES[0], name="copy.png", caption="asuka")
+    other = replace(copy, name="other.png", caption="someone else")
+    rows = collect([plain, PICTURES[1], copy, other], tmp_path, DECODE, "fail", None)
+    assert [row.caption for row in rows] == ["asuka", ""]
+    first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert first == "skipped copy.png: shows the same as 0.png"
+    assert second.endswith("shows the same as 0.png, and its caption is another, which is not used: someone else")
 
 
 @pytest.mark.parametrize(("bad", "reason"), [(BROKEN, "cannot be decoded"), (SMALL, "min_size is 8")])

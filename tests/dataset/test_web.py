@@ -1,13 +1,18 @@
+import contextlib
 import hashlib
 import html
 import io
+import threading
+import time
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from stages.dataset import web
 from stages.dataset.images import RefusedImageError
+from stages.pipeline import transfers
 from tests.dataset.pictures import encoded, noise
 
 DATA = encoded(noise(0))
@@ -75,6 +80,74 @@ def test_an_unreachable_address_and_an_endless_answer_are_refused(answers, monke
     answers["https://a.org"] = b"x" * 11
     with pytest.raises(RefusedImageError, match="larger"):
         web.fetch("https://a.org", 1)
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers by the path: what a good server does, and what no good one does."""
+
+    def do_GET(self) -> None:
+        kind = self.path.strip("/")
+        if kind == "slow-headers":
+            self.drip(b"HTTP/1.1 200 OK\r\nX-Padding: ")
+            return
+        self.send_response(302 if kind.startswith("moved") else 503 if kind == "busy" else 200)
+        if kind.startswith("moved"):
+            self.send_header("Location", "/good" if kind == "moved" else "ftp://127.0.0.1/x")
+        if kind == "busy":
+            self.send_header("Retry-After", "3600")
+        self.end_headers()
+        if kind == "endless":
+            for _ in range(10_000):
+                self.wfile.write(bytes(65_536))
+        elif kind == "slow":
+            self.drip()
+        elif kind in ("good", ""):
+            self.wfile.write(DATA)
+
+    def drip(self, first: bytes = b"") -> None:
+        for byte in first + bytes(200):
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(0.1)
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(transfers, "WINDOW", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["good", "moved"])
+def test_a_good_server_is_not_in_the_way(server, path):
+    assert web.fetch(f"{server}/{path}", 5) == DATA
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("slow", "sends too slowly"),
+        ("slow-headers", "cannot be downloaded"),
+        ("endless", "sends more than 1 MiB"),
+        ("busy", "503"),
+        ("moved-elsewhere", "sends on to ftp://.*not an http"),
+    ],
+)
+def test_a_bad_server_costs_one_image_and_little_time(server, monkeypatch, path, message):
+    monkeypatch.setattr(web, "MAX_BYTES", 2**20)
+    start = time.monotonic()
+    with pytest.raises(RefusedImageError, match=message):
+        web.fetch(f"{server}/{path}", 5)
+    assert time.monotonic() - start < 5
 
 
 def bing_page(*links: str) -> bytes:
