@@ -3,7 +3,9 @@
 Reads one of the originals, theta0, theta1 or theta2: a single file in the LDM layout (.safetensors, or .ckpt, of which nothing
 is executed) or a diffusers directory, on this machine or at a pinned commit of the hub. Checks every key, shape and value
 against the model's config. Writes model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/ with safetensors
-weights; the metadata of each weights file say what it was made of. Without a theta1, writes an empty directory for it.
+weights; the metadata of each weights file say what it was made of. Of a VAE or a text encoder that the checkpoint lacks, or
+that is not finite, it says so and writes the config alone: the experiment may take another's. Without a theta1, writes an
+empty directory for it.
 
 It is a stage of its own because reading and checking foreign files is needed once a checkpoint, not once a merge.
 """
@@ -26,7 +28,7 @@ class CheckpointConfig:
         source: The checkpoint.
         config: Diffusers directory with the configs, scheduler and tokenizer that belong to a single file; not read for a
             source that is a diffusers directory itself, unless `fill` asks for its weights.
-        fill: Whether a component that the source lacks (a VAE, a text encoder) is taken from `config`.
+        fill: Whether a component that the source lacks (a VAE, a text encoder) is taken from `config`, not left out.
         ema: Whether the UNet is the exponential moving average of its weights, which some single files hold beside them.
         prediction_type: What the UNet predicts; null for what the file, a .yaml beside it, or the scheduler's config says.
     """
@@ -75,19 +77,21 @@ def stage(config: BaseConfig, name: str, out: Path) -> None:
 
 
 def _write(folder: Path, name: str, checkpoint: CheckpointConfig, dtype: str) -> None:
-    from stages.checkpoints.model import Reading, read_model, write_model
+    from stages.checkpoints.model import Reading, read_model, write_found
     from stages.checkpoints.sources import locate
 
     source = locate(checkpoint.source)
     needs_configs = checkpoint.fill or not source.path.is_dir()
     configs = checkpoint.config and locate(checkpoint.config, weights=checkpoint.fill) if needs_configs else None
-    reading = Reading(checkpoint.ema, checkpoint.fill, checkpoint.prediction_type)
+    reading = Reading(checkpoint.ema, checkpoint.fill, checkpoint.prediction_type, partial=True)
     model = read_model(source.path, configs and configs.path, reading)
     for location in filter(None, (configs, source)):
         for note in location.notes:
             print(f"base.{name}: {note}")
     print(f"base.{name}: {source.name}: {model.description()}")
-    write_model(folder, model.from_source(source.name, configs.name if configs else ""), dtype)
+    left_out = write_found(folder, model.from_source(source.name, configs.name if configs else ""), dtype)
+    for part, reason in left_out.items():
+        print(f"base.{name}: without its {part}: {reason}; a stage that takes it from here will refuse")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Reads theta0, theta1 and theta2 in the diffusers layout (theta1 empty: passthrough; theta2 for the methods that measure
 differences from it) and the VAE. Writes the merged model in the diffusers layout: the UNet by the method of the config, the
-text encoder by its policy, the VAE copied whole, and theta0's configs, scheduler and tokenizer. The recipe is in the
-metadata of the weights; `python -m stages.checkpoints FILE` prints it.
+text encoder by its policy, with the tokenizer of the model that it is from, the VAE copied whole, and theta0's configs and
+scheduler. The recipe is in the metadata of the weights; `python -m stages.checkpoints FILE` prints it.
 
 It is a stage of its own because it is what a sweep over alpha repeats: one merge an alpha, the originals read once.
 """
@@ -63,13 +63,13 @@ def stage(
 ) -> None:
     """Write the merge with weight `alpha` of theta1, in [0, 1], to the directory `out`. Without such a directory, no theta2."""
     from stages.checkpoints.merging import MergePlan, merge_models
-    from stages.checkpoints.model import read_model, write_model
+    from stages.checkpoints.model import Reading, read_model, write_model
     from stages.checkpoints.writing import check_space, written_size
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha: given {alpha}: a number from 0 (theta0 alone) to 1 (theta1 alone)")
     given = [path if path and path.is_dir() and any(path.iterdir()) else None for path in (theta0, theta1, theta2)]
-    models = [read_model(path, None) if path else None for path in given]
+    models = [read_model(path, None, Reading(partial=True)) if path else None for path in given]
     if models[0] is None:
         raise ValueError(f"{theta0} is empty: theta0 is what every method starts from")
     alphas = (config.component_alpha.unet, config.component_alpha.text_encoder)

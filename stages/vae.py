@@ -7,6 +7,7 @@ It is a stage of its own because the VAE is the same for every alpha (even a mer
 the images are encoded once, with this VAE, for the whole sweep.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +52,7 @@ def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
     if config.source in ("theta1", "merged") and not any(theta1.iterdir()):
         raise ValueError(f"vae.source: {config.source}, but there is no theta1 in this experiment: take theta0 or other")
     other = config.other and locate(config.other)
+    _check_held(config.source, {"theta0": theta0, "theta1": theta1})
     path = other.path if other else theta1 if config.source == "theta1" else theta0
     vae = read_vae(path, theta0 / "vae")
     if config.alpha is not None:
@@ -62,6 +64,18 @@ def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
         vae = vae.from_source(other.name)
     with atomic_directory(out) as folder:
         write_component(folder, "vae", vae, config.dtype)
+
+
+def _check_held(source: str, thetas: Mapping[str, Path]) -> None:
+    """Refuse to take the VAE of an original that has none, which `base` has said."""
+    from stages.checkpoints.weight_files import find_weights
+
+    for name, folder in thetas.items():
+        if source in (name, "merged") and not find_weights(folder / "vae"):
+            raise ValueError(
+                f"vae.source: {source}, and {name} holds no VAE, or none that is finite (what base printed says which): "
+                f"take another, or set base.{name}.fill to true if it holds none"
+            )
 
 
 if __name__ == "__main__":

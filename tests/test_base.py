@@ -98,6 +98,54 @@ def test_a_wrong_checkpoint_names_its_leaf_and_leaves_nothing(tmp_path, single_f
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anime.safetensors", "configs"]
 
 
+def spoiled(part, value):
+    weights = random_weights()
+    key = next(iter(weights[part]))
+    weights[part][key].flat[0] = value
+    return weights
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+@pytest.mark.parametrize("form", ["single", "directory"])
+def test_what_a_checkpoint_lacks_is_left_out_and_said(tmp_path, configs, capsys, part, form):
+    weights = {name: tensors for name, tensors in random_weights().items() if name != part}
+    save_file(ldm_weights(weights), tmp_path / "single.safetensors")
+    save_diffusers(tmp_path / "directory", weights)
+    source = tmp_path / ("single.safetensors" if form == "single" else form)
+    stage(base_config(source, configs if form == "single" else None), "theta0", tmp_path / "out")
+    assert f"base.theta0: without its {part}: the checkpoint holds none; a stage that takes it" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out" / part).iterdir()] == ["config.json"]
+    assert set(tree(tmp_path / "out")) >= {f"{name}/{WEIGHTS[name]}" for name in weights}
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_left_out_and_said(tmp_path, configs, capsys, part, value):
+    save_file(ldm_weights(spoiled(part, value)), tmp_path / "x.safetensors")
+    stage(base_config(tmp_path / "x.safetensors", configs), "theta0", tmp_path / "out")
+    said = rf"base\.theta0: without its {part}: {tmp_path}/x\.safetensors: not a finite number \(NaN or Inf\): \w+"
+    assert re.search(said, capsys.readouterr().out)
+    assert [path.name for path in (tmp_path / "out" / part).iterdir()] == ["config.json"]
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize(("part", "value", "dtype"), [("unet", np.nan, "float32"), ("vae", 1e6, "float16")])
+def test_a_unet_that_is_not_finite_and_what_the_dtype_cannot_hold_is_refused(tmp_path, configs, part, value, dtype):
+    save_file(ldm_weights(spoiled(part, value)), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="NaN or Inf" if part == "unet" else "larger than float16 holds"):
+        stage(base_config(tmp_path / "x.safetensors", configs, dtype), "theta0", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.stage
+def test_a_file_without_unet_is_refused(tmp_path, configs):
+    save_file(ldm_weights({"vae": random_weights()["vae"]}), tmp_path / "vae.safetensors")
+    with pytest.raises(ValueError, match=r"^base\.theta0: .*vae\.safetensors: holds no unet"):
+        stage(base_config(tmp_path / "vae.safetensors", configs), "theta0", tmp_path / "out")
+
+
 def test_wrong_name(tmp_path, single_file):
     with pytest.raises(ValueError, match="theta0, theta1 or theta2"):
         stage(base_config(single_file), "theta3", tmp_path / "out")

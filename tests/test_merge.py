@@ -7,13 +7,26 @@ import numpy as np
 import pytest
 import yaml
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from stages.checkpoints.model import read_model
+from stages.checkpoints.recipes import recipes_of
 from stages.merge import MergeConfig, stage
-from stages.pipeline.config import ParamsError, validate
+from stages.pipeline.config import ParamsError, Source, validate
 from stages.vae import VaeConfig
 from stages.vae import stage as vae_stage
-from tests.checkpoints.tiny import WEIGHTS, random_weights, save_diffusers, tree
+from tests.checkpoints.tiny import (
+    CONFIGS,
+    TEXT_ENCODER,
+    WEIGHTS,
+    ldm_weights,
+    random_weights,
+    save_configs,
+    save_diffusers,
+    tree,
+)
+from tests.test_base import base_config
+from tests.test_base import stage as base_stage
 
 Folders = tuple[Path, Path, Path]
 pytestmark = pytest.mark.stage
@@ -52,6 +65,81 @@ def test_a_wrong_weight_of_a_block_is_refused_in_one_line(blocks, leaf, allowed)
     assert str(error.value).startswith(f"merge.{leaf}: ")
     assert allowed in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def other_text_encoder(folder: Path, **leaves) -> dict[str, np.ndarray]:
+    """Give a model another text encoder and tokenizer; gives its weights."""
+    configs = CONFIGS | {"text_encoder": TEXT_ENCODER | leaves}
+    weights = random_weights(5, configs)
+    save_diffusers(folder, weights | {"unet": random_weights(1)["unet"]}, configs)
+    (folder / "tokenizer" / "added_tokens.json").write_text('{"mychar": 56}')
+    index = json.loads((folder / "model_index.json").read_text()) | {"tokenizer": ["transformers", "CLIPTokenizerFast"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return weights["text_encoder"]
+
+
+@pytest.mark.parametrize("leaves", [{"vocab_size": 80}, {"num_hidden_layers": 3}, {}])
+def test_a_text_encoder_that_is_not_taken_may_be_of_any_kind(folders: Folders, tmp_path, leaves):
+    other_text_encoder(tmp_path / "theta1", **leaves)
+    stage(merge_config(text_encoder="theta0", dtype="float32"), *folders, 0.7, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "text_encoder" / WEIGHTS["text_encoder"])
+    assert all(
+        np.array_equal(written[key], value) for key, value in random_weights(0, dtype=np.float16)["text_encoder"].items()
+    )
+    assert not (tmp_path / "out" / "tokenizer" / "added_tokens.json").exists()
+    if leaves:
+        with pytest.raises(ValueError, match="text_encoder: "):
+            stage(merge_config(), *folders, 0.7, tmp_path / "merged")
+
+
+def test_theta1_s_text_encoder_brings_its_config_and_tokenizer(folders: Folders, tmp_path):
+    expected = other_text_encoder(tmp_path / "theta1", vocab_size=80)
+    stage(merge_config(text_encoder="theta1", dtype="float32"), *folders, 0.7, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "text_encoder" / WEIGHTS["text_encoder"])
+    assert all(np.array_equal(written[key], value) for key, value in expected.items())
+    theta0, theta1, out = tree(tmp_path / "theta0"), tree(tmp_path / "theta1"), tree(tmp_path / "out")
+    assert json.loads(out["text_encoder/config.json"])["vocab_size"] == 80
+    tokenizer = {path: content for path, content in theta1.items() if path.startswith("tokenizer/")}
+    assert {path: content for path, content in out.items() if path.startswith("tokenizer/")} == tokenizer
+    assert "tokenizer/added_tokens.json" in tokenizer
+    index = json.loads(out["model_index.json"])
+    assert index["tokenizer"] == ["transformers", "CLIPTokenizerFast"]
+    assert index["unet"] == json.loads(theta0["model_index.json"])["unet"]
+    assert out["scheduler/scheduler_config.json"] == theta0["scheduler/scheduler_config.json"]
+
+
+@pytest.mark.parametrize("lacking", ["theta0", "theta1"])
+def test_an_original_without_text_encoder_is_asked_for_none(folders: Folders, tmp_path, lacking):
+    (tmp_path / lacking / "text_encoder" / WEIGHTS["text_encoder"]).unlink()
+    (tmp_path / lacking / "vae" / WEIGHTS["vae"]).unlink()
+    other = {"theta0": "theta1", "theta1": "theta0"}[lacking]
+    stage(merge_config(text_encoder=other), *folders, 0.7, tmp_path / "out")
+    recipe = recipes_of(tmp_path / "out")["text_encoder"]
+    assert (recipe["text_encoder"], lacking in recipe, other in recipe) == (other, False, True)
+    for policy in (lacking, "merged"):
+        with pytest.raises(ValueError, match=rf"^{lacking} .*/{lacking}\) holds no text_encoder, or none that is finite"):
+            stage(merge_config(text_encoder=policy), *folders, 0.7, tmp_path / "none")
+
+
+def test_a_pruned_file_is_merged_with_another_s_vae(tmp_path):
+    """From the file to the merge: neither its missing VAE nor a spoilt text encoder, which is not taken, is in the way."""
+    configs = save_configs(tmp_path / "configs")
+    pruned, spoilt = ({part: random_weights(seed)[part] for part in ("unet", "text_encoder")} for seed in (0, 1))
+    spoilt["text_encoder"]["text_model.final_layer_norm.bias"][0] = np.nan
+    for name, weights in (("theta0", pruned), ("theta1", spoilt)):
+        save_file(ldm_weights(weights), tmp_path / f"{name}.safetensors")
+        base_stage(base_config(tmp_path / f"{name}.safetensors", configs), "theta0", tmp_path / name)
+    save_file(ldm_weights({"vae": random_weights(2)["vae"]}), tmp_path / "other.safetensors")
+    other = Source(path=tmp_path / "other.safetensors", repo=None, revision=None, file=None, sha256=None)
+    thetas = tmp_path / "theta0", tmp_path / "theta1"
+    vae_stage(VaeConfig(source="other", alpha=None, other=other, dtype="float32"), *thetas, tmp_path / "vae")
+    stage(merge_config(text_encoder="theta0", dtype="float32"), *thetas, tmp_path / "vae", 0.5, tmp_path / "out")
+    whole = read_model(tmp_path / "out", None)
+    assert np.array_equal(
+        whole.components["vae"].tensors["quant_conv.bias"].read(), random_weights(2)["vae"]["quant_conv.bias"]
+    )
+    with pytest.raises(ValueError, match=r"theta1\) holds no text_encoder"):
+        stage(merge_config(), *thetas, tmp_path / "vae", 0.5, tmp_path / "none")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.7, 1.0])

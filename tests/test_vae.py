@@ -51,6 +51,23 @@ def test_of_a_theta1_that_is_not_there(tmp_path, thetas: tuple[Path, Path]):
 
 
 @pytest.mark.stage
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_an_original_without_vae_is_asked_for_none(tmp_path, thetas: tuple[Path, Path], lacking):
+    (thetas[lacking] / "vae" / WEIGHTS["vae"]).unlink()
+    save_file(ldm_weights({"vae": random_weights(2)["vae"]}), tmp_path / "vae.safetensors")
+    stage(vae_config("other", tmp_path / "vae.safetensors"), *thetas, tmp_path / "out")
+    assert_written(tmp_path / "out", 2)
+    stage(vae_config(f"theta{1 - lacking}"), *thetas, tmp_path / "own")
+    assert_written(tmp_path / "own", 1 - lacking)
+    for source, alpha in ((f"theta{lacking}", None), ("merged", 0.5)):
+        with pytest.raises(
+            ValueError, match=rf"^vae\.source: {source}, and theta{lacking} holds no VAE.* base\.theta{lacking}\.fill"
+        ):
+            stage(vae_config(source, alpha=alpha), *thetas, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.stage
 def test_merged(tmp_path, thetas: tuple[Path, Path]):
     stage(vae_config("merged", alpha=0.25), *thetas, tmp_path / "out")
     written = load_file(tmp_path / "out" / WEIGHTS["vae"])

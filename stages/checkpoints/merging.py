@@ -62,15 +62,23 @@ def merge_models(theta0: Model, theta1: Model | None, plan: MergePlan, theta2: M
 
     Raises:
         ValueError: The models are of different architectures or predict different things, there is one too few or many for
-            the method, or a block with a weight is not there.
+            the method, one lacks what is taken of it, or a block with a weight is not there.
     """
-    models = _checked([theta0, theta1, theta2], plan.method)
-    policies: dict[str, TextEncoderPolicy] = {"unet": "merged", "text_encoder": plan.text_encoder}
+    models = _checked([theta0, theta1, theta2], plan)
     merged = {
-        name: _merge_component(name, [model.components[name] for model in models], plan, policies[name])
+        name: _merge_component(name, [model.components.get(name) for model in models], plan, _taken(name, plan))
         for name in MERGED_COMPONENTS
     }
-    return replace(theta0, components=merged)
+    words = models[_taken("text_encoder", plan)[0]]
+    return replace(theta0, components=merged, absent={}, tokenizer=words.tokenizer or words.directory)
+
+
+def _taken(component: str, plan: MergePlan) -> Sequence[int]:
+    """Which of the models a component is made of."""
+    count = MERGE_METHODS[plan.method].models
+    if count == 1 or component != "text_encoder" or plan.text_encoder == "merged":
+        return range(count)
+    return (_NAMES.index(plan.text_encoder),)
 
 
 def merge_vaes(theta0: Component, theta1: Component, alpha: float) -> Component:
@@ -80,7 +88,7 @@ def merge_vaes(theta0: Component, theta1: Component, alpha: float) -> Component:
         ValueError: They are of different architectures.
     """
     _check_same_shapes("vae", theta0.tensors, theta1.tensors, "theta1")
-    return _merge_component("vae", [theta0, theta1], MergePlan("weighted_sum", alpha, "merged"), "merged")
+    return _merge_component("vae", [theta0, theta1], MergePlan("weighted_sum", alpha, "merged"), (0, 1))
 
 
 def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: float) -> LazyTensor:
@@ -96,12 +104,11 @@ def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: f
     return computed(originals, merge, method.measure and partial(method.measure, Setting(key, alpha, plan.density, plan.seed)))
 
 
-def _merge_component(name: str, originals: Sequence[Component], plan: MergePlan, policy: TextEncoderPolicy) -> Component:
-    recipe = _recipe(plan) | {theta: original.recipe for theta, original in zip(_NAMES, originals, strict=False)}
-    if len(originals) == 1 or policy == "theta0":
+def _merge_component(name: str, given: Sequence[Component | None], plan: MergePlan, taken: Sequence[int]) -> Component:
+    recipe = _recipe(plan) | {theta: original.recipe for theta, original in zip(_NAMES, given, strict=False) if original}
+    originals = [original for original in (given[index] for index in taken) if original]
+    if len(originals) == 1:
         return replace(originals[0], recipe=recipe)
-    if policy == "theta1":
-        return replace(originals[1], recipe=recipe)
     alphas = _alphas(name, originals[0], plan)
     tensors = {
         key: _merged([original.tensors[key] for original in originals], plan, f"{name}.{key}", alphas[key])
@@ -126,8 +133,9 @@ def _recipe(plan: MergePlan) -> dict[str, Any]:
     return asdict(replace(plan, blocks=None)) | {"blocks": blocks} | about
 
 
-def _checked(given: Sequence[Model | None], method: str) -> list[Model]:
-    """The models that the method is made of, all of one kind."""
+def _checked(given: Sequence[Model | None], plan: MergePlan) -> list[Model]:
+    """The models that the method is made of, all of one kind, each with what is taken of it."""
+    method = plan.method
     needed = MERGE_METHODS[method].models
     for name, model in zip(_NAMES[:needed], given, strict=False):
         if model is None:
@@ -138,12 +146,23 @@ def _checked(given: Sequence[Model | None], method: str) -> list[Model]:
                 f"method {method} {_COUNTS[needed]}, and there is a {name}: set it to null, or choose another method"
             )
     models = [model for model in given if model is not None]
+    _check_holds(models, plan)
     for name, model in zip(_NAMES[1:needed], models[1:], strict=True):
-        _check_same_kind(models[0], model, name)
+        _check_same_kind(models[0], model, name, [part for part in MERGED_COMPONENTS if len(_taken(part, plan)) > 1])
     return models
 
 
-def _check_same_kind(theta0: Model, other: Model, name: str) -> None:
+def _check_holds(models: Sequence[Model], plan: MergePlan) -> None:
+    for component in MERGED_COMPONENTS:
+        for index in _taken(component, plan):
+            if component not in models[index].components:
+                raise ValueError(
+                    f"{_NAMES[index]} ({models[index].directory}) holds no {component}, or none that is finite: take that of "
+                    "another model, or fill it in where the checkpoint is read"
+                )
+
+
+def _check_same_kind(theta0: Model, other: Model, name: str, merged: Sequence[str]) -> None:
     kinds = [
         architecture({key: tensor.shape for key, tensor in model.components["unet"].tensors.items()})
         for model in (theta0, other)
@@ -155,7 +174,7 @@ def _check_same_kind(theta0: Model, other: Model, name: str) -> None:
             f"theta0 predicts {theta0.prediction_type}, {name} predicts {other.prediction_type}: "
             "merge only checkpoints of one prediction_type"
         )
-    for component in MERGED_COMPONENTS:
+    for component in merged:
         _check_same_shapes(component, theta0.components[component].tensors, other.components[component].tensors, name)
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stages.checkpoints.files import read_json, shown
 from stages.checkpoints.prediction import Prediction, prediction
 from stages.checkpoints.single_file_parts import read_parts
 from stages.checkpoints.weight_files import find_weights, open_weights
-from stages.checkpoints.writing import write_safetensors
+from stages.checkpoints.writing import NotFiniteError, write_safetensors
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -36,11 +36,13 @@ class Reading:
         ema: Whether the UNet is the exponential moving average of its weights, which some single files hold beside them.
         fill: Whether a component that the checkpoint lacks is taken from the directory with the configs.
         prediction_type: What the UNet predicts, whatever the files say; None: see `prediction`.
+        partial: Whether the checkpoint may lack a VAE or a text encoder: who needs one, refuses then.
     """
 
     ema: bool = False
     fill: bool = False
     prediction_type: str | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,16 @@ class Model:
         directory: Diffusers directory that holds model_index.json, scheduler/ and tokenizer/.
         prediction: What the UNet predicts, and who says so.
         filled: Components that come from the directory with the configs.
+        absent: config.json of the components that it lacks; see `Reading.partial`.
+        tokenizer: Diffusers directory that holds tokenizer/, if it is another than `directory`.
     """
 
     components: Mapping[str, Component]
     directory: Path
     prediction: Prediction
     filled: frozenset[str] = frozenset()
+    absent: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tokenizer: Path | None = None
 
     @property
     def prediction_type(self) -> str:
@@ -104,7 +110,7 @@ def read_model(path: Path, config: Path | None, reading: Reading = Reading()) ->
         weights = open_weights(path)
         found = read_parts(weights, configs, ema=reading.ema)
     said = prediction(reading.prediction_type, path, without_nesting(weights.tensors), config / SCHEDULER)
-    return _filled(path, found, Model({}, config, said), config, reading)
+    return _filled(path, found, Model({}, config, said, absent=configs), config, reading)
 
 
 def _read_directory(path: Path, config: Path | None, reading: Reading) -> Model:
@@ -113,16 +119,23 @@ def _read_directory(path: Path, config: Path | None, reading: Reading) -> Model:
     _check_pipeline(path)
     found = {}
     for name in COMPONENTS:
-        if find_weights(path / name) or not reading.fill:
+        if find_weights(path / name) or not (reading.fill or (reading.partial and name != "unet")):
             found[name] = read_component(path / name, name)
     unet = found["unet"].file if "unet" in found else path
     said = prediction(reading.prediction_type, unet, (), path / SCHEDULER)
-    return _filled(path, found, Model({}, path, said), config, reading)
+    homes = {name: path if config is None or (path / name / "config.json").exists() else config for name in COMPONENTS}
+    configs = {name: read_config(home / name / "config.json", name) for name, home in homes.items() if name not in found}
+    return _filled(path, found, Model({}, path, said, absent=configs), config, reading)
 
 
 def _filled(path: Path, found: Mapping[str, Component], model: Model, config: Path | None, reading: Reading) -> Model:
-    """The model with the components that were found, and the others from the directory with the configs."""
+    """The model with the components that were found, and the others, if they are wanted, from the directory with the configs.
+
+    `model.absent` has the configs of all that may be absent.
+    """
     absent = [name for name in COMPONENTS if name not in found]
+    if reading.partial and not reading.fill and "unet" in found:
+        return replace(model, components=found, absent={name: model.absent[name] for name in absent})
     if absent and not (reading.fill and config):
         raise ValueError(
             f"{path}: holds no {' and no '.join(absent)}: give a whole checkpoint, or a config directory with these weights "
@@ -130,7 +143,7 @@ def _filled(path: Path, found: Mapping[str, Component], model: Model, config: Pa
         )
     filled = {name: read_component(config / name, name) for name in absent} if config else {}
     components = {name: {**found, **filled}[name] for name in COMPONENTS}
-    return replace(model, components=components, filled=frozenset(absent))
+    return replace(model, components=components, filled=frozenset(absent), absent={})
 
 
 def write_model(out: Path, model: Model, dtype: str) -> None:
@@ -140,18 +153,47 @@ def write_model(out: Path, model: Model, dtype: str) -> None:
     _write_pipeline_files(model, out)
 
 
+def write_found(out: Path, model: Model, dtype: str) -> dict[str, str]:
+    """Write a model of which others take parts: of a VAE or a text encoder that is absent or not finite, the config alone.
+
+    Returns:
+        The components that are left out, and why.
+
+    Raises:
+        ValueError: The UNet is not finite, or a weight is larger than `dtype` holds.
+    """
+    left_out = {}
+    for name, config in model.absent.items():
+        write_config(out / name, name, config, dtype)
+        left_out[name] = "the checkpoint holds none"
+    for name, component in model.components.items():
+        try:
+            write_component(out / name, name, component, dtype)
+        except NotFiniteError as error:
+            if name == "unet":
+                raise
+            left_out[name] = str(error)
+    _write_pipeline_files(model, out)
+    return left_out
+
+
 def write_component(directory: Path, name: str, component: Component, dtype: str) -> None:
     """Write config.json and the weights in `dtype`, with the recipe in the weights' metadata.
 
     Raises:
         ValueError: A weight is not finite; the message names the file it comes from and the key.
     """
+    write_config(directory, name, component.config, dtype)
+    write_safetensors(directory / WEIGHTS[name], component.tensors, dtype, component.recipe)
+
+
+def write_config(directory: Path, name: str, config: Mapping[str, Any], dtype: str) -> None:
+    """Write a component's config.json, for weights in `dtype`."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {leaf: value for leaf, value in component.config.items() if leaf not in _UNTRUE_LEAVES}
+    config = {leaf: value for leaf, value in config.items() if leaf not in _UNTRUE_LEAVES}
     if name == "text_encoder":
         config["dtype"] = dtype  # transformers loads weights in the dtype that the config names
     write_json(directory / "config.json", config)
-    write_safetensors(directory / WEIGHTS[name], component.tensors, dtype, component.recipe)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -161,12 +203,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _write_pipeline_files(model: Model, out: Path) -> None:
     """Write what belongs to a model beside its weights: model_index.json, scheduler and tokenizer. No safety checker."""
+    homes = {"scheduler": model.directory, "tokenizer": model.tokenizer or model.directory}
     index = read_json(model.directory / "model_index.json") | {part: [None, None] for part in _OPTIONAL_PARTS}
+    others = read_json(homes["tokenizer"] / "model_index.json")
+    index |= {part: others[part] for part in ("tokenizer", "text_encoder") if part in others}
     index = {leaf: value for leaf, value in index.items() if leaf not in _UNTRUE_LEAVES}
     write_json(out / "model_index.json", index | {"requires_safety_checker": False})
-    for folder in ("scheduler", "tokenizer"):
+    for folder, home in homes.items():
         (out / folder).mkdir()
-        for file in sorted((model.directory / folder).iterdir()):
+        for file in sorted((home / folder).iterdir()):
             if file.is_file() and not file.name.startswith("."):
                 shutil.copyfile(file, out / folder / file.name)
     scheduler = read_json(model.directory / SCHEDULER)
@@ -181,3 +226,6 @@ def _check_pipeline(directory: Path) -> None:
     name = read_json(directory / "model_index.json").get("_class_name")
     if name != _PIPELINE:
         raise ValueError(f"{directory / 'model_index.json'}: a {shown(name)}; only {_PIPELINE} (SD1, SD2) can be read")
+    for folder in ("scheduler", "tokenizer"):
+        if not (directory / folder).is_dir():
+            raise ValueError(f"{directory / folder} is missing: not a model in the diffusers layout")

@@ -27,10 +27,15 @@ PIECE = 2**20
 MOST_THREADS = 8
 """More would wait for the memory; each takes some MB."""
 _LARGE = 2**22
+_NOT_FINITE = "not a finite number (NaN or Inf)"
 _ALL_AT_ONCE = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # instead of one page after another
 _READ_INTO = getattr(os, "preadv", None)  # older macOS has none
 _CODES = {"float16": "F16", "float32": "F32"}
 _WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
+
+
+class NotFiniteError(ValueError):
+    """Tensors hold NaN or Inf where they come from, whatever dtype they are written in."""
 
 
 def write_safetensors(
@@ -55,7 +60,8 @@ def write_safetensors(
         metadata: More of it, beside the recipe.
 
     Raises:
-        ValueError: A tensor is not finite, in itself or in `dtype`; all such keys are named, with the files at fault.
+        ValueError: A tensor is not finite, in itself (`NotFiniteError`) or in `dtype`; all such keys are named, with the files
+            at fault.
         OSError: The disk is full.
     """
     described = {**metadata, RECIPE_KEY: json.dumps(recipe, sort_keys=True)}
@@ -67,7 +73,7 @@ def write_safetensors(
             file.flush()
             broken = _write_entries(file.fileno(), len(header), entries, threads or _processors())
             if broken:
-                raise ValueError(_complaint({key: tensors[key] for key in broken}, dtype))
+                raise _complaint({key: tensors[key] for key in broken}, dtype)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -144,20 +150,21 @@ def _write_entries(target: int, data_start: int, entries: Sequence[_Entry], thre
         writer.close()
 
 
-def _complaint(broken: LazyTensors, dtype: str) -> str:
+def _complaint(broken: LazyTensors, dtype: str) -> ValueError:
     """Which tensors are not finite, by the files that are at fault."""
     causes: dict[str, list[str]] = {}
     for key, tensor in broken.items():
         for source, fault in _faults(tensor, dtype):
             file = f"{source.stored.path}: " if source.stored else ""
             causes.setdefault(file + fault, []).append(key)
-    return "; ".join(f"{cause}: {listed(keys)}" for cause, keys in causes.items())
+    error = NotFiniteError if all(cause.endswith(_NOT_FINITE) for cause in causes) else ValueError
+    return error("; ".join(f"{cause}: {listed(keys)}" for cause, keys in causes.items()))
 
 
 def _faults(tensor: LazyTensor, dtype: str) -> list[tuple[LazyTensor, str]]:
     sources = tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
     faulty = [source for source in sources if not are_finite(source.read())]
-    return [(source, "not a finite number (NaN or Inf)") for source in faulty] or [(tensor, f"larger than {dtype} holds")]
+    return [(source, _NOT_FINITE) for source in faulty] or [(tensor, f"larger than {dtype} holds")]
 
 
 def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:

@@ -81,6 +81,12 @@ def load_models(folder: Path, device: torch.device, dtype: torch.dtype = torch.f
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not (folder / part).is_dir()]
     if missing:
         raise FileNotFoundError(f"{folder}: no {', '.join(missing)} in it; expected a model in diffusers layout")
+    empty = [part for part in ("unet", "vae", "text_encoder") if not any((folder / part).glob("*model*"))]
+    if empty:
+        raise FileNotFoundError(
+            f"{folder}: no weights of {' and '.join(empty)} in it, as in the checkpoint: it draws no images; leave it out of "
+            "sweep.bases, or have base fill it in"
+        )
     disable_progress_bar()  # of loading: a flash a part
     local: dict[str, Any] = {"local_files_only": True}
     unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **local)

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,16 @@ def save_lora(checkpoint: Path, folder: Path, rank: int = 4, lora_alpha: int = 1
 @pytest.fixture(scope="module")
 def lora(checkpoint, tmp_path_factory) -> Path:
     return save_lora(checkpoint, tmp_path_factory.mktemp("lora"))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_checkpoint_without_weights_of_a_part_draws_nothing(tmp_path, checkpoint, part):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / part / ("model" if part == "text_encoder" else "diffusion_pytorch_model")).with_suffix(
+        ".safetensors"
+    ).unlink()
+    with pytest.raises(OSError, match=rf"model: no weights of {part} in it, .*sweep\.bases"):
+        load_models(tmp_path / "model", CPU)
 
 
 def test_lora_draws_what_the_pipeline_draws_with_it(checkpoint, lora):
