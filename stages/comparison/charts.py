@@ -1,4 +1,4 @@
-"""Coordinates for the report's inline SVG charts; what they look like is in report.html.jinja and report.css."""
+"""Coordinates for the report's SVG charts; what they look like is in charts.svg.jinja and series.css."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
