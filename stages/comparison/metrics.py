@@ -18,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.utils.logging import disable_progress_bar
 
 from stages.comparison.cells import Cell
+from stages.pipeline.hub import hub_access
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,11 @@ def load_scorer(source: str | Path, revision: str | None, device: torch.device, 
     pin: dict[str, Any] = {"revision": revision} if revision else {}
     if not pin:
         disable_progress_bar()  # nothing is downloaded, and loading is a flash
-    try:
+    with hub_access(f"cannot load the scorer {name}"):
         # The image processor is named by class: the automatic choice asks for torchvision.
         image_processor = CLIPImageProcessorPil.from_pretrained(source, **pin)
         tokenizer = CLIPTokenizer.from_pretrained(source, **pin)
         loaded: Any = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **pin)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise OSError(f"cannot load the scorer {name}: {' '.join(str(error).split())}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise OSError(f"the scorer {name} is not a CLIP: it lacks {len(missing)} weights, first {missing[0]}")

@@ -25,7 +25,11 @@ def visible_files(folder: Path) -> dict[str, Path]:
     Raises:
         OSError: a folder cannot be read.
     """
-    found = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    starts = [folder]
+    found = {path.relative_to(folder).as_posix(): path for path in _walk(starts)}
+    links = [f"{link.relative_to(folder).as_posix()}/" for link in starts[1:]]
+    followed = [link for link in links if any(name.startswith(link) for name in found)]
+    say(followed, "followed links to folders", "what changes behind them makes no stage run again: force this one then")
     hidden = [name for name in found if PurePosixPath(name).name.startswith(".")]
     say(sorted(name for name in hidden if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES), "left out hidden files")
     return {name: found[name] for name in sorted(found.keys() - set(hidden))}
@@ -59,15 +63,15 @@ def _is_image(path: Path) -> bool:
     return suffix in IMAGE_SUFFIXES or looks_like_image(path)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files but those of hidden folders; what is in the folder itself comes before what links lead to."""
-    waiting, seen = [folder], set()
-    for start in waiting:
+def _walk(starts: list[Path]) -> Iterator[Path]:
+    """All files but those of hidden folders; links to folders are added to `starts`, to come after what lies there itself."""
+    seen: set[str] = set()
+    for start in starts:
         for parent, folders, files in os.walk(start, onerror=_raise):
             real = os.path.realpath(parent)
             folders[:] = sorted(name for name in folders if not name.startswith(".") and real not in seen)
             if real not in seen:
-                waiting.extend(link for name in folders if (link := Path(parent, name)).is_symlink())
+                starts.extend(link for name in folders if (link := Path(parent, name)).is_symlink())
                 yield from (Path(parent, name) for name in files)
             seen.add(real)
 

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import unquote, urljoin
 
 import httpx2
-from huggingface_hub import close_session
+from huggingface_hub import close_session, is_offline_mode
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from stages.pipeline import transfers
@@ -40,6 +41,8 @@ class Answers:
 
     def ask(self, request: httpx2.Request) -> None:
         """Before a request: no wait without end, and no compression, of which a little becomes a lot."""
+        if is_offline_mode():  # the hub's own clients have a hook for that
+            raise OfflineModeIsEnabled(f"HF_HUB_OFFLINE is set, and {request.url} is asked for")
         if self.stalled:
             raise TransferError("does not answer")
         given = request.extensions.get("timeout", {})

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import get_session, hf_hub_download, is_offline_mode, set_client_factory
+from huggingface_hub import hf_hub_download, is_offline_mode, set_client_factory
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -99,10 +99,9 @@ def damage(path: Path) -> str | None:
 
 @cache
 def _watched_client() -> Answers:
-    """Have the hub's client use clients with our hooks beside its own; once a process."""
+    """Have the hub's client use clients with our hooks; once a process."""
     answers = Answers()
-    own = get_session().event_hooks["request"]  # among them the one that keeps to HF_HUB_OFFLINE
-    hooks = {"request": [*own, answers.ask], "response": [answers.check]}
+    hooks = {"request": [answers.ask], "response": [answers.check]}
     set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=SILENCE))
     return answers
 

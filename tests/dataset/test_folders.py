@@ -44,13 +44,14 @@ def test_of_many_left_out_files_the_first_are_named(tmp_path, capsys):
     assert "(9): 0.psd, 1.psd, 2.psd, 3.psd, 4.psd, …;" in capsys.readouterr().err
 
 
-def test_linked_folders_are_followed_once_and_loops_end(tmp_path):
+def test_linked_folders_are_followed_once_and_loops_end(tmp_path, capsys):
     mine, other = save_noise(tmp_path / "mine", "own.png"), save_noise(tmp_path / "other", "x.png", "y.png")
     for link, target in {"set": other, "again": other, "loop": mine, "up": tmp_path}.items():
         (mine / link).symlink_to(target)
     (other / "back").symlink_to(mine)
     (mine / "file.png").symlink_to(other / "x.png")
     assert images(mine) == ["again/x.png", "again/y.png", "file.png", "own.png"]
+    assert "followed links to folders (1): again/; what changes behind them makes no stage run" in capsys.readouterr().err
 
 
 def test_a_folder_of_its_own_comes_before_a_link_to_it(tmp_path):
