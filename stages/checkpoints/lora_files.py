@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from stages.checkpoints.lora_factors import HADAMARD, KRONECKER, Product, factors, without_mid
-from stages.checkpoints.lora_names import METADATA_KEY
+from stages.checkpoints.lora_names import METADATA_KEY, first_pattern
 from stages.checkpoints.tensors import LazyTensor, LazyTensors, read_metadata
 from stages.checkpoints.weight_files import open_weights
 
@@ -277,12 +277,12 @@ def _trained_strength(place: _Place, kind: Kind, product: Product, settings: Map
 
 
 def _of_module(place: _Place, settings: Mapping[str, Any], patterns: str, leaf: str) -> float:
-    """A setting of one layer as PEFT finds it: by the first pattern that stands for the end of its name, or the common one."""
+    """A setting of one layer as PEFT finds it: that of a pattern, or else the common one."""
     if f"{place.component}.{leaf}" not in settings:
         raise ValueError(f"the metadata has no {place.component}.{leaf}, so the strength of {place.key} is unknown")
-    pattern = settings.get(f"{place.component}.{patterns}") or {}
+    values = settings.get(f"{place.component}.{patterns}") or {}
     try:
-        matching = (value for name, value in pattern.items() if re.match(rf"(.*\.)?({name})$", place.module))
-        return float(next(matching, settings[f"{place.component}.{leaf}"]))
+        pattern = first_pattern(values, place.module)
+        return float(settings[f"{place.component}.{leaf}"] if pattern is None else values[pattern])
     except (re.error, TypeError, ValueError) as error:
         raise ValueError(f"the metadata's {place.component}.{patterns} or {leaf} cannot be read: {error}") from error

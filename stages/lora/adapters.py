@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.checkpoints.lora_names import METADATA_KEY
+from stages.checkpoints.lora_names import METADATA_KEY, first_pattern
 from stages.lora.fused import FusedLinear
 from stages.lora.pointwise import use_matrix_products
 from stages.lora.settings import AdapterConfig
@@ -65,7 +67,9 @@ def add_adapter(
 def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str]) -> PeftConfig:
     """The adapter in PEFT's own terms."""
     lora_alpha: Any = rank if config.lora_alpha == "rank" else config.lora_alpha
-    alpha_pattern: dict[str, Any] = {**(config.rank_pattern if config.lora_alpha == "rank" else {}), **config.alpha_pattern}
+    alpha_pattern: dict[str, Any] = dict(config.alpha_pattern)  # PEFT takes the first that fits, so these come first
+    if config.lora_alpha == "rank":
+        alpha_pattern |= {name: each for name, each in config.rank_pattern.items() if name not in alpha_pattern}
     shared: dict[str, Any] = {
         "r": rank,
         "target_modules": list(target_modules),
@@ -87,9 +91,38 @@ def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str])
     return lora
 
 
+def idle_patterns(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """What is to be said of patterns that no layer of a model with an adapter follows."""
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    problems = []
+    for leaf, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        followed = {first_pattern(patterns, layer) for layer in layers}
+        for pattern in patterns:
+            others = next((first_pattern(patterns, layer) for layer in layers if first_pattern([pattern], layer)), None)
+            if pattern not in followed:
+                reason = (
+                    f"{others!r} stands before it and names its layers too" if others else "it names no layer with an adapter"
+                )
+                problems.append(f"{leaf}: {pattern!r} changes nothing: {reason}")
+    return problems
+
+
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """Move a model to where it is trained, with channels last, in which convolutions are faster.
+
+    The factors of DoRA stay as they are: PEFT takes views of them that other memory does not allow.
+    """
+    moved: Any = model
+    moved.to(device, memory_format=torch.channels_last)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and layer.lora_variant:
+            for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
+                parameter.data = parameter.data.contiguous()
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
@@ -109,7 +142,9 @@ def write_lora(
 
     The same weights give the same bytes, and no path gets in: diffusers' own `save_lora_weights` writes several metadata
     keys, which safetensors orders at random, sets in the order of their hashes, and the folder that the model came from.
-    Without metadata the loader would take alpha = rank. LoKr and LoHa go into the same kind of file, and PEFT loads them.
+    Without metadata the loader would take alpha = rank. Of several patterns that fit a layer PEFT takes the first, and the
+    metadata's keys are sorted: so patterns are written as what they came to, by the whole names of the layers. LoKr and LoHa
+    go into the same kind of file, and PEFT loads them.
 
     Args:
         parts: "unet", "text_encoder" or both, with adapters.
@@ -120,7 +155,7 @@ def write_lora(
     weights: dict[str, Tensor] = {}
     settings: dict[str, Any] = dict(base or {})
     for part, model in parts.items():
-        tensors, values = get_peft_model_state_dict(model), _config_of(model).to_dict()
+        tensors, values = get_peft_model_state_dict(model), _settings_of(model)
         if first_weights and first_weights.get(part):
             tensors, values = _without_first_weights(tensors, first_weights[part], values)
         weights |= {f"{part}.{name}": tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -131,9 +166,19 @@ def write_lora(
     save_file(weights, path, metadata={METADATA_KEY: json.dumps(settings, sort_keys=True, default=str)})
 
 
-def _config_of(model: Any) -> PeftConfig:
-    """The settings of a model's only adapter."""
-    return model.peft_config["default"]
+def _settings_of(model: Any) -> dict[str, Any]:
+    """The settings of a model's only adapter, with the ranks and alphas that its layers have in place of patterns."""
+    values = model.peft_config["default"].to_dict()
+    if not values["rank_pattern"] and not values["alpha_pattern"]:
+        return values
+    leaf = "lora_alpha" if "lora_alpha" in values else "alpha"
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    ranks = {name: layer.r["default"] for name, layer in layers.items()}
+    alphas = {name: getattr(layer, leaf)["default"] for name, layer in layers.items()}
+    return values | {
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != values["r"]},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != values[leaf]},
+    }
 
 
 def _without_first_weights(

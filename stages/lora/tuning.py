@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
-from stages.lora.adapters import add_adapter, cast_frozen, load_unet, write_lora
+from stages.lora.adapters import add_adapter, cast_frozen, load_unet, move, write_lora
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, names_at, validation_batches
 from stages.lora.compiling import compile_unet
 from stages.lora.losses import denoising_loss
@@ -103,8 +103,7 @@ def _tune(
     for stream in streams:
         check_examples(tuned.parts["unet"], stream.examples)
     cast_frozen(tuned.model, place.dtype)
-    ready: Any = tuned.model
-    ready.to(place.device, memory_format=torch.channels_last)
+    move(tuned.model, place.device)
     compile_for(tuned.parts["unet"], streams, config, place.device)
     draws = Draws(
         seed=config.seed,

@@ -11,7 +11,7 @@ from stages.checkpoints.lora_files import read_lora
 from stages.checkpoints.lora_names import LORA_FILE
 from stages.comparison.adapters import attach
 from stages.comparison.sampling import load_lora, load_models
-from stages.lora.adapters import add_adapter, load_unet, trained_parameters, write_lora
+from stages.lora.adapters import add_adapter, idle_patterns, load_unet, trained_parameters, write_lora
 from stages.lora.prompts import load_text_encoder
 from stages.lora.text_encoder import TARGET_MODULES
 from tests.comparison.tiny_models import save_tiny_checkpoint
@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_in", "proj_in"]
 LAYERS = {"attention": TARGETS, "feed-forward": FEED_FORWARD, "convolutions": CONVOLUTIONS}
+MID = "mid_block.attentions.0.transformer_blocks.0"
 KINDS = {
     "lora": {},
     "dropout": {"lora_dropout": 0.5},
@@ -31,6 +32,12 @@ KINDS = {
     "loha": {"peft_type": "loha"},
     "kaiming": {"init_lora_weights": "kaiming"},
     "patterns": {"rank_pattern": {"attn1.to_q": 1, "conv1": 3}, "alpha_pattern": {"attn2.to_k": 3.0, "ff.net.2": 5.0}},
+    "overlapping patterns": {
+        "rank_pattern": {"to_q": 6, "attn1.to_q": 2, "ff.net.2": 3, "conv1": 1},
+        "alpha_pattern": {f"{MID}.attn1.to_q": 64.0, "attn1.to_q": 0.5, "net.2": 3.0, "ff.net.2": 5.0, "v1": 2.0, "conv1": 9.0},
+    },
+    "lokr overlapping": {"peft_type": "lokr", "rank_pattern": {"to_q": 6, "attn1.to_q": 1, "conv1": 1}},
+    "loha overlapping": {"peft_type": "loha", "alpha_pattern": {"attn1.to_q": 6.0, "to_q": 1.0, "ff.net.2": 3.0, "net.2": 1.0}},
     "lokr patterns": {"peft_type": "lokr", "rank_pattern": {"attn1.to_q": 1}, "alpha_pattern": {"attn2.to_k": 3.0}},
     "alpha follows the patterns": {"lora_alpha": "rank", "rank_pattern": {"attn1.to_q": 1}},
 }
@@ -71,6 +78,62 @@ def test_diffusers_loads_it_to_the_bit(model, tmp_path, kind):
     pipeline = pipeline_of(unet=load_unet(model))
     pipeline.load_lora_weights(tmp_path)
     assert torch.equal(predict(pipeline.unet), predict(unet))
+
+
+@pytest.mark.parametrize("alpha_pattern", [{f"{MID}.attn1.to_q": 64.0, "attn1.to_q": 0.5}, {"to_q": 3.0, "attn1.to_q": 0.5}])
+@pytest.mark.parametrize("lora_alpha", [8.0, "rank"])
+def test_of_several_patterns_the_first_counts(model, tmp_path, lora_alpha, alpha_pattern):
+    """In training as in the file, which names each layer whole: the order of its keys says nothing."""
+    ranks = {"to_q": 6, "attn1.to_q": 2, "attn1.to_v": 3}
+    unet: Any = trained_unet(model, rank_pattern=ranks, lora_alpha=lora_alpha, alpha_pattern=alpha_pattern)
+    layer = unet.get_submodule(f"{MID}.attn1.to_q")
+    assert (layer.r["default"], layer.lora_alpha["default"]) == (6, next(iter(alpha_pattern.values())))
+    assert unet.get_submodule(f"{MID}.attn1.to_v").lora_alpha["default"] == (3 if lora_alpha == "rank" else 8)
+    write_lora({"unet": unet}, tmp_path / LORA_FILE)
+    settings = read_lora(tmp_path / LORA_FILE).settings
+    names = [name for name, _ in unet.named_modules()]
+    assert settings["unet.rank_pattern"].keys() | settings["unet.alpha_pattern"].keys() <= set(names)
+    for module in read_lora(tmp_path / LORA_FILE).modules.values():
+        trained = unet.get_submodule(module.key.removeprefix("unet."))
+        assert (module.rank, module.scale) == (trained.r["default"], trained.scaling["default"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "problems"),
+    [
+        ({"rank_pattern": {"attn1.to_q": 2, "to_q": 6}, "alpha_pattern": {"to_k": 2.0}}, []),
+        (
+            {"rank_pattern": {"to_q": 6, "attn1.to_q": 2}},
+            ["rank_pattern: 'attn1.to_q' changes nothing: 'to_q' stands before it and names its layers too"],
+        ),
+        (
+            {"alpha_pattern": {"to_k": 2.0, "conv1": 3.0}},
+            ["alpha_pattern: 'conv1' changes nothing: it names no layer with an adapter"],
+        ),
+    ],
+)
+def test_patterns_that_change_nothing_are_named(model, settings, problems):
+    assert idle_patterns(fresh_unet(model, **settings), adapter_config(**settings)) == problems
+
+
+@pytest.mark.parametrize("kind", ["lokr", "loha"])
+def test_diffusers_refuses_what_the_help_says(model, tmp_path, kind):
+    write_lora({"unet": trained_unet(model, **KINDS[kind])}, tmp_path / LORA_FILE)
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        pipeline_of(unet=load_unet(model)).load_lora_weights(tmp_path)
+
+
+def test_diffusers_leaves_out_what_the_help_says(model, tmp_path):
+    """The lengths that DoRA learns on the text encoder."""
+    text_encoder: Any = load_text_encoder(model, CPU)[1]
+    add_adapter(text_encoder, 2, adapter_config(use_dora=True), TARGET_MODULES, seed=0)
+    shake(text_encoder)
+    write_lora({"text_encoder": text_encoder}, tmp_path / LORA_FILE)
+    pipeline = pipeline_of(unet=load_unet(model), text_encoder=load_text_encoder(model, CPU)[1])
+    pipeline.load_lora_weights(tmp_path)
+    ids = torch.arange(20).reshape(2, 10)
+    drawn, trained = (each(ids).last_hidden_state for each in (pipeline.text_encoder, text_encoder))
+    assert not torch.allclose(drawn, trained, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
