@@ -4,8 +4,8 @@ Reads one of the originals, theta0, theta1 or theta2: a single file in the LDM l
 is executed) or a diffusers directory, on this machine or at a pinned commit of the hub. Checks every key, shape and value
 against the model's config. Writes model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/ with safetensors
 weights; the metadata of each weights file say what it was made of. Of a VAE or a text encoder that the checkpoint lacks, or
-that is not finite, it says so and writes the config alone: the experiment may take another's. Without a theta1, writes an
-empty directory for it.
+that is not finite, it says so and writes the config alone: the experiment may take another's. Without a theta1, the directory
+holds a note that says so.
 
 It is a stage of its own because reading and checking foreign files is needed once a checkpoint, not once a merge.
 """
@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
 from stages.pipeline.config import Source, strict
-from stages.pipeline.outputs import atomic_directory
+from stages.pipeline.outputs import atomic_directory, write_nothing
 
 
 @dataclass(frozen=True, config=strict)
@@ -69,6 +69,7 @@ def stage(config: BaseConfig, name: str, out: Path) -> None:
     checkpoint: CheckpointConfig | None = getattr(config, name)
     with atomic_directory(out) as folder:
         if checkpoint is None:
+            write_nothing(folder, f"There is no {name} in this experiment: base.{name} is null.")
             return
         try:
             _write(folder, name, checkpoint, config.dtype)

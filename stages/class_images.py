@@ -1,7 +1,7 @@
 """Draw images of the class for DreamBooth's prior preservation, with the model that is going to be tuned.
 
 Reads a merge in diffusers layout. Writes 0001.png, 0002.png …, each with its prompt and its seed as PNG text; with
-`num_class_images` 0, prior preservation is off, and the folder is empty.
+`num_class_images` 0, prior preservation is off, and the folder holds a note that says so.
 
 It is a stage of its own because the images belong to the model: with those of another base, the LoRA would learn that base.
 All ranks on a merge share them.
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
 from stages.pipeline.config import RuntimeConfig, SamplingConfig, Seed, Text, strict
-from stages.pipeline.outputs import atomic_directory
+from stages.pipeline.outputs import atomic_directory, write_nothing
 
 
 @dataclass(frozen=True, config=strict)
@@ -38,6 +38,8 @@ def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: P
     with atomic_directory(out) as folder:
         if config.num_class_images:
             _draw(config, runtime, model, folder)
+        else:
+            write_nothing(folder, "Prior preservation is off: class_images.num_class_images is 0.")
 
 
 def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder: Path) -> None:

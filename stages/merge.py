@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
 from stages.pipeline.config import Alpha, Seed, strict
-from stages.pipeline.outputs import atomic_directory
+from stages.pipeline.outputs import atomic_directory, holds_something
 
 Block = Annotated[str, Field(pattern=r"^((IN|OUT)\d\d|M00)$")]
 Blocks = Annotated[
@@ -68,7 +68,7 @@ def stage(
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha: given {alpha}: a number from 0 (theta0 alone) to 1 (theta1 alone)")
-    given = [path if path and path.is_dir() and any(path.iterdir()) else None for path in (theta0, theta1, theta2)]
+    given = [path if path and holds_something(path) else None for path in (theta0, theta1, theta2)]
     models = [read_model(path, None, Reading(partial=True)) if path else None for path in given]
     if models[0] is None:
         raise ValueError(f"{theta0} is empty: theta0 is what every method starts from")

@@ -1,7 +1,7 @@
 """Take the one VAE that every merge of the sweep uses.
 
-Reads both originals (theta1 may be an empty directory) and, if the config names another source, that. Writes the VAE alone
-in the diffusers layout: config.json and its weights.
+Reads both originals (in theta1's place, perhaps a note that there is none) and, if the config names another source, that.
+Writes the VAE alone in the diffusers layout: config.json and its weights.
 
 It is a stage of its own because the VAE is the same for every alpha (even a merged one: its weight is not the sweep's), so
 the images are encoded once, with this VAE, for the whole sweep.
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
 from stages.pipeline.config import Alpha, Source, strict
-from stages.pipeline.outputs import atomic_directory
+from stages.pipeline.outputs import atomic_directory, holds_something
 
 
 @dataclass(frozen=True, config=strict)
@@ -49,7 +49,7 @@ def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
     from stages.checkpoints.model import write_component
     from stages.checkpoints.sources import locate
 
-    if config.source in ("theta1", "merged") and not any(theta1.iterdir()):
+    if config.source in ("theta1", "merged") and not holds_something(theta1):
         raise ValueError(f"vae.source: {config.source}, but there is no theta1 in this experiment: take theta0 or other")
     other = config.other and locate(config.other)
     _check_held(config.source, {"theta0": theta0, "theta1": theta1})

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.pipeline.config import load_params
+from stages.pipeline.interruption import Interrupted, handled
+from stages.pipeline.outputs import check_room
+from stages.pipeline.progress import complain
 
 _BRACES = re.compile(r"\{([\w-]+)\}")
 
@@ -25,23 +28,31 @@ def run(stage: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     Each parameter of `stage` that is annotated with a dataclass is loaded from params.yaml (`config` from the section named
     as the stage's file, any other from the section of its own name); every other parameter becomes an option. `{rank}` in
     the value of an option is the value of --rank, see `fill_in`.
-    A `ValueError` or `OSError` ends the process with one line and status 1; set PIPELINE_TRACEBACK=1 to see where it arose.
+    A `ValueError` or `OSError` ends the process with one line and status 1, Ctrl-C or a scheduler's signal with one line and
+    128 and the signal's number; set PIPELINE_TRACEBACK=1 to see where it arose. So does a disk that is as good as full, before
+    the stage and after it: if DVC took note of it then, half a dvc.lock would be left.
     """
     gc.set_threshold(50_000, 20, 20)  # the imports of a stage make millions of objects: a second of needless collecting
     name = Path(inspect.getfile(stage)).stem
     parser = _parser(stage, name)
     try:
         options = parser.parse_args(fill_in(sys.argv[1:] if argv is None else argv, option_names(stage)))
-        configs = {
-            parameter: load_params(name if parameter == "config" else parameter, schema)
-            for parameter, schema in config_schemas(stage).items()
-        }
-        stage(**configs, **vars(options))
-    except (ValueError, OSError) as error:
+        with handled():
+            check_room()
+            configs = {
+                parameter: load_params(name if parameter == "config" else parameter, schema)
+                for parameter, schema in config_schemas(stage).items()
+            }
+            stage(**configs, **vars(options))
+            check_room()
+    except (ValueError, OSError, Interrupted) as error:
         if os.environ.get("PIPELINE_TRACEBACK"):
             raise
-        print("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        raise SystemExit(1) from error
+        interrupted = isinstance(error, Interrupted)
+        kind, status = ("interrupted", 128 + error.signal_number) if interrupted else ("error", 1)
+        for line in str(error).splitlines() or [""]:
+            complain(f"{name}: {kind}: {line}" if line else f"{name}: {kind}")
+        raise SystemExit(status) from error
 
 
 def config_schemas(stage: Callable[..., None]) -> dict[str, Any]:
@@ -77,6 +88,13 @@ def fill_in(argv: Sequence[str], known: Collection[str]) -> list[str]:
     return [_BRACES.sub(lambda match: values.get(match[1], match[0]), word) for word in kept]
 
 
+def option_helps(stage: Callable[..., None]) -> dict[str, str]:
+    """What the section Args of a stage's docstring says of each of its parameters."""
+    _, _, arguments = (inspect.getdoc(stage) or "").partition("\nArgs:\n")
+    found = re.findall(r"^ {4}(\w+): (.+(?:\n {6,}.+)*)", arguments, flags=re.MULTILINE)
+    return {parameter: " ".join(text.split()) for parameter, text in found}
+
+
 def _parser(stage: Callable[..., None], name: str) -> argparse.ArgumentParser:
     """Build the options from the signature of the stage; its module's docstring is the help."""
     parser = argparse.ArgumentParser(
@@ -85,7 +103,7 @@ def _parser(stage: Callable[..., None], name: str) -> argparse.ArgumentParser:
         epilog=f"Parameters come from the section `{name}` of params.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    hints = typing.get_type_hints(stage)
+    hints, helps = typing.get_type_hints(stage), option_helps(stage)
     for parameter in inspect.signature(stage).parameters.values():
         hint = hints[parameter.name]
         if dataclasses.is_dataclass(hint):
@@ -99,5 +117,6 @@ def _parser(stage: Callable[..., None], name: str) -> argparse.ArgumentParser:
             required=required,
             default=None if required else parameter.default,
             metavar=getattr(hint, "__name__", str(hint)).upper(),
+            help=helps.get(parameter.name, "").replace("%", "%%"),
         )
     return parser
