@@ -24,7 +24,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 venv: $(VENV)/.installed ## Make .venv from requirements.lock
 
 repro: venv ## Run the experiment that params.yaml describes, and print where the report is
-	$(BIN)/dvc repro
+	@$(BIN)/python -m stages.pipeline.lockfile
+	$(BIN)/dvc --wait-for-lock repro
 	@$(BIN)/python -m stages.pipeline.summary data/report
 
 test: venv ## Lint, types and tests
@@ -54,6 +55,6 @@ lock: venv ## Write requirements.lock from what .venv holds
 	{ head -n 2 requirements.lock; $(BIN)/pip list --format=freeze --exclude-editable | grep -viE '^pip==' | sed 's/+cpu//' | LC_ALL=C sort -f; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-clean: ## Remove the virtual environment and the outputs (DVC's cache stays)
-	rm -rf $(VENV) .checkpoints
-	find data -mindepth 1 -maxdepth 1 ! -name mini -exec rm -rf {} +
+clean: ## Remove the virtual environment, .checkpoints and the outputs that dvc.lock lists (DVC's cache and all else stay)
+	@[ ! -x $(BIN)/python ] || $(BIN)/python -m stages.pipeline.clean
+	rm -rf $(VENV)

@@ -4,14 +4,13 @@ Reads conf/, params.yaml, the code of all stages and the lock file. Refuses a pa
 to, any value that a stage's config does not allow, and settings that could not work together, before any long work starts, and
 says which experiment this is. Writes one code fingerprint a stage to
 data/code/<stage>, which that stage depends on, so that a comment reruns nothing and an edit reruns its users only; and
-removes the cells of values that are no longer in the sweep, so that the comparison sees the sweep's cells alone.
+removes the cells of values that are no longer in the sweep, as far as DVC has them in its cache.
 
 It is a stage of its own so that plain `dvc repro` needs no step before it.
 """
 
 import importlib
 import pkgutil
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -24,7 +23,8 @@ from stages.pipeline.command import config_schemas, run
 from stages.pipeline.config import CellsConfig, ExperimentConfig, InputsConfig, ParamsError, SweepConfig, read_params, validate
 from stages.pipeline.cross_checks import look
 from stages.pipeline.fingerprints import fingerprint, read_pins
-from stages.pipeline.outputs import atomic_file
+from stages.pipeline.lockfile import LOCK, cache_folder, cached, content_md5, gone_stages, locked_outs
+from stages.pipeline.outputs import atomic_file, remove
 from stages.pipeline.provenance import check
 
 LOCK_FILE = Path("requirements.lock")
@@ -49,7 +49,7 @@ def stage(conf: Path, cells: Path, out: Path) -> None:
     for name in stage_modules():
         with atomic_file(out / name) as part:
             part.write_text(fingerprint(f"stages.{name}", root, pins) + "\n")
-    prune(cells, configs["sweep"])
+    prune(cells, params)
 
 
 def validate_all(params: dict[str, Any]) -> dict[str, Any]:
@@ -92,16 +92,28 @@ def describe(configs: Mapping[str, Any]) -> str:
     return f"experiment {above.name}: {model}{taught}; {len(sweep.variants)} variants"
 
 
-def prune(cells: Path, sweep: SweepConfig) -> None:
-    """Remove images, LoRAs and scores of variants that the sweep no longer names; they stay in DVC's cache."""
-    for folder in (cells / "images", cells / "lora", cells / "scores"):
-        for cell in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if cell.name.removesuffix(".csv") in sweep.variants:
-                continue
-            if cell.is_dir():
-                shutil.rmtree(cell)
-            else:
-                cell.unlink()
+def prune(cells: Path, params: dict[str, object]) -> None:
+    """Remove images, LoRAs and scores of stages that have left the pipeline, which are in DVC's cache; a line for each.
+
+    What dvc.lock does not list, what was changed since and what the cache does not have is left alone.
+    """
+    folders = [cells / name for name in ("images", "lora", "scores")]
+    outs = [out for out in locked_outs() if out.path.parent in folders and out.path.exists()]
+    gone = gone_stages({out.stage for out in outs}, params)
+    present = {out.path for out in outs if out.stage not in gone}
+    left = [out for out in outs if out.path not in present]
+    cache = cache_folder() if left else Path()
+    for out in left:
+        if content_md5(out.path) != out.md5:
+            print(f"{out.path}: of {out.stage}, which is gone, but changed since: left alone")
+        elif not cached(out, cache):
+            print(f"{out.path}: of {out.stage}, which is gone, but not in DVC's cache ({cache}): left alone")
+        else:
+            remove(out.path)
+            print(f"{out.path}: removed, because {out.stage} is gone from the pipeline; DVC's cache has it")
+    for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir()):
+        if path not in {out.path for out in outs} and not path.name.startswith("."):
+            print(f"{path}: not listed in {LOCK}: left alone; the comparison does not show it")
 
 
 if __name__ == "__main__":

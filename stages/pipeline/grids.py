@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
+from stages.pipeline import lockfile
 from stages.pipeline.comment import write_comment
 from stages.pipeline.config import SweepConfig, load_params
+from stages.pipeline.lockfile import locked_outs
 
 REPORT = Path("data/report")
 CELLS = re.compile(r"(data/(?:images|lora|scores)/)(.+)")
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", metavar="REV", help="git revision whose grid is shown beside the new one")
     parser.add_argument("--comment", type=Path, metavar="FILE", help="Markdown file to write")
     options = parser.parse_args(argv)
+    lockfile.main()
     cells = sorted(locked_cells(Path("dvc.lock"), load_params("sweep", SweepConfig)))
     if cells and has_remote():
         _dvc("pull", "--allow-missing", *cells)
@@ -47,12 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def locked_cells(lock: Path, sweep: SweepConfig) -> Iterator[str]:
     """The stages of dvc.lock that made cells of the present sweep: the comparison reads all of these, changed or not."""
-    stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
-    for name, stage in stages.items():
-        for out in stage.get("outs", ()):
-            found = CELLS.fullmatch(out["path"])
-            if found and found[2].removesuffix(".csv") in sweep.variants:
-                yield name
+    for out in locked_outs(lock):
+        found = CELLS.fullmatch(out.path.as_posix())
+        if found and found[2].removesuffix(".csv") in sweep.variants:
+            yield out.stage
 
 
 def has_remote() -> bool:
@@ -63,7 +62,7 @@ def has_remote() -> bool:
 def _repro() -> tuple[int, str]:
     """Run `dvc repro`, passing its output on; the status, and the stage that ran last."""
     last = "?"
-    command = ["dvc", "repro", *(("--pull", "--allow-missing") if has_remote() else ())]
+    command = ["dvc", "--wait-for-lock", "repro", *(("--pull", "--allow-missing") if has_remote() else ())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
@@ -73,7 +72,7 @@ def _repro() -> tuple[int, str]:
 
 
 def _dvc(*arguments: str) -> int:
-    return subprocess.run(["dvc", *arguments], check=False).returncode
+    return subprocess.run(["dvc", "--wait-for-lock", *arguments], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""What dvc.lock says: which outputs stages wrote, and their content.
+
+python -m stages.pipeline.lockfile    # refuses a dvc.lock that DVC would refuse, with the cure, and a disk that is full
+"""
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from stages.pipeline.outputs import check_room
+
+LOCK = Path("dvc.lock")
+PIPELINE = Path("dvc.yaml")
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@pydantic_dataclass
+class _Entry:
+    path: str
+    md5: str = ""
+    hash: str = ""
+    size: int = 0
+    nfiles: int = 0
+
+
+@pydantic_dataclass
+class _Stage:
+    cmd: str | list[str]
+    deps: list[_Entry] = field(default_factory=list)
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outs: list[_Entry] = field(default_factory=list)
+
+
+@pydantic_dataclass
+class _Lock:
+    schema: Literal["2.0"]
+    stages: dict[str, _Stage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LockedOut:
+    """An output as a stage wrote it last.
+
+    Attributes:
+        stage: its name, such as generate_merged@0.7.
+        path: relative to the repository.
+        md5: of its content, with ".dir" behind it for a folder; "" where dvc.lock has none.
+    """
+
+    stage: str
+    path: Path
+    md5: str
+
+
+def locked_outs(lock: Path = LOCK) -> list[LockedOut]:
+    """All outputs that dvc.lock lists; none where there is no dvc.lock.
+
+    Raises:
+        ValueError: it is no such file, or only half of one.
+    """
+    try:
+        content = TypeAdapter(_Lock).validate_python(yaml.load(lock.read_bytes(), YAML_LOADER))
+    except FileNotFoundError:
+        return []
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{lock} cannot be read ({' '.join(str(error).split())[:200]}): take back the last committed one (`git checkout "
+            f"{lock}`), or delete it; then `dvc repro` runs again only what is not in DVC's cache"
+        ) from error
+    return [LockedOut(name, Path(out.path), out.md5) for name, stage in content.stages.items() for out in stage.outs]
+
+
+def content_md5(path: Path) -> str:
+    """The md5 of a file or folder, as dvc.lock gives it; "" for what is not there."""
+    if path.is_file():
+        return _md5(path)
+    if not path.is_dir():
+        return ""
+    return f"{hashlib.md5(_listing(path), usedforsecurity=False).hexdigest()}.dir"
+
+
+def cached(out: LockedOut, cache: Path) -> bool:
+    """Whether DVC's cache holds the content of an output, all files of it."""
+    listing = _object(cache, out.md5)
+    if not out.md5 or not listing.is_file():
+        return False
+    if not out.md5.endswith(".dir"):
+        return True
+    return all(_object(cache, entry["md5"]).is_file() for entry in json.loads(listing.read_bytes()))
+
+
+def cache_folder() -> Path:
+    """Where DVC's cache is; a folder that is not there where DVC does not say."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
+    return Path(done.stdout.strip() or ".dvc/cache")
+
+
+def gone_stages(names: set[str], params: Mapping[str, Any], pipeline: Path = PIPELINE) -> set[str]:
+    """Those of the stages `names` that the pipeline no longer has; what cannot be told is not among them.
+
+    Args:
+        names: such as generate_merged@0.7.
+        params: the parameters that dvc.yaml takes values from.
+        pipeline: dvc.yaml.
+    """
+    stages = yaml.load(pipeline.read_bytes(), YAML_LOADER)["stages"]
+    gone = set()
+    for name in names:
+        group, _, key = name.partition("@")
+        keys = _keys(stages[group], params) if group in stages else {}
+        if keys is not None and key not in keys:
+            gone.add(name)
+    return gone
+
+
+def _keys(stage: Mapping[str, Any], params: Mapping[str, Any]) -> set[str] | None:
+    """What stands behind the @ in the names of a stage of dvc.yaml; None where that cannot be told."""
+    if "matrix" in stage:
+        values = [_resolve(value, params) for value in stage["matrix"].values()]
+    elif "foreach" in stage:
+        values = [_resolve(stage["foreach"], params)]
+    else:
+        return {""}
+    if not all(isinstance(value, list | dict) for value in values):
+        return None
+    if any(isinstance(item, list | dict | bool) for value in values if isinstance(value, list) for item in value):
+        return None
+    return {"-".join(map(str, combination)) for combination in itertools.product(*values)}
+
+
+def _resolve(value: Any, params: Mapping[str, Any]) -> Any:
+    """A value of dvc.yaml, `${section.leaf}` being looked up; None where that cannot be done."""
+    if not isinstance(value, str):
+        return value
+    found: Any = params
+    for part in value.removeprefix("${").removesuffix("}").strip().split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _listing(folder: Path) -> bytes:
+    """A folder as DVC lists it: the md5 of each file that .dvcignore does not name, sorted by path."""
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    return json.dumps([{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)], sort_keys=True).encode()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _object(cache: Path, md5: str) -> Path:
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def main() -> None:
+    """Refuse what DVC would fail on half-way, with one line and status 1."""
+    try:
+        locked_outs()
+        check_room()
+    except (ValueError, OSError) as error:
+        print(f"pipeline: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
