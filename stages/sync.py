@@ -28,6 +28,7 @@ from stages.pipeline.outputs import atomic_file, remove
 from stages.pipeline.provenance import check
 
 LOCK_FILE = Path("requirements.lock")
+PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def stage_modules() -> dict[str, ModuleType]:
@@ -48,8 +49,14 @@ def stage(conf: Path, cells: Path, out: Path) -> None:
     pins = read_pins(LOCK_FILE)
     for name in stage_modules():
         with atomic_file(out / name) as part:
-            part.write_text(fingerprint(f"stages.{name}", root, pins) + "\n")
+            part.write_text(fingerprint(f"stages.{name}", root, pins) + pattern_order(params.get(name)) + "\n")
     prune(cells, params)
+
+
+def pattern_order(section: Any) -> str:
+    """The order of the patterns in a stage's section, of which the first that fits counts: DVC compares them without it."""
+    leaves = ((leaf, section.get(leaf) or {}) for leaf in PATTERNS) if isinstance(section, Mapping) else ()
+    return "".join(f"\n{leaf}: {', '.join(patterns)}" for leaf, patterns in leaves if len(patterns) > 1)
 
 
 def validate_all(params: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Train a LoRA on images with captions.
 
 Reads the encoded images, the captions embedded by the merge's text encoder, and the merge itself, of which only the UNet is
-loaded. Writes pytorch_lora_weights.safetensors, which `StableDiffusionPipeline.load_lora_weights` reads, history.csv (step,
-epoch, loss, learning_rate, grad_norm, validation_loss), and in samples/ what was drawn on the way. With `tuned: full`, all
-weights of the UNet are trained, and a whole model in diffusers layout is written instead of the LoRA.
+loaded. Writes pytorch_lora_weights.safetensors, history.csv (step, epoch, loss, learning_rate, grad_norm, validation_loss),
+and in samples/ what was drawn on the way. `StableDiffusionPipeline.load_lora_weights` reads the file if it is a LoRA or DoRA;
+it refuses LoKr and LoHa (`peft_type`), which are for PEFT and this pipeline and, exported, for A1111 and ComfyUI. With
+`tuned: full`, all weights of the UNet are trained, and a whole model in diffusers layout is written instead of the LoRA.
 
 It is a stage of its own because it is what a sweep over rank repeats. A run that was interrupted goes on from its last
 checkpoint in .checkpoints/ and ends with the same bytes.

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from stages.lora.adapters import trained_parameters
+from stages.lora.adapters import idle_patterns, trained_parameters
 from stages.lora.batches import Examples, Stream
 from stages.lora.expectations import EXPECTED, WORKING_MEMORY, expected_seconds, kept_bytes
+from stages.lora.problems import say_problems
 from stages.lora.settings import TrainingConfig
 from stages.pipeline.torch_runtime import held_memory
 
@@ -45,6 +46,10 @@ def say_plan(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, 
         f"{WEIGHT_BYTES * trained / 1e6:.2f} MB",
         flush=True,
     )
+    if said := describe_loaders(tuned, config):
+        print(said, flush=True)
+    if config.tuned == "lora":
+        say_problems(idle_patterns(tuned.parts["unet"], config))
     if place.device.type in EXPECTED:
         seconds = expected_seconds(tuned.parts["unet"], batch_shape(streams, config), config.forward_passes, place.device)
         print(
@@ -116,6 +121,22 @@ def describe_adapter(tuned: "Tuned", config: TrainingConfig, rank: int) -> str:
     kind = "DoRA" if config.use_dora else f"rs{kind}" if config.use_rslora else kind
     lora_alpha = rank if config.lora_alpha == "rank" else config.lora_alpha
     return f"{kind} of rank {rank}, alpha {lora_alpha:g}, on {' and '.join(tuned.parts)}"
+
+
+def describe_loaders(tuned: "Tuned", config: TrainingConfig) -> str:
+    """Who reads the file, where that is not everybody who reads LoRAs; nothing where it is."""
+    if config.tuned == "lora" and config.peft_type != "lora":
+        kind = {"lokr": "LoKr", "loha": "LoHa"}[config.peft_type]
+        return (
+            f"diffusers' load_lora_weights refuses {kind}: the file is read by PEFT and by this pipeline, and what export "
+            "makes of it by A1111, ComfyUI and InvokeAI"
+        )
+    if config.use_dora and "text_encoder" in tuned.parts:
+        return (
+            "diffusers' load_lora_weights leaves out the lengths that DoRA learns on the text encoder and draws other images "
+            "without a word: the file is read whole by PEFT and by this pipeline"
+        )
+    return ""
 
 
 def say_summary(lora: Path, config: TrainingConfig, seconds: float, device: torch.device) -> None:

@@ -49,9 +49,9 @@ def compiled_folder() -> Path:
 
 
 def run_digest(settings: Mapping[str, object], inputs: Iterable[Path]) -> str:
-    """Digest of settings, of the content of files and folders in their order, and of the versions that compute."""
+    """Digest of settings and of the content of files and folders, each in their order, and of the versions that compute."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")}
-    digest = hashlib.sha256(json.dumps([settings, libraries], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps([settings, libraries], default=str).encode())
     for path in inputs:
         for file in sorted(_files(path)):
             digest.update(f"{file.relative_to(path)} {_file_digest(file)}\n".encode())

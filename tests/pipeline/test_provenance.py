@@ -52,3 +52,20 @@ def test_an_unknown_leaf_is_one_line(capsys, monkeypatch, tmp_path):
         main(["no_such.leaf=1"])
     assert capsys.readouterr().err.startswith("compose: error: ")
     assert (Path("params.yaml").read_bytes() if Path("params.yaml").exists() else None) == before
+
+
+def test_the_order_of_patterns_is_kept_and_counts(tmp_path, monkeypatch):
+    """Of several patterns that fit a layer, the first counts."""
+    from stages.pipeline.config import validate
+    from stages.train_text2img import TrainText2imgConfig
+
+    monkeypatch.chdir(CONF.parent)
+    digests = set()
+    for patterns in ("{to_q:6,attn1.to_q:2}", "{attn1.to_q:2,to_q:6}"):
+        compose(tmp_path / "params.yaml", [f"++train_text2img.rank_pattern={patterns}"])
+        params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+        check(params, CONF)
+        digests.add(params["provenance"]["values"])
+        config = validate("train_text2img", TrainText2imgConfig, params["train_text2img"])
+        assert [f"{name}:{rank}" for name, rank in config.rank_pattern.items()] == patterns.strip("{}").split(",")
+    assert len(digests) == 2

@@ -37,7 +37,9 @@ def test_digest_is_of_settings_and_content_and_not_of_places(tmp_path):
         run_digest({"rank": 4}, [tmp_path / "a", tmp_path / "b"]),
         run_digest({"rank": 4}, [tmp_path / "a" / "unet"]),
     }
-    assert len(others) == 4
+    patterns = {"to_q": 6, "attn1.to_q": 2}  # the first that fits counts
+    others |= {run_digest({"rank": each}, [tmp_path / "a"]) for each in (patterns, dict(reversed(patterns.items())))}
+    assert len(others) == 6
     assert digest not in others
 
 

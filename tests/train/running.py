@@ -42,7 +42,7 @@ def write_params(root: Path, **changes) -> None:
     }
     for section, values in changes.items():
         params[section] |= values
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def arguments(**options) -> list[str]:
