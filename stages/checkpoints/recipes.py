@@ -11,14 +11,15 @@ from stages.checkpoints.tensors import LazyTensors, Recipe, read_metadata, read_
 from stages.checkpoints.weight_files import open_weights
 
 _LAYOUTS = {  # the first whose mark is in a key
-    "a LoRA in kohya's keys": ("lora_unet_", "lora_te"),
-    "a LoRA in diffusers' keys": (".lora_A.", ".lora_B.", ".lora.down.", ".lora.up."),
+    "{} in kohya's keys": ("lora_unet_", "lora_te"),
+    "{} in diffusers' keys": (".lora_", "_lora.", ".lora.", ".hada_", ".lokr_"),
     "a whole checkpoint in the LDM layout": ("model.diffusion_model.",),
     "a text encoder": ("text_model.", "embeddings.token_embedding"),
     "a UNet in the diffusers layout": ("down_blocks.0.resnets.0.time_emb_proj",),
     "a VAE in the diffusers layout": ("encoder.down_blocks.", "decoder.up_blocks."),
     "a VAE in the LDM layout": ("first_stage_model.", "encoder.down.0."),
 }
+_ADAPTERS = {"DoRA": ("dora_scale", "lora_magnitude_vector"), "LoHa": (".hada_",), "LoKr": (".lokr_",)}
 _SHOWN_METADATA = 100
 """Characters of another tool's metadata that are shown."""
 
@@ -55,10 +56,16 @@ def _kind(tensors: LazyTensors) -> str:
         (name for name, marks in _LAYOUTS.items() if any(mark in key for key in tensors for mark in marks)), "weights"
     )
     found = architecture({key: tensor.shape for key, tensor in tensors.items()})
-    generation = f", {found}" if found.context_width and "LoRA" not in layout else ""
+    generation = f", {found}" if found.context_width and "{}" not in layout else ""
     dtypes = Counter(tensor.dtype for tensor in tensors.values())
     counts = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
-    return f"{layout}{generation}; tensors: {counts}"
+    return f"{layout.format(_adapters(tensors))}{generation}; tensors: {counts}"
+
+
+def _adapters(tensors: LazyTensors) -> str:
+    """Which adapters the keys are named for: a LoRA where they say nothing else."""
+    kinds = [name for name, marks in _ADAPTERS.items() if any(mark in key for key in tensors for mark in marks)]
+    return f"a {' and '.join(kinds or ['LoRA'])}"
 
 
 def _recipe_lines(recipe: Recipe) -> Iterator[str]:

@@ -35,8 +35,8 @@ class AdapterConfig:
         use_dora: learn each row's length apart from its direction (Liu et al. 2024, arXiv:2402.09353).
         lora_dropout: share of an adapter's inputs that are dropped while training.
         target_modules: layers that get an adapter, by the end of their names.
-        rank_pattern: other ranks for layers whose names end as the key says.
-        alpha_pattern: other alphas, likewise.
+        rank_pattern: other ranks for layers whose names end as the key says; of several keys that fit, the first counts.
+        alpha_pattern: other alphas, likewise; with lora_alpha "rank" they come before the ranks of rank_pattern.
         init_lora_weights: first weights of a LoRA; the adapter begins as nothing added whichever is chosen. "pissa"
             (Meng et al. 2024, arXiv:2404.02948) and "olora" (Büyükakyüz 2024, arXiv:2406.01775) begin with the main
             directions of each weight and double the rank of the file; "orthogonal" takes an even rank. LoKr and LoHa have
