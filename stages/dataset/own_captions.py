@@ -100,7 +100,7 @@ def _listed(files: Mapping[str, Path]) -> dict[str, str]:
         if PurePosixPath(name).name in TABLES:
             rows = _READERS[path.suffix](path)
             folder = PurePosixPath(name).parent
-            found = {(folder / str(row["file_name"])).as_posix(): _caption(row) for row in rows}
+            found = {(folder / str(row["file_name"]).replace("\\", "/")).as_posix(): _caption(row) for row in rows}
             say(sorted(found.keys() - files.keys()), f"{printable(name)} names files that are not there")
             if rows and not any(column in row for row in rows for column in CAPTION_COLUMNS):
                 print(f"{printable(name)} has no column {' or '.join(CAPTION_COLUMNS)}: no captions there", file=sys.stderr)

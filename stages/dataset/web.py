@@ -168,7 +168,7 @@ def search_candidates(query: str, limit: int, folder: Path, timeout: int) -> lis
     _keep_to_limits()
     try:
         Recorder(query, limit, folder, adult="strict", timeout=timeout, verbose=False).run()
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise OSError(f"Bing cannot be reached ({error}); use a list made earlier: download/source=urls") from error
     if not found:
         raise OSError(f"Bing finds no image for {query!r}; try other words, or another source")

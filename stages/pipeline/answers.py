@@ -23,8 +23,8 @@ LONGEST_WAIT = 300
 
 _TAG = re.compile(r'(W/)?"?[\w-]{1,128}"?', re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_LISTING = re.compile(r"/api/(?:models/)?(.+?)/(?:tree|paths-info)/")
-_FILE = re.compile(r"/(.+?)/resolve/[^/]+/(.+)")
+_LISTING = re.compile(r"/api/(?:models/)?(.+?)/(?:tree|paths-info)/([^/]+)")
+_FILE = re.compile(r"/(.+?)/resolve/([^/]+)/(.+)")
 
 
 class Answers:
@@ -114,7 +114,7 @@ class Answers:
             if isinstance(entry, dict):
                 _check_digests(entry)
                 if repo and entry.get("type") == "file" and isinstance(entry.get("size"), int):
-                    self._listed[f"{repo[1]}: {entry.get('path')}"] = entry["size"]
+                    self._listed[f"{repo[1]}@{repo[2]}/{entry.get('path')}"] = entry["size"]
 
 
 class Paced(httpx2.SyncByteStream):
@@ -175,9 +175,9 @@ def _check_digests(entry: Mapping[str, Any]) -> None:
 
 
 def _file(response: httpx2.Response) -> str:
-    """The repository and the path in it that an address is of; the address itself if it is of none."""
+    """The repository, the revision and the path that an address is of; the address itself if it is of none."""
     found = _FILE.search(unquote(response.request.url.path))
-    return f"{found[1]}: {found[2]}" if found else str(response.request.url)
+    return f"{found[1]}@{found[2]}/{found[3]}" if found else str(response.request.url)
 
 
 def _is_api(response: httpx2.Response) -> bool:

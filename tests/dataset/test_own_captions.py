@@ -55,7 +55,7 @@ def test_a_caption_that_is_not_utf8_is_refused_by_its_file(tmp_path):
 @pytest.mark.parametrize("column", ["text", "caption"])
 def test_a_table_gives_captions_and_names_strangers(tmp_path, capsys, column):
     save_noise(tmp_path, "a.png", "b.png", "sub/c.png", "sub/d.png")
-    write(tmp_path, metadata__csv=f'file_name,label,{column}\na.png,1,"asuka, smile"\nb.png,2,\nsub/c.png,3,x\nz.png,4,y\n')
+    write(tmp_path, metadata__csv=f'file_name,label,{column}\na.png,1,"asuka, smile"\n./b.png,2,\nsub\\c.png,3,x\nz.png,4,y\n')
     (tmp_path / "sub/metadata.jsonl").write_text(f'{{"file_name": "d.png", "{column}": "in a subfolder"}}\n\n')
     assert captions(tmp_path) == {"a.png": "asuka, smile", "sub/c.png": "x", "sub/d.png": "in a subfolder"}
     assert "metadata.csv names files that are not there (1): z.png" in capsys.readouterr().err
