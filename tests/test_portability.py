@@ -3,6 +3,7 @@
 import ast
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,20 @@ def test_no_two_files_differ_in_case_alone():
 @pytest.mark.parametrize("tool", ["sed -E", "\\t", "expand", "grep -P", "sed -i", "readlink -f", "cp -a", "realpath"])
 def test_recipes_use_what_every_make_and_shell_has(tool):
     assert tool not in (ROOT / "Makefile").read_text()
+
+
+def test_the_workflow_of_the_tests_may_read_and_nothing_else():
+    """Actions are pinned to commits, and get no secrets."""
+    text = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "secrets" not in text
+    steps = workflow["jobs"]["tests"]["steps"]
+    actions = [step for step in steps if "uses" in step]
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action["uses"]) for action in actions)
+    assert not next(action for action in actions if "checkout" in action["uses"])["with"]["persist-credentials"]
+    assert steps[-1]["run"].startswith("make test")
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    assert f'requires-python = ">={matrix["python"][0]}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"Python {matrix['python'][0]} to {matrix['python'][-1]}" in (ROOT / "README.md").read_text()
+    assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos"}

@@ -76,6 +76,6 @@ def _channels_beside_latents(shapes: Shapes) -> set[int]:
     found = set()
     for first, last in _FIRST_AND_LAST_CONVOLUTIONS.items():
         taken, given = shapes.get(first, ()), shapes.get(last, (0,))
-        if len(taken) == 4 and taken[1] != given[0]:
+        if len(taken) == 4 and taken[1:2] != given[:1]:
             found.add(taken[1])
     return found

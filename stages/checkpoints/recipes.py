@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.architecture import architecture
+from stages.checkpoints.files import one_line, shown
 from stages.checkpoints.tensors import LazyTensors, Recipe, read_metadata, read_recipe
 from stages.checkpoints.weight_files import open_weights
 
@@ -45,7 +46,7 @@ def describe(path: Path) -> str:
     lines = [f"{path.name}: {_kind(open_weights(path).tensors)}"] if path.is_file() else [f"{path.name}: a directory"]
     recipes = recipes_of(path)
     for part, recipe in recipes.items():
-        lines += [f"{part}:", *(f"  {line}" for line in _recipe_lines(recipe))]
+        lines += [f"{one_line(part)}:", *(f"  {one_line(line)}" for line in _recipe_lines(recipe))]
     if not any(recipes.values()):
         lines += ["no recipe of this pipeline", *_foreign_metadata(path)]
     return "\n".join(lines)
@@ -96,5 +97,5 @@ def _foreign_metadata(path: Path) -> Iterator[str]:
     if path.suffix != ".safetensors" or path.is_dir():
         return
     for name, value in sorted(read_metadata(path).items()):
-        shown = " ".join(value.split())
-        yield f"  {name}: {shown[:_SHOWN_METADATA]}{'…' if len(shown) > _SHOWN_METADATA else ''}"
+        text = one_line(value[: 2 * _SHOWN_METADATA])
+        yield f"  {shown(name)}: {text[:_SHOWN_METADATA]}{'…' if len(value) > _SHOWN_METADATA else ''}"

@@ -18,6 +18,7 @@ Array = np.ndarray
 Recipe = Mapping[str, Any]
 
 RECIPE_KEY = "recipe"
+_RECIPE_LEVELS = 16  # a deeper one is not of this pipeline
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 NUMPY_DTYPES = {
     "F64": "<f8",
@@ -38,6 +39,7 @@ NUMPY_DTYPES = {
 }
 MAX_HEADER = 100_000_000  # the library's limit; trainers write megabytes of metadata
 MAX_QUOTES = 1_000_000  # ten a tensor, SDXL's has 30,000; more are made to exhaust memory
+MOST_AT_ONCE = 2**30  # bytes; macOS reads and writes less than 2**31
 LISTED_KEYS = 8
 _SHOWN_OF_KEY = 200
 
@@ -78,7 +80,7 @@ class Stored:
             values = np.empty(self.size // np.dtype(NUMPY_DTYPES[dtype]).itemsize, NUMPY_DTYPES[dtype])
             view, done = values.view(np.uint8).data, 0
             while done < self.size:
-                count = file.readinto(view[done:])
+                count = file.readinto(view[done : done + MOST_AT_ONCE])
                 if not count:
                     raise ValueError(f"{self.path}: truncated: it ends before byte {self.offset + self.size}")
                 done += count
@@ -184,9 +186,14 @@ def read_recipe(path: Path) -> Recipe:
         return {}
     try:
         recipe = json.loads(read_metadata(path).get(RECIPE_KEY, "{}"))
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return {}
-    return recipe if isinstance(recipe, dict) else {}
+    return recipe if isinstance(recipe, dict) and _is_shallow(recipe, _RECIPE_LEVELS) else {}
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

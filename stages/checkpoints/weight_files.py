@@ -70,7 +70,7 @@ def _is_safetensors(file: Path) -> bool:
 def _open_shards(index: Path) -> Weights:
     places = _weight_map(index)
     names = sorted(set(places.values()))
-    if any(not name or Path(name).name != name for name in names):
+    if any(not name.isprintable() or not name or Path(name).name != name for name in names):
         raise ValueError(f"{index}: a shard must lie beside its index, and be named without a folder")
     tensors: dict[str, LazyTensor] = {}
     for name in names:

@@ -20,7 +20,17 @@ import numpy as np
 
 from stages.checkpoints.casting import are_finite, cast
 from stages.checkpoints.computed import STRIDE, ComputedTensor
-from stages.checkpoints.tensors import FLOATS, NUMPY_DTYPES, RECIPE_KEY, Array, LazyTensor, LazyTensors, Recipe, listed
+from stages.checkpoints.tensors import (
+    FLOATS,
+    MOST_AT_ONCE,
+    NUMPY_DTYPES,
+    RECIPE_KEY,
+    Array,
+    LazyTensor,
+    LazyTensors,
+    Recipe,
+    listed,
+)
 
 PIECE = 2**20
 """Values that are read and written at once."""
@@ -301,4 +311,4 @@ class _Writer:
     def _put(self, values: Array, offset: int) -> None:
         view, done = memoryview(values.view(np.uint8).data), 0
         while done < len(view):
-            done += os.pwrite(self._target, view[done:], self._data_start + offset + done)
+            done += os.pwrite(self._target, view[done : done + MOST_AT_ONCE], self._data_start + offset + done)

@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import zipfile
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from stages.checkpoints.components import read_component
+from stages.checkpoints.computed import computed
 from stages.checkpoints.files import MAX_JSON, read_json
 from stages.checkpoints.model import read_model
 from stages.checkpoints.tensors import open_safetensors, read_metadata
 from stages.checkpoints.weight_files import open_weights
-from tests.checkpoints.hostile import LFS, PAGE
+from stages.checkpoints.writing import write_safetensors
+from tests.checkpoints.hostile import LFS, PAGE, entry, safetensors, tensor
 from tests.checkpoints.tiny import WEIGHTS, ldm_weights, random_weights, save_configs, save_diffusers
 
 DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -111,9 +114,9 @@ def test_megabytes_of_metadata_change_nothing(tmp_path):
 def test_ranks_of_zero_and_dimensions_of_zero_are_read(tmp_path):
     tensors = {"scalar": np.array(2.5, np.float32), "empty": np.zeros((0, 3), np.float16), "one": np.ones((1, 1, 1))}
     save_file(tensors, tmp_path / "x.safetensors")
-    for key, tensor in open_safetensors(tmp_path / "x.safetensors").items():
-        assert tensor.shape == tensors[key].shape
-        assert np.array_equal(tensor.read(), tensors[key])
+    for key, read in open_safetensors(tmp_path / "x.safetensors").items():
+        assert read.shape == tensors[key].shape
+        assert np.array_equal(read.read(), tensors[key])
 
 
 @pytest.mark.parametrize(
@@ -135,3 +138,43 @@ def test_a_bad_index_is_named(tmp_path, places, message):
     with pytest.raises(ValueError, match=message) as error:
         open_weights(tmp_path / "x.safetensors.index.json")
     assert str(tmp_path) in str(error.value)
+
+
+FAR = 5 * 2**30
+"""Bytes: beyond what 32 bits count."""
+
+
+def test_a_tensor_behind_four_gigabytes_is_read(tmp_path):
+    """The file is sparse: it takes no room."""
+    places = {"far": entry(FAR, FAR + 8, [2]), "near": entry(0, FAR, [FAR], "I8")}
+    (tmp_path / "x.safetensors").write_bytes(safetensors(places))
+    with (tmp_path / "x.safetensors").open("r+b") as file:
+        file.seek(FAR, os.SEEK_END)
+        file.write(np.array([1.5, -2], np.float32).tobytes())
+    tensors = {"far": open_safetensors(tmp_path / "x.safetensors")["far"]}
+    assert tensors["far"].read().tolist() == [1.5, -2]
+    tensors["double"] = computed([tensors["far"], tensors["far"]], lambda _start, _, x, y: x + y)
+    write_safetensors(tmp_path / "out.safetensors", tensors, "float32", {})
+    assert load_file(tmp_path / "out.safetensors")["double"].tolist() == [3, -4]
+
+
+def test_a_pickle_s_tensor_behind_four_gigabytes_is_read(tmp_path):
+    path = tmp_path / "x.ckpt"
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.seek(FAR)
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", tensor("(I4\nt", "(I1\nt"))
+            archive.writestr("archive/data/0", np.arange(4, dtype=np.float32).tobytes())
+    assert open_weights(path).tensors["a"].read().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 2, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "key", ["out.2.weight", "input_blocks.0.0.weight", "input_blocks.3.1.transformer_blocks.0.attn2.to_k.weight"]
+)
+def test_a_tensor_of_any_rank_is_refused_by_its_key(tmp_path, key, shape):
+    key = f"model.diffusion_model.{key}"
+    save_file(ldm_weights(random_weights()) | {key: np.zeros(shape, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=rf"x\.safetensors: .*(1 wrong shape: {key} |context width)"):
+        read_model(tmp_path / "x.safetensors", save_configs(tmp_path / "configs"))

@@ -98,6 +98,14 @@ def test_the_files_of_others_are_named(tmp_path, capsys, key, kind):
     assert text == f"x.safetensors: {kind}; tensors: 1 F16\nno recipe of this pipeline\n  ss_network_dim: 4\n"
 
 
+@pytest.mark.parametrize("metadata", [{"note": "a\x1b[31m\nb"}, {"recipe": json.dumps({"a\x1b[0m": "b\nc", "d": [1]})}])
+def test_what_a_terminal_would_follow_is_not_printed(tmp_path, capsys, metadata):
+    save_file({"x": np.zeros(2)}, tmp_path / "x.safetensors", metadata=metadata)
+    text = printed(capsys, tmp_path / "x.safetensors")
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "?[" in text
+
+
 def test_a_damaged_file_is_one_line(tmp_path, capsys):
     (tmp_path / "x.safetensors").write_bytes(b"soup")
     with pytest.raises(SystemExit):

@@ -15,9 +15,13 @@ def test_bfloat16_is_read_exactly_as_float32(tmp_path):
     assert tensor.read().tolist() == [1.0, 3.140625]
 
 
-@pytest.mark.parametrize("metadata", [None, {"recipe": "soup of the day"}, {"recipe": "[1]"}])
-def test_another_tools_file_has_no_recipe(tmp_path, metadata):
+DEEP = '{"a":' * 500 + "1" + "}" * 500
+DEEPER = "[" * 100_000
+
+
+@pytest.mark.parametrize("recipe", [None, "soup of the day", "[1]", DEEP, DEEPER])
+def test_another_tools_file_has_no_recipe(tmp_path, recipe):
     from safetensors.numpy import save_file
 
-    save_file({"x": np.zeros(1)}, tmp_path / "x.safetensors", metadata=metadata)
+    save_file({"x": np.zeros(1)}, tmp_path / "x.safetensors", metadata=recipe and {"recipe": recipe})
     assert read_recipe(tmp_path / "x.safetensors") == {}
