@@ -14,6 +14,7 @@ from stages.lora.batches import Examples, Stream
 from stages.lora.encoded import EncodedImages
 from stages.lora.latents import encode_images, load_vae
 from stages.lora.prompts import embed_prompts, load_text_encoder, token_counts
+from stages.pipeline.progress import track
 
 CLASS_BATCH_SIZE = 8
 INTERPOLATION = "lanczos"  # class images are drawn at the resolution, so nothing is resized as a rule
@@ -92,7 +93,8 @@ def dreambooth_streams(
     if class_images.paths:
         vae = load_vae(model / "vae", device)
         square = (instance.resolution, instance.resolution)
-        mean, std = encode_images(vae, class_images.paths, square, INTERPOLATION, CLASS_BATCH_SIZE)
+        paths = track(class_images.paths, "class images encoded")
+        mean, std = encode_images(vae, paths, square, INTERPOLATION, CLASS_BATCH_SIZE)
         names = [path.name for path in class_images.paths]
         encoded = EncodedImages(names, mean, std, vae.config["scaling_factor"], instance.resolution)
         examples = _under_one_prompt(encoded, embeds[1])

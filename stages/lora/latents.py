@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def encode_images(
 
     Args:
         vae: from `load_vae`.
-        paths: image files.
+        paths: image files; those of a batch are taken when it is their turn.
         size: see `load_image`.
         interpolation: see `load_image`.
         batch_size: images that are encoded together. The last bits of the result depend on it.
@@ -87,10 +89,9 @@ def encode_images(
     Raises:
         ValueError: the VAE made NaN or infinity of an image; it is named.
     """
-    paths = list(paths)
     means, stds = [], []
-    for start in track(range(0, len(paths), batch_size), f"batches of {size[0]}x{size[1]}"):
-        chunk = paths[start : start + batch_size]
+    waiting = iter(paths)
+    while chunk := list(islice(waiting, batch_size)):
         images = torch.stack([load_image(path, size, interpolation) for path in chunk]).to(vae.device)
         posteriors = [vae.encode(view, return_dict=False)[0] for view in (images, images.flip(3))]
         means.append(torch.stack([posterior.mean for posterior in posteriors], dim=1).cpu())
@@ -118,10 +119,13 @@ def encode_mixed(
     for number, size in enumerate(sizes.values()):
         groups.setdefault(size, []).append(number)
     paths = list(sizes)
-    encoded = {
-        size: encode_images(vae, [paths[number] for number in numbers], size, interpolation, batch_size)
-        for size, numbers in groups.items()
-    }
+    ordered = [paths[number] for numbers in groups.values() for number in numbers]
+    with closing(track(ordered, "images encoded")) as waiting:
+        encoded = {
+            size: encode_images(vae, islice(waiting, len(numbers)), size, interpolation, batch_size)
+            for size, numbers in groups.items()
+        }
+        next(waiting, None)  # so that it says it is done
     if len(groups) == 1:
         (only,) = encoded.values()
         return *only, None
