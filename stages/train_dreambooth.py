@@ -2,14 +2,15 @@
 
 Reads the encoded images, the merge and a folder of class images. Embeds the prompts and, where there are class images,
 encodes them with the merge's text encoder and VAE, lets go of both, and trains with the UNet alone, or with the text
-encoder where that is trained too. Class images keep the class from becoming the subject (prior preservation); an empty
-folder leaves that out. Writes pytorch_lora_weights.safetensors, history.csv, and in samples/ what was drawn on the way; with
+encoder where that is trained too. Class images keep the class from becoming the subject (prior preservation); a folder
+without any leaves that out. Writes pytorch_lora_weights.safetensors, history.csv, and in samples/ what was drawn on the way; with
 `tuned: full`, a whole model in diffusers layout instead of the LoRA. `StableDiffusionPipeline.load_lora_weights` reads the
 file if it is a LoRA, or a DoRA of the UNet alone. Of DoRA with the text encoder it leaves out a part without a word, and it
 refuses LoKr and LoHa (`peft_type`): these are for PEFT and this pipeline and, but for DoRA, exported for A1111 and ComfyUI.
 
 It is a stage of its own because it is what a sweep over rank repeats, and it reads no captions, so an edited caption does
-not rerun it. A run that was interrupted goes on from its last checkpoint in .checkpoints/ and ends with the same bytes.
+not rerun it. A run that was interrupted goes on from its last checkpoint in .checkpoints/ and ends with the same bytes; one
+whose result DVC could not note takes it from there.
 """
 
 from dataclasses import asdict, fields
@@ -69,7 +70,9 @@ def stage(
     say_problems(instance.problems)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
-    with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])]) as folder:
+    with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])], out) as folder:
+        if folder is None:
+            return
         names = [field.name for field in fields(Subject)]
         subject = Subject(**{name: getattr(config, name) for name in names})
         of_class = read_class_images(class_images)

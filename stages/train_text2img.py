@@ -7,7 +7,7 @@ it refuses LoKr and LoHa (`peft_type`), which are for PEFT and this pipeline and
 `tuned: full`, all weights of the UNet are trained, and a whole model in diffusers layout is written instead of the LoRA.
 
 It is a stage of its own because it is what a sweep over rank repeats. A run that was interrupted goes on from its last
-checkpoint in .checkpoints/ and ends with the same bytes.
+checkpoint in .checkpoints/ and ends with the same bytes; one whose result DVC could not note takes it from there.
 """
 
 from dataclasses import asdict
@@ -53,7 +53,9 @@ def stage(
     stream = Stream("instance", examples, caption_dropout=config.caption_dropout)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
-    with resumable("train_text2img", settings, [images, captions, model, Path(lora.__path__[0])]) as folder:
+    with resumable("train_text2img", settings, [images, captions, model, Path(lora.__path__[0])], out) as folder:
+        if folder is None:
+            return
         place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")
         samples = SampleSize(encoded.resolution, described.clip_skip)
         tune(model, [stream], config, rank, place, out, samples=samples)

@@ -24,7 +24,9 @@ from torch._inductor import config as inductor_config
 from stages import lora
 from stages.lora.expectations import EXPECTED
 from stages.lora.processes import process_number
-from stages.pipeline.resume import compiled_folder, run_digest
+from stages.pipeline import CACHE_VARIABLE
+from stages.pipeline.resume import run_digest
+from stages.pipeline.seals import is_own, is_whole, sealed_file
 
 WHOLE: Mapping[str, Any] = {
     "backend": "inductor",
@@ -94,13 +96,23 @@ class CompiledForward:
         options = {**self.how.get("options", {}), "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         function: Any = torch.compile(_predict, fullgraph=True, dynamic=False, **{**self.how, "options": options})
         compiled = function.aot_compile(((self.unet, *inputs), {}))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        compiled.save_compiled_function(str(path))
+        with sealed_file(path) as part:
+            compiled.save_compiled_function(str(part))
         return compiled
 
     def _find(self, path: Path) -> Callable[..., Tensor] | None:
-        """What was compiled before, from its file; None if there is none, or none that can be read."""
+        """What was compiled before, from its file; None if there is none, or none that can be read.
+
+        Reading executes what the file says, so it must be this user's own, and what was written.
+        """
         if not path.is_file():
+            return None
+        if not is_own(path.parent):
+            print(f"{path}: compiled anew, because others than this user may write there", flush=True)
+            return None
+        if not is_whole(path):
+            damaged = path.replace(path.with_name("damaged"))
+            print(f"{path}: compiled anew, because it is not what was written; set aside as {damaged}", flush=True)
             return None
         # Inductor takes two seconds to try out which instructions can be used; those of the file's code can
         for known in (True, None):
@@ -129,7 +141,7 @@ class CompiledForward:
             "machine": (platform.machine(), platform.python_version(), torch.backends.cpu.get_cpu_capability()),
             "threads": torch.get_num_threads(),
         }
-        return compiled_folder() / f"unet-{run_digest(settings, [Path(lora.__path__[0])])}"
+        return Path(os.environ[CACHE_VARIABLE]) / f"unet-{run_digest(settings, [Path(lora.__path__[0])])}"
 
 
 def _predict(unet: Any, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:

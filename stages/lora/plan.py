@@ -29,8 +29,10 @@ LARGE = 50_000_000
 """Weights of a UNet from which on it is found out what its forward pass keeps; a smaller one's is little beside the process."""
 
 
-def say_plan(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, rank: int, place: "Place") -> None:
-    """Print what the run is going to do."""
+def say_plan(
+    tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, rank: int, place: "Place", done: int = 0
+) -> None:
+    """Print what the run is going to do; `done` of its steps were done before it was interrupted."""
     images = len(streams[0].examples)
     steps_per_epoch = images / config.effective_batch_size
     epochs = config.max_train_steps / steps_per_epoch
@@ -51,10 +53,13 @@ def say_plan(tuned: "Tuned", streams: Sequence[Stream], config: TrainingConfig, 
     if config.tuned == "lora":
         say_problems(idle_patterns(tuned.parts["unet"], config))
     if place.device.type in EXPECTED:
-        seconds = expected_seconds(tuned.parts["unet"], batch_shape(streams, config), config.forward_passes, place.device)
+        left = config.max_train_steps - done
+        passes = left * config.gradient_accumulation_steps
+        seconds = expected_seconds(tuned.parts["unet"], batch_shape(streams, config), passes, place.device)
         print(
-            f"expected: about {describe_time(seconds)} and {expected_memory(tuned, streams, config, place) / 2**30:.2f} GiB of "
-            f"memory; the first {STEPS_BEFORE_ESTIMATE} steps will tell better",
+            f"expected: about {describe_time(seconds)}{f' for the {left} steps left' if done else ''} and "
+            f"{expected_memory(tuned, streams, config, place) / 2**30:.2f} GiB of memory; "
+            f"the first {STEPS_BEFORE_ESTIMATE} steps will tell better",
             flush=True,
         )
 

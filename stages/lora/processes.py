@@ -5,6 +5,8 @@ of them got; every process then makes the same optimizer step. Outside of `run_p
 here does anything.
 """
 
+import logging
+import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stages.lora.batches import AnyBatch
+from stages.pipeline.interruption import Interrupted, handled, postponed
 from stages.pipeline.torch_runtime import set_up_process
 
 
@@ -48,6 +51,29 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def any_process(asked: bool, device: torch.device, waits: bool) -> bool:
+    """Whether any of the processes asks for something; the same answer in each of them, which all call this at the same step.
+
+    Args:
+        asked: whether this one does.
+        device: that they compute on.
+        waits: whether this process has waited for its GPU just now; elsewhere the answer is False, because it would have to.
+    """
+    if process_count() == 1:
+        return asked
+    if device.type == "cuda" and not waits:
+        return False
+    flag = torch.tensor(float(asked), device=device)
+    distributed.all_reduce(flag)
+    return bool(flag)
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    if process_count() > 1:
+        distributed.barrier()
+
+
 def refuse_torchrun() -> None:
     """Refuse to be one of several processes that something else started: they would write over each other.
 
@@ -75,6 +101,7 @@ def run_processes(count: int, device: torch.device, function: Callable[..., None
 
     Raises:
         ValueError: one of the processes failed, for whatever reason; what it said is the message.
+        Interrupted: a signal came. It is passed on to the processes, and they are waited for; a second one ends them at once.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -86,13 +113,27 @@ def run_processes(count: int, device: torch.device, function: Callable[..., None
         local_addr="127.0.0.1",
         max_restarts=0,  # a run that is started again goes on from its checkpoint
         monitor_interval=0.1,
+        signals_to_handle="SIGQUIT",  # others are handled here: torch would end the processes before they write a checkpoint
     )
     threads = max(1, torch.get_num_threads() // count)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    try:
-        elastic_launch(config, _process)(threads, deterministic, device, function, arguments)
-    except ChildFailedError as error:
-        raise ValueError(f"a training process failed: {_message(error)}") from error
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here, in one line
+    with postponed(pass_on) as interruption:
+        try:
+            ends = elastic_launch(config, _process)(threads, deterministic, device, function, arguments)
+        except ChildFailedError as error:
+            if interruption.signal_number is None:
+                raise ValueError(f"a training process failed: {_message(error)}") from error
+            ends = {}
+    number = interruption.signal_number or max(ends.values(), default=0)
+    if number:
+        raise Interrupted(number, "the same command goes on from the last checkpoint")
+
+
+def pass_on() -> None:
+    """Ask the processes that this one started to end."""
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def _message(error: ChildFailedError) -> str:
@@ -104,13 +145,18 @@ def _message(error: ChildFailedError) -> str:
 @record
 def _process(
     threads: int, deterministic: bool, device: torch.device, function: Callable[..., None], arguments: Sequence[Any]
-) -> None:
-    """What each process does."""
+) -> int:
+    """What each process does; the number of the signal that interrupted it, or 0."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate chooses a number
     own_gpus = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
-    state = PartialState(cpu=not own_gpus)
-    set_up_process(threads, deterministic)
     try:
-        function(*arguments)
-    finally:
-        state.destroy_process_group()
+        with handled():
+            state = PartialState(cpu=not own_gpus)
+            set_up_process(threads, deterministic)
+            try:
+                function(*arguments)
+            finally:
+                state.destroy_process_group()
+    except Interrupted as interrupted:
+        return interrupted.signal_number
+    return 0

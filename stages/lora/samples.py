@@ -17,7 +17,7 @@ from stages.lora.latents import load_vae
 from stages.lora.prompts import embed_prompts, load_text_encoder
 from stages.lora.settings import TrainingConfig
 from stages.lora.text_encoder import UNetWithTextEncoder
-from stages.pipeline.outputs import atomic_file
+from stages.pipeline.seals import sealed_file
 
 SAMPLES = "samples"
 """The folder of the images, beside the checkpoint and in the stage's output: p<prompt index>-step<step>.png."""
@@ -70,7 +70,7 @@ class Sampler:
             with torch.compiler.set_stance("force_eager"):
                 (image,) = sample(models, prompt_embeds, empty, [SEED], sampling)
             text = {"prompt": prompt, "step": str(step), "seed": str(SEED)}
-            with atomic_file(self.folder / f"p{index}-step{step:06d}.png") as part:
+            with sealed_file(self.folder / f"p{index}-step{step:06d}.png") as part:
                 write_png(image, part, text)
         self.tuned.train()
 

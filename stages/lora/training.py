@@ -1,11 +1,13 @@
 """The training loop that both LoRAs share, and its checkpoints."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,11 @@ from stages.lora.adapters import trained_parameters
 from stages.lora.batches import AnyBatch, Batch, seeded_number
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
 from stages.lora.plan import STEPS_BEFORE_ESTIMATE, describe_time, peak_memory
-from stages.lora.processes import add_up, own_samples, process_number
+from stages.lora.processes import add_up, any_process, own_samples, process_number, wait_for_all
 from stages.lora.settings import TrainingConfig
-from stages.pipeline.outputs import atomic_file
-from stages.pipeline.progress import track
+from stages.pipeline.interruption import Interrupted, Interruption, postponed
+from stages.pipeline.progress import say, track
+from stages.pipeline.seals import sealed_file
 
 LOSS_LIMIT = 1000.0
 """A model that has learnt nothing has a loss of about 1; from one of thousands no training comes back."""
@@ -103,7 +106,7 @@ class TrainingState:
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all; `DivergedError` instead of one that is no good."""
         self.check_finite()
-        with atomic_file(path) as part:
+        with sealed_file(path) as part:
             torch.save(
                 {
                     "step": self.step,
@@ -170,32 +173,39 @@ def fit(
 
     Raises:
         DivergedError: the loss is not finite.
+        Interrupted: a signal asked for it; the step under way was finished, and the checkpoint written.
     """
     state = TrainingState(model, config, scale_gradients=dtype == torch.float16)
+    speaks = process_number() == 0
     if checkpoint is not None and checkpoint.is_file():
         state.load(checkpoint)
-        print(f"going on after step {state.step}", flush=True)
+        if speaks:
+            say(f"going on after step {state.step}")
     loss_of_batch = _autocast(loss_fn, model, dtype)
     model.train()
-    started, first = time.perf_counter(), state.step
-    steps = range(first, config.max_train_steps)
-    for step in track(steps, "training", config.max_train_steps, first, state.describe_loss):
-        state.update(_backward(state, batches, loss_of_batch, step, config), config.max_grad_norm)
-        last = state.step == config.max_train_steps
-        validates = bool(held_out) and (last or state.step % config.validation_steps == 0)
-        if last or validates or state.step % config.logging_steps == 0:
-            state.log(mean_loss(model, held_out, loss_of_batch) if validates else None)
-        if draw_samples is not None and config.samples_after(state.step):
-            state.check_finite()
-            draw_samples(state.step)
-        saves = not last and state.step % config.checkpointing_steps == 0 and process_number() == 0
-        if checkpoint is not None and saves:
-            state.save(checkpoint)
-        if state.step == first + 1:
-            started = time.perf_counter()  # without the first step, which may have compiled
-        elif state.step == first + STEPS_BEFORE_ESTIMATE:
-            pace = (time.perf_counter() - started) / (STEPS_BEFORE_ESTIMATE - 1)
-            _say_estimate(pace, config.max_train_steps - state.step, next(model.parameters()).device)
+    estimate = Estimate(state.step, config.max_train_steps, next(model.parameters()).device)
+    left = range(state.step, config.max_train_steps)
+    shown = (
+        track(left, "training", config.max_train_steps, state.step, state.describe_loss) if speaks else (step for step in left)
+    )
+    with postponed() as interruption, closing(shown):
+        for step in shown:
+            state.update(_backward(state, batches, loss_of_batch, step, config), config.max_grad_norm)
+            last = state.step == config.max_train_steps
+            validates = bool(held_out) and (last or state.step % config.validation_steps == 0)
+            logs = last or validates or state.step % config.logging_steps == 0
+            if logs:
+                state.log(mean_loss(model, held_out, loss_of_batch) if validates else None)
+            if draw_samples is not None and config.samples_after(state.step):
+                state.check_finite()
+                draw_samples(state.step)
+            stops = any_process(interruption.signal_number is not None, estimate.device, waits=logs)
+            if checkpoint is not None and speaks and (stops or (not last and state.step % config.checkpointing_steps == 0)):
+                state.save(checkpoint)
+            if stops:
+                _leave(state, interruption, checkpoint)
+            if speaks:
+                estimate.after(state.step)
     return state.history
 
 
@@ -247,11 +257,42 @@ def _autocast(loss_fn: Callable[[Any, AnyBatch], Tensor], model: nn.Module, dtyp
     return loss_of_batch
 
 
-def _say_estimate(seconds_per_step: float, steps_left: int, device: torch.device) -> None:
-    """Print how long the rest takes at the pace of the first steps, and what memory they took."""
-    rest = describe_time(seconds_per_step * steps_left)
-    print(
-        f"{seconds_per_step * 1000:.0f} ms a step: about {rest} for the {steps_left} steps left; "
-        f"peak memory so far {peak_memory(device) / 2**30:.2f} GiB",
-        flush=True,
-    )
+def _leave(state: TrainingState, interruption: Interruption, checkpoint: Path | None) -> NoReturn:
+    """Raise `Interrupted`, once all processes are at the same point and the first has written its checkpoint."""
+    wait_for_all()
+    kept = "" if checkpoint is None else ", and its checkpoint written; the same command goes on from there"
+    raise Interrupted(interruption.signal_number or signal.SIGTERM, f"step {state.step} is done{kept}")
+
+
+class Estimate:
+    """What the first steps say of the rest.
+
+    Args:
+        first: steps done before this process began.
+        total: steps of the whole run.
+        device: where it runs.
+    """
+
+    def __init__(self, first: int, total: int, device: torch.device) -> None:
+        self.first, self.total, self.device = first, total, device
+        self.started = time.perf_counter()
+
+    def after(self, step: int) -> None:
+        """Print, after some steps, how long the rest takes at their pace, and what memory they took."""
+        if step == self.first + 1:
+            self.started = time.perf_counter()  # without the first step, which may have compiled
+        if step != self.first + STEPS_BEFORE_ESTIMATE:
+            return
+        pace = (time.perf_counter() - self.started) / (STEPS_BEFORE_ESTIMATE - 1)
+        left = self.total - step
+        say(
+            f"{pace * 1000:.0f} ms a step: about {describe_time(pace * left)} for the {left} steps left; "
+            f"peak memory so far {peak_memory(self.device) / 2**30:.2f} GiB"
+        )
+
+
+def steps_done(checkpoint: Path | None) -> int:
+    """The steps that a run which was interrupted has behind it; 0 where there is no checkpoint."""
+    if checkpoint is None or not checkpoint.is_file():
+        return 0
+    return torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["step"]

@@ -26,7 +26,7 @@ from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.samples import SAMPLES, Sampler, SampleSize, prompt_embedder
 from stages.lora.settings import TrainingConfig
 from stages.lora.text_encoder import TARGET_MODULES, TrainedPrompts, with_text_encoder
-from stages.lora.training import DivergedError, HistoryRow, fit
+from stages.lora.training import DivergedError, HistoryRow, fit, steps_done
 from stages.pipeline.outputs import atomic_directory
 
 HISTORY_FILE = "history.csv"
@@ -114,7 +114,7 @@ def _tune(
     sampler = make_sampler(model, tuned, config, place, samples)
     streams, held_out = take_held_out(streams, config, draws)
     if process_number() == 0:
-        say_plan(tuned, streams, config, rank, place)
+        say_plan(tuned, streams, config, rank, place, steps_done(place.checkpoint))
         check_disk(place.checkpoint, tuned.model, config)
     batches = partial(batch_at, streams, draws, config.train_batch_size)
     loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma)
@@ -132,7 +132,7 @@ def _tune(
         result = write_result(tuned, model, base.result() if base else None, folder)
         write_history(history, config.effective_batch_size / len(streams[0].examples), folder / HISTORY_FILE)
         if sampler is not None:
-            shutil.copytree(sampler.folder, folder / SAMPLES)
+            shutil.copytree(sampler.folder, folder / SAMPLES, ignore=shutil.ignore_patterns(".*"))
     say_summary(out / result, config, seconds, place.device)
 
 

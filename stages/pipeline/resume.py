@@ -1,41 +1,73 @@
-"""Where an unfinished run keeps its checkpoints: outside of DVC's outputs, which DVC deletes before each run."""
+"""What runs keep outside of DVC's outputs, which DVC deletes before each run: checkpoints, and results DVC has not noted yet.
 
+.checkpoints/<stage>/<output>/<digest of the run>/ holds what an unfinished run goes on from, or, in finished/, the result of
+one that has ended: hard links to the output's files, which take no room while the output or DVC's cache has the same files.
+"""
+
+import atexit
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-import xxhash
+from stages.pipeline import TOLD_FOLDER
+from stages.pipeline.lockfile import content_md5, locked_outs
+from stages.pipeline.outputs import atomic_directory, atomic_file
+from stages.pipeline.seals import file_digest, is_own, is_whole
 
 CHECKPOINTS = ".checkpoints"
+FINISHED, FINISHED_MD5, DAMAGED, LOCK = "finished", "finished.md5", "damaged", "lock"
 
 
 @contextmanager
-def resumable(stage: str, settings: Mapping[str, object], inputs: Iterable[Path]) -> Iterator[Path]:
-    """Give a folder that an interrupted run finds again, and no other run; it is removed when the block ends well.
+def resumable(stage: str, settings: Mapping[str, object], inputs: Iterable[Path], out: Path) -> Iterator[Path | None]:
+    """Give a folder that an interrupted run finds again, and no other run.
+
+    If this very run has ended before, but DVC could not note it, `out` is given its result again and there is no folder: None.
+    When the block ends well, what `out` holds is kept in place of the checkpoints, until dvc.lock has it or another run has
+    written the same output. Files that are damaged, or that others may have written, are set aside.
 
     Args:
         stage: name of the stage.
         settings: all that determines the run beside inputs and libraries; JSON values.
         inputs: files and folders whose content determines the run, its code among them.
+        out: the folder that the block writes.
 
     Raises:
         OSError: the same run is under way in another process.
     """
-    folder = checkpoints_folder() / stage / run_digest(settings, inputs)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"another process is at this very run ({folder}): wait for it, or end it") from error
+    forget_noted()
+    folder = checkpoints_folder() / stage / out.name / run_digest(settings, inputs)
+    with _locked(folder):
+        _set_aside_damaged(folder)
+        if (folder / FINISHED_MD5).is_file():
+            _copy_links(folder / FINISHED, out)
+            print(f"{out}: this very run has ended before: its result is taken from {folder} (delete that to run it again)")
+            yield None
+            return
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        if out.is_dir():
+            _keep(folder, out)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_noted() -> None:
+    """Remove the finished results that dvc.lock has: DVC keeps them itself."""
+    finished = list(checkpoints_folder().glob(f"*/*/*/{FINISHED_MD5}"))
+    try:
+        noted = {(out.path.name, out.md5) for out in locked_outs()} if finished else set()
+    except ValueError:
+        return
+    for note in finished:
+        if (note.parent.parent.name, note.read_text(errors="replace")) in noted:
+            _remove(note.parent)
 
 
 def checkpoints_folder() -> Path:
@@ -44,8 +76,24 @@ def checkpoints_folder() -> Path:
 
 
 def compiled_folder() -> Path:
-    """The folder of what was compiled: inductor's own, if it is told one, or one beside all checkpoints."""
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or checkpoints_folder() / "compiled")
+    """The folder of what was compiled: inductor's own, if it was told one, or one beside all checkpoints.
+
+    Torch executes what it finds there. So if the folder is not this user's alone to write, it is a new one, for this process
+    and those that it starts.
+    """
+    folder = Path(TOLD_FOLDER or checkpoints_folder() / "compiled").absolute()
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_own(folder):
+            return folder
+    private = Path(tempfile.mkdtemp(prefix="compiled-"))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    print(
+        f"warning: {folder}: others than this user may write there, so nothing compiled is taken from it: what is compiled now "
+        f"lies in {private} for this run; run `chmod go-w {folder}` if it is yours, or delete it",
+        flush=True,
+    )
+    return private
 
 
 def run_digest(settings: Mapping[str, object], inputs: Iterable[Path]) -> str:
@@ -54,7 +102,7 @@ def run_digest(settings: Mapping[str, object], inputs: Iterable[Path]) -> str:
     digest = hashlib.sha256(json.dumps([settings, libraries], default=str).encode())
     for path in inputs:
         for file in sorted(_files(path)):
-            digest.update(f"{file.relative_to(path)} {_file_digest(file)}\n".encode())
+            digest.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -66,7 +114,84 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
-def _file_digest(path: Path) -> str:
-    """128 bits of a file's content, at the speed of memory: sha256 takes seconds for a model of real size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold it against other processes."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"another process is at this very run ({folder}): wait for it, or end it") from error
+        except OSError as error:
+            print(f"warning: {folder} cannot be locked ({error.strerror}): see that no other process is at this very run")
+        if not (folder / LOCK).exists() or not os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat()):
+            raise OSError(f"another process has just removed {folder}: run this again")
+        yield
+
+
+def _set_aside_damaged(folder: Path) -> None:
+    """Move all content away if any of it is not what was written; what was moved before is deleted."""
+    problem = _problem(folder) if any(path.name != LOCK for path in folder.iterdir()) else ""
+    if not problem:
+        return
+    damaged = folder.parent / DAMAGED
+    shutil.rmtree(damaged, ignore_errors=True)
+    damaged.mkdir(mode=0o700)
+    (folder / FINISHED_MD5).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.replace(damaged / path.name)
+    folder.chmod(0o700)
+    print(f"warning: {problem}: set aside in {damaged}, and the run starts over", flush=True)
+
+
+def _problem(folder: Path) -> str:
+    """Why the content of a run's folder must not be used; "" if it may."""
+    if not is_own(folder):
+        return f"{folder}: others than this user may have written there"
+    note = folder / FINISHED_MD5
+    if note.is_file():
+        fits = note.read_bytes() == content_md5(folder / FINISHED).encode()
+        return "" if fits else f"{folder / FINISHED}: not what was written"
+    shutil.rmtree(folder / FINISHED, ignore_errors=True)  # of a process that was killed before it was whole
+    hidden = (path for path in folder.rglob(".*") if path.name.endswith(".part"))
+    for leftover in list(hidden):
+        leftover.unlink(missing_ok=True)
+    sealed = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".") and path.name != LOCK)
+    return next((f"{path}: not what was written" for path in sorted(sealed) if not is_whole(path)), "")
+
+
+def _keep(folder: Path, out: Path) -> None:
+    """Keep a result in place of the checkpoints that led to it, and of the result of another run for the same output."""
+    _copy_links(out, folder / FINISHED)
+    with atomic_file(folder / FINISHED_MD5) as part:
+        part.write_text(content_md5(folder / FINISHED))
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != FINISHED:
+            shutil.rmtree(path)
+        elif path.name not in (FINISHED, FINISHED_MD5, LOCK):
+            path.unlink()
+    for note in folder.parent.glob(f"*/{FINISHED_MD5}"):
+        if note.parent != folder:
+            _remove(note.parent)
+
+
+def _copy_links(source: Path, target: Path) -> None:
+    """Make the folder `target` one of the same files: hard links, or copies where the filesystem has none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(target) as part:
+        shutil.copytree(source, part, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a run, unless a process is at it."""
+    with suppress(OSError), _locked(folder):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ import os
 import psutil
 import torch
 
+from stages.pipeline import CACHE_VARIABLE
 from stages.pipeline.config import RuntimeConfig
 from stages.pipeline.resume import compiled_folder
 
@@ -23,7 +24,7 @@ def prepare(runtime: RuntimeConfig) -> torch.device:
         raise ValueError(
             "runtime.device: cuda asked for and there is no GPU; run where there is one, or set runtime.device=cpu"
         )
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_folder())
+    os.environ[CACHE_VARIABLE] = str(compiled_folder())
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_up_process(runtime.threads, deterministic=True)
     torch.backends.cudnn.benchmark = False

@@ -1,26 +1,198 @@
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stages.pipeline.resume import CHECKPOINTS, resumable, run_digest
+from stages.pipeline import resume
+from stages.pipeline.lockfile import content_md5
+from stages.pipeline.resume import CHECKPOINTS, compiled_folder, resumable, run_digest
+from stages.pipeline.seals import sealed_file
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "root"))
     return tmp_path / "root"
 
 
+OUT = Path("data/lora/a0.7-r4")
+
+
+def interrupted_run(content="half", rank=4) -> Any:
+    with pytest.raises(KeyboardInterrupt), resumable("train", {"rank": rank}, [], OUT) as folder:
+        assert folder is not None
+        with sealed_file(folder / "checkpoint.pt") as part:
+            part.write_text(content)
+        (folder / "samples").mkdir(exist_ok=True)
+        with sealed_file(folder / "samples" / "p0.png") as part:
+            part.write_text("image")
+        raise KeyboardInterrupt
+    return folder
+
+
+def whole_run(content="whole", rank=4, out=OUT) -> Any:
+    """The folder that the run was given; None if its result was there already."""
+    with resumable("train", {"rank": rank}, [], out) as folder:
+        if folder is not None:
+            (out / "samples").mkdir(parents=True)
+            (out / "weights").write_text(content)
+            (out / "samples" / "p0.png").write_text("image")
+    return folder
+
+
+def note_in_lock(out, md5=None):
+    """What DVC writes at last."""
+    entry = f"{{path: {out}, md5: {md5 or content_md5(out)}}}"
+    Path("dvc.lock").write_text(f"schema: '2.0'\nstages: {{train: {{cmd: x, outs: [{entry}]}}}}\n")
+
+
 def test_interrupted_run_finds_its_folder_again(root, tmp_path):
     (tmp_path / "input").write_text("one")
-    with pytest.raises(KeyboardInterrupt), resumable("train", {"rank": 4}, [tmp_path / "input"]) as folder:
-        (folder / "checkpoint").write_text("half")
+    with pytest.raises(KeyboardInterrupt), resumable("train", {"rank": 4}, [tmp_path / "input"], OUT) as folder:
+        assert folder is not None
+        with sealed_file(folder / "checkpoint") as part:
+            part.write_text("half")
         raise KeyboardInterrupt
-    with resumable("train", {"rank": 4}, [tmp_path / "input"]) as again:
+    with resumable("train", {"rank": 4}, [tmp_path / "input"], OUT) as again:
+        assert again is not None
         assert (again / "checkpoint").read_text() == "half"
         assert again.is_relative_to(root / CHECKPOINTS / "train")
-    assert not again.exists()
+    assert not again.exists(), "it wrote nothing that could be kept"
+
+
+def test_a_result_that_dvc_could_not_note_is_there_again_in_place_of_a_run(capsys):
+    folder = whole_run()
+    before = content_md5(OUT)
+    assert {path.name for path in folder.iterdir()} == {"finished", "finished.md5", "lock"}
+    shutil.rmtree(OUT)  # DVC does so before each run
+    assert whole_run("another") is None
+    assert content_md5(OUT) == before
+    assert "this very run has ended before" in capsys.readouterr().out
+    shutil.rmtree(OUT)
+    assert whole_run("another") is None, "as often as need be"
+
+
+def test_a_result_takes_no_room_beside_the_output(root):
+    folder = whole_run()
+    assert (folder / "finished" / "weights").stat().st_ino == (OUT / "weights").stat().st_ino
+
+
+def test_a_result_is_copied_where_there_are_no_hard_links(monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = whole_run()
+    assert (folder / "finished" / "weights").stat().st_ino != (OUT / "weights").stat().st_ino
+    shutil.rmtree(OUT)
+    assert whole_run("another") is None
+    assert (OUT / "weights").read_text() == "whole"
+
+
+def test_what_dvc_has_noted_is_not_kept():
+    """And running again, as `dvc repro --force` does, is running."""
+    folder = whole_run()
+    note_in_lock(OUT)
+    shutil.rmtree(OUT)
+    assert whole_run("another") is not None
+    assert (OUT / "weights").read_text() == "another"
+    note_in_lock(OUT)
+    resume.forget_noted()
+    assert not folder.exists()
+
+
+def test_what_dvc_noted_of_other_content_removes_nothing():
+    folder = whole_run()
+    note_in_lock(OUT, "0" * 32 + ".dir")
+    resume.forget_noted()
+    Path("dvc.lock").write_text("schema: '2.0'\nstages:\n  train:\n    cmd: x\n    ou")
+    resume.forget_noted()
+    assert (folder / "finished" / "weights").exists()
+
+
+def test_one_result_is_kept_for_each_output():
+    first = whole_run()
+    unfinished = interrupted_run(rank=16)
+    shutil.rmtree(OUT)
+    second = whole_run(rank=8)
+    other = whole_run(rank=8, out=OUT.with_name("a0.3-r4"))
+    assert not first.exists()
+    assert (unfinished / "checkpoint.pt").exists()
+    assert (second / "finished").is_dir()
+    assert (other / "finished").is_dir()
+
+
+def test_a_damaged_result_is_set_aside_and_run_again(capsys):
+    folder = whole_run()
+    (OUT / "weights").write_text("edited")  # the same file, by another name
+    shutil.rmtree(OUT)
+    assert whole_run("again") is not None
+    assert (OUT / "weights").read_text() == "again"
+    assert (folder.parent / "damaged" / "finished" / "weights").read_text() == "edited"
+    assert f"{folder / 'finished'}: not what was written: set aside in" in capsys.readouterr().out
+
+
+def test_a_result_with_a_file_missing_is_damaged():
+    folder = whole_run()
+    (folder / "finished" / "samples" / "p0.png").unlink()
+    shutil.rmtree(OUT)
+    assert whole_run("again") is not None
+
+
+def test_a_result_that_was_not_kept_whole_is_none(capsys):
+    """Killed before the note was written: the run goes on from its last checkpoint."""
+    folder = interrupted_run()
+    (folder / "finished").mkdir()
+    (folder / ".checkpoint.pt.part").write_text("quarter")
+    assert whole_run() == folder
+    assert "set aside" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "samples/p0.png"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "unseal", "harm the seal"])
+def test_what_does_not_fit_its_digest_is_set_aside(capsys, name, harm):
+    folder = interrupted_run()
+    path = folder / name
+    seal = path.with_name(f".{path.name}.xxh3")
+    if harm == "flip":
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:2])
+    elif harm == "unseal":
+        seal.unlink()
+    else:
+        seal.write_bytes(b"\xff\xfe")
+    with resumable("train", {"rank": 4}, [], OUT) as again:
+        assert again is not None
+        assert {file.name for file in again.iterdir()} == {"lock"}
+    said = capsys.readouterr().out
+    assert f"warning: {path}: not what was written: set aside in {folder.parent / 'damaged'}, and the run starts over" in said
+    assert (folder.parent / "damaged" / name).exists()
+
+
+def test_only_the_last_damaged_one_is_kept():
+    for content in ("first", "second"):
+        folder = interrupted_run(content)
+        (folder / "samples" / "p0.png").write_text("damaged")
+    with resumable("train", {"rank": 4}, [], OUT):
+        pass
+    assert (folder.parent / "damaged" / "checkpoint.pt").read_text() == "second"
+
+
+def test_what_others_may_have_written_is_set_aside(capsys):
+    folder = interrupted_run()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with resumable("train", {"rank": 4}, [], OUT) as again:
+        assert again is not None
+        assert not (again / "checkpoint.pt").exists()
+    assert "others than this user may have written there" in capsys.readouterr().out
 
 
 def test_digest_is_of_settings_and_content_and_not_of_places(tmp_path):
@@ -45,11 +217,58 @@ def test_digest_is_of_settings_and_content_and_not_of_places(tmp_path):
 
 def test_same_run_in_two_processes_is_refused(root):
     script = (
-        "from stages.pipeline.resume import resumable\n"
-        "try:\n    with resumable('train', {}, []): pass\n"
+        "from pathlib import Path\nfrom stages.pipeline.resume import resumable\n"
+        "try:\n    with resumable('train', {}, [], Path('out')): pass\n"
         "except OSError as error: print(error)"
     )
-    with resumable("train", {}, []):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command: Any = {
+        "args": [sys.executable, "-c", script],
+        "env": environment,
+        "capture_output": True,
+        "text": True,
+        "check": True,
+    }
+    with resumable("train", {}, [], Path("out")):
+        done = subprocess.run(**command)
     assert "another process is at this very run" in done.stdout
-    assert not subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert not subprocess.run(**command).stdout
+
+
+def test_a_filesystem_without_locks_is_told_of_and_used(monkeypatch, capsys):
+    def refuse(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert whole_run() is not None
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().out
+
+
+def test_compiled_code_is_never_taken_from_a_folder_that_others_may_write_to(root, monkeypatch, capsys):
+    folder = compiled_folder()
+    assert folder == root / CHECKPOINTS / "compiled"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    private = compiled_folder()
+    assert private != folder
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert f"`chmod go-w {folder}`" in capsys.readouterr().out
+
+
+def test_inductors_own_setting_counts_only_as_it_was_before_torch_was_imported(tmp_path):
+    """Importing torch's parts sets it, to a folder in /tmp."""
+    script = (
+        "import stages.pipeline.command, torch._dynamo.package\n"
+        "from stages.pipeline.config import RuntimeConfig\nfrom stages.pipeline.torch_runtime import prepare\n"
+        "import os\nprepare(RuntimeConfig('cpu', 1, 'float32'))\nprint(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    for told, expected in (
+        ({}, tmp_path / "root/.checkpoints/compiled"),
+        ({"TORCHINDUCTOR_CACHE_DIR": "own"}, tmp_path / "own"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment | told, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == str(expected)

@@ -27,7 +27,7 @@ def test_images_on_the_way_change_nothing_and_survive_a_kill(encoded):
     assert set(seen) - set(digests(encoded / "unseen")) == DRAWN
     assert len({seen[name] for name in DRAWN}) == len(DRAWN), "the weights change, and so do the images"
     kill_at_a_checkpoint(encoded, "train_text2img", **TEXT2IMG, out="cut")
-    assert len(list((encoded / ".checkpoints").rglob("*-step000005.png"))) == 2
+    assert len(list((encoded / ".checkpoints/train_text2img/cut").rglob("*-step000005.png"))) == 2
     run_stage("train_text2img", **TEXT2IMG, out="cut")
     assert digests(encoded / "cut") == seen
 
