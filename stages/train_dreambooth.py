@@ -3,9 +3,9 @@
 Reads the encoded images, the merge and a folder of class images. Embeds the prompts and, where there are class images,
 encodes them with the merge's text encoder and VAE, lets go of both, and trains with the UNet alone, or with the text
 encoder where that is trained too. Class images keep the class from becoming the subject (prior preservation); a folder
-without any leaves that out. Writes pytorch_lora_weights.safetensors, history.csv, and in samples/ what was drawn on the way; with
-`tuned: full`, a whole model in diffusers layout instead of the LoRA. `StableDiffusionPipeline.load_lora_weights` reads the
-file if it is a LoRA, or a DoRA of the UNet alone. Of DoRA with the text encoder it leaves out a part without a word, and it
+without any leaves that out. Writes pytorch_lora_weights.safetensors, history.csv, and in samples/ what was drawn on the way;
+with `tuned: full`, a whole model in diffusers layout instead of the LoRA. `StableDiffusionPipeline.load_lora_weights` reads
+the file if it is a LoRA, or a DoRA of the UNet alone. Of DoRA with the text encoder it leaves out a part without a word, and it
 refuses LoKr and LoHa (`peft_type`): these are for PEFT and this pipeline and, but for DoRA, exported for A1111 and ComfyUI.
 
 It is a stage of its own because it is what a sweep over rank repeats, and it reads no captions, so an edited caption does

@@ -43,6 +43,11 @@ def list_images(files: Mapping[str, Path]) -> dict[str, Path]:
     return images
 
 
+def count_images(folder: Path) -> int:
+    """How many pictures a folder holds; nothing is said of what is left out."""
+    return sum(not path.name.startswith(".") and _is_image(path) for path in _walk([folder]))
+
+
 def printable(name: str) -> str:
     r"""A file's name as text: bytes that are not UTF-8 become \x83 and the like."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.checkpoints.methods import MERGE_METHODS
-from stages.dataset.images import list_images
+from stages.dataset.folders import count_images
 from stages.lora.settings import OPTIMIZER_PACKAGES
 
 Configs = Mapping[str, Any]
@@ -131,7 +131,7 @@ def _ranks(configs: Configs) -> Iterator[Finding]:
 def _images(configs: Configs) -> Iterator[Finding]:
     """Images that there cannot be: a folder is counted, what comes from elsewhere is not known yet."""
     download = configs["download"]
-    most = len(list_images(download.source.path)) if download.source.kind == "folder" else None
+    most = count_images(download.source.path) if download.source.kind == "folder" else None
     if most is not None and most < download.min_images:
         yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {most} images")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
