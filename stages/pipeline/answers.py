@@ -63,10 +63,11 @@ class Answers:
             return
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise TransferError("sends it compressed, which it was asked not to")
-        offered = _number(response.headers.get("Content-Length"))
-        if response.request.method == "HEAD":
+        if response.request.method == "HEAD" or response.has_redirect_location:
             self._list(response)
+            response.stream = Paced(response.stream, MOST_UNLISTED)
             return
+        offered = _number(response.headers.get("Content-Length"))
         limit = self._limit(response, offered)
         if offered is not None and offered > limit:
             raise TransferError(f"offers {size(offered)}, and {size(limit)} are expected")
@@ -91,7 +92,7 @@ class Answers:
             raise TransferError(f"{reason} and asks to wait {wait} s: run again then{advice}")
 
     def _list(self, response: httpx2.Response) -> None:
-        """Remember the size of a file whose head was asked for, under its address and under that which it is sent on to."""
+        """Remember the size of a file under its address and under that which it is sent on to."""
         headers = response.headers
         length = headers.get("X-Linked-Size") or (None if response.has_redirect_location else headers.get("Content-Length"))
         listed = self._listed.get(_file(response), _number(length))
@@ -108,7 +109,10 @@ class Answers:
 
     def _read_listing(self, response: httpx2.Response) -> None:
         """Check the digests in a listing, of which the client makes file names too, and remember the sizes."""
-        content = response.json()
+        try:
+            content = response.json()
+        except ValueError:  # what the client makes of it is its own matter
+            return
         repo = _LISTING.search(unquote(response.request.url.path))
         for entry in content if isinstance(content, list) else [content]:
             if isinstance(entry, dict):

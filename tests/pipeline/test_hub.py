@@ -20,12 +20,12 @@ BODY = bytes(range(175))
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub with two files; nothing sleeps between attempts."""
+    """A hub with one file; nothing sleeps between attempts."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "deep" / "in" / "hub"))
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.2)))
-    hub = Hub(REPO, {"a.bin": BODY, "README.md": b"---\nlicense: cc0-1.0\n---\n"})
+    hub = Hub(REPO, {"a.bin": BODY})
     with serving(hub) as endpoint:
         yield hub, endpoint
 
@@ -195,6 +195,26 @@ def test_digests_of_a_listing_are_looked_at_too(hub, digests):
     assert "lists a digest that is none" in refusal(hub)
 
 
+def test_a_path_of_a_listing_that_leads_out_of_the_cache_is_refused(hub, tmp_path):
+    entry = {"type": "file", "path": "../../../escaped.bin", "size": 175, "oid": "0" * 40}
+    hub[0].faults["GET", "/tree/"] = answer(200, json.dumps([entry]).encode())
+    assert "escaped" in refusal(hub)
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_a_small_file_may_be_sent_on_by_a_longer_page_and_its_size_goes_with_it(hub):
+    """As large files are: the hub sends on to another host, and the size is that of the listing."""
+    hub[0].faults["GET", "/resolve/"] = answer(302, b"Found, redirecting " * 50, Location="/elsewhere/blob")
+    hub[0].faults["GET", "/elsewhere/"] = answer(200, BODY)
+    assert (Path(snapshot(hub)) / "a.bin").read_bytes() == BODY
+
+
+def test_what_is_sent_on_does_not_grow(hub):
+    hub[0].faults["GET", "/resolve/"] = answer(302, Location="/elsewhere/blob")
+    hub[0].faults["GET", "/elsewhere/"] = endless
+    assert re.search("the hub sends more than 175 bytes", refusal(hub))
+
+
 def test_a_file_may_be_larger_at_another_commit(hub):
     snapshot(hub)
     other, longer = "f" * 40, BODY * 3
@@ -221,7 +241,7 @@ def test_a_file_that_may_be_missing_is_missing_or_the_hub_does_not_say(hub, monk
     monkeypatch.setattr(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub[1] + "/{repo_id}/resolve/{revision}/{filename}"
     )
-    assert fetch_if_there(REPO, "README.md", repo_type="dataset", revision=COMMIT)
+    assert fetch_if_there(REPO, "a.bin", repo_type="dataset", revision=COMMIT)
     assert fetch_if_there(REPO, "absent.yaml", repo_type="dataset", revision=COMMIT) is None
     hub[0].faults["HEAD", "other.yaml"] = answer(403)
     with pytest.raises(OSError, match=r"^x: the hub forbids it"), hub_access("x"):
