@@ -34,6 +34,12 @@ class FolderSource:
     kind: Literal["folder"]
     path: DirectoryPath
 
+    def __post_init__(self) -> None:
+        """Name the files for which `dvc repro` would fail without saying which; `sync` checks this before DVC looks at them."""
+        from stages.dataset.folders import names_not_utf8, say
+
+        say(names_not_utf8(self.path), f"warning: in {self.path}, DVC cannot watch names that are not UTF-8", "rename them")
+
 
 @dataclass(frozen=True, config=strict)
 class HubFilesSource:

@@ -83,6 +83,15 @@ def test_a_wrong_source_is_refused_by_its_leaf(source, leaf):
     assert "\n" not in str(refused.value)
 
 
+def test_names_that_dvc_cannot_watch_are_said_when_the_config_is_checked(tmp_path, capsys):
+    save_noise(tmp_path, "é.png", "a.png")
+    config(folder_source(tmp_path))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\x83A.png"))
+    config(folder_source(tmp_path))
+    assert "DVC cannot watch names that are not UTF-8 (1): \\x83A.png; rename them" in capsys.readouterr().err
+
+
 def test_an_unknown_kind_is_refused_with_the_kinds_there_are():
     with pytest.raises(ParamsError, match=r"^download\.source.*'folder', 'hub_files', 'hub_dataset', 'urls', 'bing'"):
         config({"kind": "ftp"})
