@@ -53,6 +53,8 @@ def hub_file_candidates(repo: str, revision: str, patterns: Sequence[str]) -> li
 def _texts_beside(pattern: str) -> Iterator[str]:
     """Patterns of the captions of what a pattern matches: of the same names, and in tables of the same folder."""
     path = PurePosixPath(pattern)
+    if not path.name:
+        return
     yield from (str(path.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES)
     yield from (str(path.with_name(table)) for table in TABLES)
 

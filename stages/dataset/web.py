@@ -19,6 +19,8 @@ from stages.pipeline import transfers
 from stages.pipeline.tables import read_table
 
 MAX_BYTES = 64 * 2**20
+SLOWEST = 2**15
+"""Bytes a second: images come one by one, and the largest shall not take hours."""
 USER_AGENT = "sd-merge-lora (dataset download; Python urllib)"
 
 
@@ -58,7 +60,7 @@ class _Within(urllib.request.BaseHandler):
     def http_response(self, request: urllib.request.Request, response: Any) -> addinfourl:
         """Called by urllib for each answer, redirects and errors among them."""
         with response:
-            body = BytesIO(b"".join(transfers.paced(_chunks(response), MAX_BYTES)))
+            body = BytesIO(b"".join(transfers.paced(_chunks(response), MAX_BYTES, SLOWEST)))
         whole: Any = addinfourl(body, response.headers, response.url, response.status)
         whole.msg = response.msg  # as urllib's own handlers expect it
         return whole
