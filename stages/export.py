@@ -2,7 +2,7 @@
 
 Reads a model in the diffusers layout, or the directory of a trained LoRA. Writes one .safetensors file: the model in the
 LDM layout, with what it predicts, or the LoRA, LoHa or LoKr in kohya's keys with the alpha that it was trained with; DoRA is
-copied as it is. With --lora FILE the model has that LoRA, LoHa or LoKr fused into its weights, --weight times as strong as it
+copied as it is. With --lora FILE the model has that adapter of any kind fused into its weights, --weight times as strong as it
 was trained. The recipe is in the file's metadata.
 
 It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
@@ -66,7 +66,10 @@ def _write_lora(lora: Path, part: Path, dtype: str) -> None:
 
     read = read_lora(lora)
     if "DoRA" in read.kinds():
-        print(f"{lora}: DoRA has no keys that other programs compute alike: copied as it is, for diffusers and PEFT")
+        print(
+            f"{lora}: DoRA has no keys that other programs compute alike: copied as it is, for diffusers and PEFT; "
+            "--lora fuses it into its model, for all"
+        )
         shutil.copyfile(lora, part)
     else:
         write_kohya(read, part, dtype)

@@ -16,7 +16,9 @@ _FUSED = ("unet", "text_encoder")
 
 
 def fuse(model: Model, lora: Path, weight: float) -> Model:
-    """Add a LoRA, LoHa or LoKr, times `weight`, to the weights that it was trained beside: W + weight * alpha / rank * product.
+    """Add an adapter, times `weight`, to the weights that it was trained beside: W + weight * alpha / rank * product.
+
+    DoRA then gives each row the length that it learnt (Liu et al. 2024, equation 5, arXiv:2402.09353).
 
     Args:
         model: Whose UNet and text encoder the LoRA belongs to.
@@ -24,14 +26,11 @@ def fuse(model: Model, lora: Path, weight: float) -> Model:
         weight: 1 for the LoRA as it was trained; 0 leaves the model as it is.
 
     Raises:
-        ValueError: The weight is not finite, the file is not understood whole or holds DoRA, or the model lacks what it was
-            trained beside.
+        ValueError: The weight is not finite, the file is not understood whole, or the model lacks what it was trained beside.
     """
     if not math.isfinite(weight):
         raise ValueError(f"--weight: given {weight}: a finite number, 1 for the LoRA as it was trained")
     file = read_lora(lora)
-    if "DoRA" in file.kinds():
-        raise ValueError(f"{lora}: DoRA is not fused, only LoRA, LoHa and LoKr: draw with the file beside the model")
     shapes = {name: {key: each.shape for key, each in model.components[name].tensors.items()} for name in _FUSED}
     matched = modules_for(file, shapes, model.components["unet"].config)
     recipe = {"lora": {"source": lora.name, "sha256": sha256(lora), "weight": weight}}
@@ -47,6 +46,11 @@ def fuse(model: Model, lora: Path, weight: float) -> Model:
 def _with_lora(tensor: LazyTensor, module: LoraModule, weight: float) -> LazyTensor:
     def load() -> Array:
         change = factors(module.tensors).read()
-        return (tensor.read().reshape(-1) + weight * module.scale * change.reshape(-1)).astype(np.float32)
+        values = tensor.read().reshape(-1) + weight * module.scale * change.reshape(-1)
+        if module.kind == "DoRA":
+            rows = values.reshape(change.shape)
+            lengths = module.tensors["magnitude"].read().reshape(-1, 1).astype(np.float64)
+            values = lengths / np.linalg.norm(rows, axis=1, keepdims=True) * rows
+        return values.astype(np.float32)
 
-    return LazyTensor(tensor.shape, tensor.dtype, load)
+    return LazyTensor(tensor.shape, tensor.dtype, load) if weight else tensor

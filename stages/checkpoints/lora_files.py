@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from stages.checkpoints.lora_factors import HADAMARD, KRONECKER, Product, factors, without_mid
 from stages.checkpoints.lora_names import METADATA_KEY, first_pattern
-from stages.checkpoints.tensors import LazyTensor, LazyTensors, read_metadata
-from stages.checkpoints.weight_files import open_weights
+from stages.checkpoints.tensors import FLOATS, LazyTensor, LazyTensors, read_metadata
+from stages.checkpoints.weight_files import is_safetensors, open_weights
 
 Kind = Literal["LoRA", "DoRA", "LoHa", "LoKr"]
 
@@ -61,7 +61,7 @@ class LoraModule:
     Attributes:
         key: What the file calls the layer.
         component: "unet" or "text_encoder".
-        kind: DoRA is read for PEFT alone.
+        kind: What the tensors are together.
         tensors: By part: down (r, in, …) and up (out, r, …), DoRA's magnitude; or by LyCORIS' names, such as hada_w1_a.
         rank: Of the factors; of a LoKr with whole factors what its training divided by, which no shape shows.
         alpha: The layer's own.
@@ -128,7 +128,7 @@ def read_lora(path: Path) -> LoraFile:
     """
     tensors = open_weights(path).tensors
     try:
-        settings = _settings(read_metadata(path)) if path.suffix == ".safetensors" else {}
+        settings = _settings(read_metadata(path)) if is_safetensors(path) else {}
         modules = {name: _module(found, settings) for name, found in _group(tensors).items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -224,6 +224,8 @@ def _module(found: Mapping[_Place, LazyTensor], settings: Mapping[str, Any]) -> 
     place = min(found)
     tensors = {each.part: tensor for each, tensor in sorted(found.items())}
     alpha = tensors.pop("alpha", None)
+    if any(tensor.dtype not in FLOATS for tensor in tensors.values()):
+        raise ValueError(f"{place.key}: its values are no floating-point numbers, such as those of a quantized file")
     if "mid" in tensors and {"down", "up"} <= tensors.keys():
         tensors["down"] = without_mid(tensors["down"], tensors.pop("mid"))
     kind = _kind(place.key, tensors)

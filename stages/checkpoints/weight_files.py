@@ -51,7 +51,7 @@ def open_weights(file: Path) -> Weights:
 
 
 def _open_file(file: Path) -> dict[str, LazyTensor]:
-    if file.suffix == ".safetensors" or (file.suffix in _PICKLES and _is_safetensors(file)):
+    if is_safetensors(file):
         return open_safetensors(file)
     if file.suffix in _PICKLES:
         from stages.checkpoints.pickles import open_ckpt
@@ -61,8 +61,10 @@ def _open_file(file: Path) -> dict[str, LazyTensor]:
     raise ValueError(f"{file}: unknown kind of checkpoint; known: {known}, or a diffusers directory")
 
 
-def _is_safetensors(file: Path) -> bool:
-    """Whether a file with another name begins as a safetensors file does: a length, and JSON."""
+def is_safetensors(file: Path) -> bool:
+    """Whether a file is one of safetensors by its name, or has a pickle's name and begins as they do: a length, and JSON."""
+    if file.suffix not in _PICKLES:
+        return file.suffix == ".safetensors"
     with file.open("rb") as opened:
         return opened.read(10)[8:] == b'{"'
 

@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from stages.checkpoints.fusing import fuse
 from stages.checkpoints.model import read_model
-from tests.checkpoints.foreign_loras import FILES, QUERY, pair, save
+from tests.checkpoints.foreign_loras import CONVOLUTION, FILES, QUERY, pair, save
 from tests.checkpoints.tiny import random_weights, save_diffusers
 
 
@@ -31,9 +31,21 @@ def test_each_weight_gets_what_the_file_adds(tmp_path, model, name, weight):
     assert fused.components["unet"].recipe["lora"]["weight"] == weight
 
 
-def test_dora_is_refused(tmp_path, model):
-    parts = pair(QUERY, 2)
-    tensors = {f"unet.{QUERY}.lora_A.weight": parts["down"], f"unet.{QUERY}.lora_B.weight": parts["up"]}
-    save_file(tensors | {f"unet.{QUERY}.lora_magnitude_vector": np.ones(8, np.float32)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=r"x\.safetensors: DoRA is not fused"):
-        fuse(model, tmp_path / "x.safetensors", 1.0)
+@pytest.mark.parametrize("module", [QUERY, CONVOLUTION])
+def test_rows_of_dora_have_the_lengths_that_it_learnt(tmp_path, model, module):
+    parts, lengths = pair(module, 2), np.arange(1, 9, dtype=np.float32)
+    tensors = {f"unet.{module}.lora_A.weight": parts["down"], f"unet.{module}.lora_B.weight": parts["up"]}
+    shaped = lengths if module == QUERY else lengths.reshape(1, 8, 1, 1)  # as PEFT has them
+    save_file(tensors | {f"unet.{module}.lora_magnitude_vector": shaped}, tmp_path / "x.safetensors")
+    before = model.components["unet"].tensors[f"{module}.weight"]
+    change = np.tensordot(parts["up"].reshape(8, 2), parts["down"].reshape(2, -1), 1)
+    for weight in (1.0, 0.5):
+        fused = (
+            fuse(model, tmp_path / "x.safetensors", weight).components["unet"].tensors[f"{module}.weight"].read().reshape(8, -1)
+        )
+        expected = before.read().reshape(8, -1) + weight * change
+        np.testing.assert_allclose(np.linalg.norm(fused, axis=1), lengths, rtol=1e-5)
+        cosines = (fused * expected).sum(1) / np.linalg.norm(fused, axis=1) / np.linalg.norm(expected, axis=1)
+        np.testing.assert_allclose(cosines, 1, rtol=1e-6)
+    unchanged = fuse(model, tmp_path / "x.safetensors", 0.0).components["unet"].tensors[f"{module}.weight"]
+    assert np.array_equal(unchanged.read(), before.read())

@@ -108,6 +108,22 @@ def test_dora_is_known(tmp_path):
     assert read_lora(write(tmp_path, tensors)).kinds() == {"DoRA"}
 
 
+def test_settings_count_under_a_pickles_name_too(tmp_path):
+    path = write(tmp_path, peft(QUERY), {"unet.lora_alpha": 8}).rename(tmp_path / "x.pt")
+    assert only(read_lora(path)).scale == 2.0
+
+
+def test_an_alpha_that_is_a_whole_number(tmp_path):
+    tensors = kohya({QUERY: lora(QUERY, 2, 1.0) | {"alpha": np.array(3)}})
+    assert only(read_lora(write(tmp_path, tensors))).scale == 1.5
+
+
+def test_quantized_factors_are_refused(tmp_path):
+    tensors = kohya({QUERY: {key: value.astype(np.int8) for key, value in lora(QUERY, 2, 1.0).items()}})
+    with pytest.raises(ValueError, match=r"x\.safetensors: .*attn1_to_q: its values are no floating-point numbers"):
+        read_lora(write(tmp_path, tensors))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+from stages.checkpoints.components import read_component
+from stages.checkpoints.fusing import fuse
+from stages.checkpoints.lora_names import LORA_FILE
+from stages.checkpoints.model import Model
+from stages.checkpoints.prediction import Prediction
 from stages.comparison.sampling import load_lora, load_models
 from stages.export import ExportConfig
 from stages.export import stage as export
@@ -22,6 +27,11 @@ KINDS = {
 }
 
 
+def stored_model(folder):
+    components = {name: read_component(folder / name, name) for name in ("unet", "text_encoder")}
+    return Model(components, folder, Prediction("epsilon", ""))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_trained_and_drawn_and_exported(encoded, capsys, kind):
     settings, said = KINDS[kind]
@@ -36,7 +46,9 @@ def test_it_is_trained_and_drawn_and_exported(encoded, capsys, kind):
     export(ExportConfig(dtype="float32", lora_dtype="float32"), encoded / f"kind-{kind}", encoded / f"{kind}.safetensors")
     assert ("copied as it is" in capsys.readouterr().out) == (kind == "dora")
     load_lora(exported, encoded / f"{kind}.safetensors")
+    fused = fuse(stored_model(encoded / "model"), encoded / f"kind-{kind}" / LORA_FILE, 1.0).components["unet"].tensors
     weights = [models.unet.state_dict() for models in (trained, exported, plain)]
     assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
     for key, weight in weights[0].items():
         torch.testing.assert_close(weights[1][key], weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.from_numpy(fused[key].read()), weight, rtol=1e-5, atol=1e-6)
