@@ -12,7 +12,7 @@ from stages.comparison.figures import COURSES
 from stages.comparison.grids import draw_grid
 from stages.comparison.page import render_page
 from stages.comparison.rendering import bounds, data_uri, number, signed
-from stages.comparison.report import main_grid, write_report
+from stages.comparison.report import grids, main_grid, write_report
 from stages.comparison.results import read_results
 from stages.comparison.scores import Interval
 from stages.comparison.variants import Sweep, Variant
@@ -227,6 +227,12 @@ def test_grid_shows_every_variant(world):
     image = draw_grid(main_grid(comparison), comparison.presentation.style)
     shown = {colour for _, colour in image.getcolors(image.width * image.height) or []}
     assert set(COLOURS.values()) <= shown
+
+
+def test_our_own_headings_can_be_drawn_by_any_font(wide_world):
+    texts = [text for grid in grids(read_world(wide_world, WIDE)).values() for text in grid.texts]
+    assert len(texts) > 10
+    assert all(text.isascii() for text in texts)
 
 
 def test_removed_variant_is_left_out(wide_world):
