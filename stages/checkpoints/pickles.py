@@ -39,6 +39,7 @@ _DTYPES = {
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _PREAMBLE_BYTES = 4096
+_MOST_OF_A_REASON = 300  # characters; pickletools shows all that it could not read
 
 Places = Mapping[str, Stored]
 
@@ -54,7 +55,7 @@ def open_ckpt(path: Path) -> dict[str, LazyTensor]:
         weights = _weights(content)
         tensors = {key: _lazy(key, value, places) for key, value in weights.items() if isinstance(value, StoredTensor)}
     except (ValueError, OverflowError) as error:
-        reason = one_line(error)
+        reason = one_line(error)[:_MOST_OF_A_REASON]
         if not reason.startswith("refused: "):
             refuse_stand_in(path)
             reason = f"truncated, or not a checkpoint: {reason}"

@@ -61,8 +61,8 @@ def _check_end(file: BinaryIO, size: int) -> None:
 def _place(file: BinaryIO, path: Path, info: zipfile.ZipInfo) -> Stored:
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise ValueError(f"{info.filename[:100]} is compressed or encrypted, which torch.save does not do")
-    file.seek(info.header_offset)
-    header = file.read(_LOCAL_SIZE)
+    file.seek(max(info.header_offset, 0))
+    header = file.read(_LOCAL_SIZE) if info.header_offset >= 0 else b""
     if len(header) < _LOCAL_SIZE or not header.startswith(_LOCAL):
         raise ValueError(f"{info.filename[:100]} is not where the directory of the zip file says")
     behind = sum(int.from_bytes(header[start : start + 2], "little") for start in (26, 28))

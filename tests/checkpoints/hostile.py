@@ -101,6 +101,13 @@ def overlapping_zip() -> bytes:
     return bytes(content)
 
 
+def before_the_file() -> bytes:
+    """Its directory lies earlier than it says, so that the first entry seems to begin before the file does."""
+    content = bytearray(zipped(tensor("(I4\nt", "(I1\nt"), {"0": bytes(16)}))
+    content[-6:-2] = struct.pack("<I", int.from_bytes(content[-6:-2], "little") + 8)
+    return bytes(content)
+
+
 def duplicate_entry() -> bytes:
     return zipped(tensor("(I4\nt", "(I1\nt"), {"0": bytes(16), "1": bytes(16)}).replace(b"archive/data/1", b"archive/data/0")
 
@@ -179,6 +186,8 @@ HOSTILE: dict[str, tuple[bytes | Writer, str]] = {
     "key_bomb_legacy.ckpt": (legacy(tensor("(I4\nt", "(I1\nt"), [doubled()], b""), "a storage is called by a list"),
     "holds_itself.ckpt": (zipped(b"}q\x00Vstate_dict\nh\x00s."), "its state_dict holds itself"),
     "hold_each_other.ckpt": (zipped(b"}q\x00Vstate_dict\n}q\x01s0h\x01Vstate_dict\nh\x00s."), "its state_dict holds itself"),
+    "no_quotes.ckpt": (zipped(b"S" + b"x" * 100_000 + b"\n."), "not a checkpoint: no string quotes"),
+    "entry_before_the_file.ckpt": (before_the_file(), "is not where the directory of the zip file says"),
     "long_number.ckpt": (zipped(tensor("(I4\nt", "(I1\nt", length=10**4000), {"0": NUMBERS}), "damaged"),
     "line_break.ckpt": (
         zipped(b"(dVa\\u000ab\nN" + tensor("(I4\nt", "(I1\nt")[5:-2] + b"ss."),
