@@ -252,6 +252,7 @@ def _write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
     files = {f"{name}/config.json": config for name, config in configs.items()}
     files["model_index.json"] = {"_class_name": "StableDiffusionPipeline"}
     files["scheduler/scheduler_config.json"] = {"prediction_type": "epsilon"}
+    files["tokenizer/tokenizer_config.json"] = {}
     for path, values in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps(values))

@@ -51,12 +51,14 @@ def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = Non
 def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight: float) -> None:
     from stages.checkpoints.fusing import fuse
     from stages.checkpoints.model import read_model
-    from stages.checkpoints.single_file import write_single_file
+    from stages.checkpoints.single_file import unsaid, write_single_file
 
     model = read_model(source, None)
     if model.prediction_type == "v_prediction":
         print(f"{source}: predicts v, and the file says so (v_pred). Programs that do not look for it, such as A1111, want a")
         print("copy of v1-inference.yaml with `parameterization: v` beside the file, under its name")
+    if lost := unsaid(model):
+        print(f"{source}: a single file cannot say {', '.join(lost)}; programs that read it take the noise schedule of SD1")
     write_single_file(fuse(model, lora, weight) if lora else model, part, dtype)
 
 

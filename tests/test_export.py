@@ -151,6 +151,16 @@ def test_a_model_that_predicts_v_says_so_and_is_loaded(tmp_path, capsys):
     assert all(torch.equal(value, weights[key]) for key, value in loaded.unet.state_dict().items())
 
 
+def test_a_noise_schedule_that_a_single_file_cannot_say_is_said(tmp_path, model, capsys):
+    stage(CONFIG, model, tmp_path / "out.safetensors")
+    assert "cannot say" not in capsys.readouterr().out
+    odd = save_diffusers(
+        tmp_path / "odd", random_weights(), scheduler=SCHEDULER | {"beta_schedule": "linear", "beta_end": 0.02}
+    )
+    stage(CONFIG, odd, tmp_path / "out.safetensors")
+    assert "cannot say beta_schedule linear, beta_end 0.02;" in capsys.readouterr().out
+
+
 def draw(pipeline):
     import torch
 

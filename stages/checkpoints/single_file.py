@@ -5,12 +5,27 @@ from pathlib import Path
 import numpy as np
 
 from stages.checkpoints.components import Component
+from stages.checkpoints.files import read_json, shown
 from stages.checkpoints.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
-from stages.checkpoints.model import Model
+from stages.checkpoints.model import SCHEDULER, Model
 from stages.checkpoints.tensors import LazyTensor
 from stages.checkpoints.writing import write_safetensors
 
+# The noise schedule of SD1 and SD2, which every program takes that reads a single file.
+_EXPECTED = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+}
 _MARKER = LazyTensor((0,), "F32", lambda: np.zeros(0, np.float32))
+
+
+def unsaid(model: Model) -> list[str]:
+    """What the scheduler's config says and a single file has no place for: a noise schedule that programs do not expect."""
+    config = read_json(model.directory / SCHEDULER)
+    return [f"{leaf} {shown(config[leaf])}" for leaf, usual in _EXPECTED.items() if config.get(leaf, usual) != usual]
 
 
 def write_single_file(model: Model, out: Path, dtype: str) -> None:
