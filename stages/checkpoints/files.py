@@ -6,9 +6,11 @@ from typing import Any
 
 MAX_JSON = 16 * 2**20
 """Bytes; the index of SDXL's shards has 0.2 MB."""
+MOST_LEVELS = 32
 _SHOWN = 100
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
+_ZIP = b"PK\x03\x04"
 _MESSAGE = 2**16  # bytes; a longer text is no server's answer
 
 
@@ -36,13 +38,15 @@ def refuse_stand_in(path: Path) -> None:
     """Refuse what lies in the place of a file that was not downloaded. For a file that could not be read as what it should be.
 
     Raises:
-        ValueError: It is a pointer of Git LFS, a web page or the answer of a server.
+        ValueError: It is a pointer of Git LFS, a web page, the answer of a server or a file with the name of another kind.
     """
     with path.open("rb") as file:
         content = file.read(_MESSAGE + 1)
     start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(_LFS_POINTER):
         raise ValueError(f"{path}: a pointer of Git LFS in place of the file: run `git lfs pull` in the repository it is from")
+    if content.startswith(_ZIP) and path.suffix == ".safetensors":
+        raise ValueError(f"{path}: a .ckpt under the name of another kind: rename it to {path.with_suffix('.ckpt').name}")
     if start.lower().startswith(_PAGES):
         raise ValueError(
             f"{path}: a web page in place of the file: what was saved is a page about it, or one that asks to log in; "
@@ -80,4 +84,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {shown(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no JSON object")
+    if not is_shallow(values):
+        raise ValueError(f"{path}: lists and objects of more than {MOST_LEVELS} levels, which no config has")
     return values
+
+
+def is_shallow(value: object, levels: int = MOST_LEVELS) -> bool:
+    """Whether lists and objects lie in one another no deeper than so: those that were read may be too deep to be written."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(is_shallow(child, levels - 1) for child in children)

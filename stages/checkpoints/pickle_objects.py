@@ -129,17 +129,11 @@ def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], strides: tupl
 
 
 def _tensor_of_dtype(
-    storage: Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    grad: Any,
-    hooks: Any,
-    dtype: Any,
-    *_rest: Any,
+    storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *more: Any
 ) -> StoredTensor:
     """A tensor of a dtype that has no class of storage; each of those that are read takes one byte, as the storage counts."""
-    if not isinstance(dtype, Global):
+    _grad, _hooks, dtype, *_ = more
+    if not isinstance(dtype, Global) or not isinstance(storage, Storage):
         raise TypeError
     return _tensor(storage._replace(kind=dtype.name.removeprefix("torch.")), offset, shape, strides)
 

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from stages.checkpoints.files import check_is_file, one_line, refuse_stand_in
+from stages.checkpoints.files import check_is_file, is_shallow, one_line, refuse_stand_in
 
 Array = np.ndarray
 Recipe = Mapping[str, Any]
 
 RECIPE_KEY = "recipe"
-_RECIPE_LEVELS = 16  # a deeper one is not of this pipeline
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 NUMPY_DTYPES = {
     "F64": "<f8",
@@ -188,12 +187,7 @@ def read_recipe(path: Path) -> Recipe:
         recipe = json.loads(read_metadata(path).get(RECIPE_KEY, "{}"))
     except (json.JSONDecodeError, RecursionError):
         return {}
-    return recipe if isinstance(recipe, dict) and _is_shallow(recipe, _RECIPE_LEVELS) else {}
-
-
-def _is_shallow(value: Any, levels: int) -> bool:
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)
+    return recipe if isinstance(recipe, dict) and is_shallow(recipe) else {}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -146,6 +146,10 @@ HOSTILE: dict[str, tuple[bytes | Writer, str]] = {
     "lfs.safetensors": (LFS, "a pointer of Git LFS in place of the file: run `git lfs pull`"),
     "lfs.ckpt": (LFS, "a pointer of Git LFS"),
     "lfs.safetensors.index.json": (LFS, "a pointer of Git LFS"),
+    "renamed.safetensors": (
+        zipped(tensor("(I4\nt", "(I1\nt")),
+        r"a \.ckpt under the name of another kind: rename it to renamed\.ckpt",
+    ),
     "page.safetensors": (PAGE, "a web page in place of the file"),
     "page.bin": (PAGE, "a web page"),
     "page.safetensors.index.json": (PAGE, "a web page"),

@@ -28,6 +28,7 @@ DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b"", "is not JSON: Expecting value"),
         (b"{", "is not JSON"),
         (DEEP, "is not JSON: .*recursion"),
+        (b'{"a":' + b"[" * 500 + b"]" * 500 + b"}", "lists and objects of more than 32 levels"),
         (b"[]", "holds no JSON object"),
         (b"\xff\xfe{}", "no text in UTF-8"),
         (b" " * (MAX_JSON + 1), "16,777,217 bytes; 16,777,216 are read"),
