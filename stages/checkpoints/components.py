@@ -93,7 +93,7 @@ def read_vae(path: Path, config: Path) -> Component:
         specs = component_specs("vae", values)
         if not any(spec.ldm_name in tensors for spec in specs):
             raise ValueError("holds no vae")
-        return Component(values, from_ldm(conform(tensors, specs, "ldm"), specs), path, {})
+        return Component(values, from_ldm(conform(tensors, specs, "ldm"), specs), path, {}, weights.shards)
 
 
 def check_latents(vae: Component, unet: Path) -> None:

@@ -43,7 +43,9 @@ def read_parts(weights: Weights, configs: Configs, *, ema: bool) -> dict[str, Co
     if not present:
         raise ValueError(f"holds no {' and no '.join(COMPONENTS)}: no checkpoint of Stable Diffusion, or in an unknown layout")
     tensors = conform(tensors, [spec for name in present for spec in specs[name]], "ldm")
-    return {name: Component(configs[name], from_ldm(tensors, specs[name]), weights.file, {}) for name in present}
+    return {
+        name: Component(configs[name], from_ldm(tensors, specs[name]), weights.file, {}, weights.shards) for name in present
+    }
 
 
 def _holds(tensors: LazyTensors, specs: list[TensorSpec]) -> bool:

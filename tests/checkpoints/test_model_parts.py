@@ -129,6 +129,21 @@ def test_shards(sharded, weights):
     assert read_component(sharded / "unet", "unet").digest() != before, "the digest covers the shards, not the index alone"
 
 
+def test_shards_in_the_ldm_layout(tmp_path, weights):
+    digests = []
+    for change in (0, 1):
+        tensors = {key: value + change for key, value in ldm_weights(weights).items()}
+        index = shard(tmp_path, tensors, "model", "model.safetensors.index.json")
+        model = read_model(index, save_configs(tmp_path / "configs"))
+        assert np.array_equal(
+            model.components["vae"].tensors["quant_conv.bias"].read(), weights["vae"]["quant_conv.bias"] + change
+        )
+        digests.append(
+            [component.digest() for component in (*model.components.values(), read_vae(index, tmp_path / "configs/vae"))]
+        )
+    assert all(first != second for first, second in zip(*digests, strict=True)), "the digest covers the shards"
+
+
 def test_shards_of_a_variant(tmp_path, weights):
     directory = save_diffusers(tmp_path / "model", weights)
     (directory / "unet" / WEIGHTS["unet"]).unlink()
