@@ -63,7 +63,13 @@ class BaseConfig:
 
 
 def stage(config: BaseConfig, name: str, out: Path) -> None:
-    """Write the original called `name`, theta0, theta1 or theta2, to the directory `out`."""
+    """Write the original called `name`, theta0, theta1 or theta2, to the directory `out`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        name: which original: theta0, theta1 or theta2.
+        out: the directory to write, in the diffusers layout.
+    """
     if name not in ("theta0", "theta1", "theta2"):
         raise ValueError(f"--name: given {name!r}: theta0, theta1 or theta2")
     checkpoint: CheckpointConfig | None = getattr(config, name)

@@ -61,7 +61,14 @@ class CaptionConfig:
 
 
 def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path) -> None:
-    """Caption the images of the folder `images`."""
+    """Caption the images of the folder `images`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        runtime: the section `runtime`.
+        images: the directory that the stage download wrote.
+        out: the directory to write: the images and their captions.
+    """
     from stages.dataset.captions import complete_caption, edit_captions
     from stages.dataset.metadata import read_manifest, write_captions
 

@@ -34,7 +34,14 @@ class ClassImagesConfig(SamplingConfig):
 
 
 def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: Path) -> None:
-    """Draw the class images with `model`, into the directory `out`."""
+    """Draw the class images with `model`, into the directory `out`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        runtime: the section `runtime`.
+        model: the directory of the model that draws them, in the diffusers layout.
+        out: the directory to write the images to.
+    """
     with atomic_directory(out) as folder:
         if config.num_class_images:
             _draw(config, runtime, model, folder)

@@ -77,7 +77,17 @@ class CompareConfig:
 
 
 def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path, loras: Path, dataset: Path, out: Path) -> None:
-    """Compare the variants of `sweep`."""
+    """Compare the variants of `sweep`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        sweep: the section `sweep`.
+        images: the directory with the images of each variant, in a directory of its own.
+        scores: the directory with the scores of each variant, a .csv file of its own.
+        loras: the directory with the LoRAs and the histories of their training.
+        dataset: the directory of the training images and their captions.
+        out: the directory to write the report to.
+    """
     from stages.comparison.grids import Style
     from stages.comparison.histories import read_history
     from stages.comparison.presentation import Comparison, Presentation, read_samples, read_training_images

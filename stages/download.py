@@ -112,7 +112,12 @@ class DownloadConfig:
 
 
 def stage(config: DownloadConfig, out: Path) -> None:
-    """Fetch, check and rename the images of `config.source`."""
+    """Fetch, check and rename the images of `config.source`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        out: the directory to write the images and their manifest to.
+    """
     from stages.dataset.collection import collect
     from stages.dataset.images import decode
 

@@ -31,7 +31,15 @@ class EncodeCaptionsConfig:
 
 
 def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, model: Path, out: Path) -> None:
-    """Embed the captions of the folder `dataset` with the text encoder of `model`, to the file `out`."""
+    """Embed the captions of the folder `dataset` with the text encoder of `model`, to the file `out`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        runtime: the section `runtime`.
+        dataset: the directory of the images and their captions.
+        model: the directory of the model whose text encoder embeds them.
+        out: the .safetensors file to write.
+    """
     from stages.dataset.metadata import read_captions
 
     captions = read_captions(dataset)

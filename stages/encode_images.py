@@ -38,7 +38,15 @@ class EncodeImagesConfig:
 
 
 def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae: Path, out: Path) -> None:
-    """Encode the images of the folder `images` with the VAE in the folder `vae`, to the file `out`."""
+    """Encode the images of the folder `images` with the VAE in the folder `vae`, to the file `out`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        runtime: the section `runtime`.
+        images: the directory of the .png images.
+        vae: the directory of the VAE.
+        out: the .safetensors file to write.
+    """
     paths = sorted(images.glob("*.png"))
     if not paths:
         raise ValueError(f"{images}: no .png images in it; run the stage download first")

@@ -37,7 +37,15 @@ class ExportConfig:
 
 
 def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = None, weight: float = 1.0) -> None:
-    """Write the model or the LoRA in the directory `source` to the file `out`, the model with `lora` fused into it."""
+    """Write the model or the LoRA in the directory `source` to the file `out`, the model with `lora` fused into it.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        source: the directory of a model in the diffusers layout, or of a LoRA.
+        out: the .safetensors file to write.
+        lora: the directory of a LoRA to fuse into the model; left out for none.
+        weight: the factor on what the fused LoRA adds.
+    """
     if lora and (source / LORA_FILE).is_file():
         raise ValueError(f"--lora: given {lora}, and {source} is a LoRA too: one is fused into a model")
     with atomic_file(out) as part:

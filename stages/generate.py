@@ -43,7 +43,15 @@ class GenerateConfig(SamplingConfig):
 
 
 def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path, lora: Path | None = None) -> None:
-    """Draw the images of the variant that `model` and `lora` make."""
+    """Draw the images of the variant that `model` and `lora` make.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        runtime: the section `runtime`.
+        model: the directory of the model that draws, in the diffusers layout.
+        out: the directory to write the images to.
+        lora: the directory of a LoRA for the model; left out for none.
+    """
     from stages.comparison import cells, sampling
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype

@@ -61,7 +61,17 @@ class MergeConfig:
 def stage(
     config: MergeConfig, theta0: Path, theta1: Path, vae: Path, alpha: float, out: Path, theta2: Path | None = None
 ) -> None:
-    """Write the merge with weight `alpha` of theta1, in [0, 1], to the directory `out`. Without such a directory, no theta2."""
+    """Write the merge with weight `alpha` of theta1, in [0, 1], to the directory `out`. Without such a directory, no theta2.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        theta0: the directory of the first model.
+        theta1: the directory of the second model; nothing in it for the method passthrough.
+        vae: the directory of the VAE that the merge gets.
+        alpha: the weight of theta1, in [0, 1].
+        out: the directory to write the merge to.
+        theta2: the directory of the third model; left out, or no directory, where the method needs none.
+    """
     from stages.checkpoints.merging import MergePlan, merge_models
     from stages.checkpoints.model import Reading, read_model, write_model
     from stages.checkpoints.writing import check_space, written_size

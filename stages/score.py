@@ -39,7 +39,15 @@ class ScoreConfig:
 
 
 def stage(config: ScoreConfig, runtime: RuntimeConfig, images: Path, references: Path, out: Path) -> None:
-    """Score the cells of the folder `images` against their prompts and the images of the folder `references`."""
+    """Score the cells of the folder `images` against their prompts and the images of the folder `references`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        runtime: the section `runtime`.
+        images: the directory of the images to score, as the stage generate writes it.
+        references: the directory of the .png images that they are compared with.
+        out: the .csv file to write.
+    """
     from stages.comparison.cells import read_cells
     from stages.comparison.scores import write_scores
 

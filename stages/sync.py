@@ -39,7 +39,13 @@ def stage_modules() -> dict[str, ModuleType]:
 
 
 def stage(conf: Path, cells: Path, out: Path) -> None:
-    """Check the parameters, write the fingerprints to `out`/<stage> and prune `cells`/{images,lora,scores}."""
+    """Check the parameters, write the fingerprints to `out`/<stage> and prune `cells`/{images,lora,scores}.
+
+    Args:
+        conf: the directory that params.yaml is composed from.
+        cells: the directory of images/, lora/ and scores/, whose cells of stages that are gone are removed.
+        out: the directory to write the fingerprints to, a file a stage.
+    """
     params = read_params()
     check(params, conf)
     configs = validate_all(params)

@@ -34,7 +34,17 @@ class TrainText2imgConfig(TrainingConfig):
 def stage(
     config: TrainText2imgConfig, runtime: RuntimeConfig, images: Path, captions: Path, model: Path, rank: int, out: Path
 ) -> None:
-    """Train a LoRA of rank `rank` on the UNet of `model`, and write it to the directory `out`."""
+    """Train a LoRA of rank `rank` on the UNet of `model`, and write it to the directory `out`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        runtime: the section `runtime`.
+        images: the file of encoded images.
+        captions: the file of encoded captions.
+        model: the directory of the model to tune.
+        rank: the rank of the LoRA, at least 1.
+        out: the directory to write the LoRA to.
+    """
     if rank < 1:
         raise ValueError(f"--rank: given {rank}: must be at least 1")
 

@@ -43,7 +43,14 @@ class VaeConfig:
 
 
 def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
-    """Write the VAE to the directory `out`."""
+    """Write the VAE to the directory `out`.
+
+    Args:
+        config: the section of params.yaml named as the stage.
+        theta0: the directory of the first original.
+        theta1: the directory of the second original; nothing in it where there is none.
+        out: the directory to write the VAE to.
+    """
     from stages.checkpoints.components import check_latents, read_vae
     from stages.checkpoints.merging import merge_vaes
     from stages.checkpoints.model import write_component

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from stages.base import BaseConfig, stage
 from stages.pipeline.config import Source, validate
+from stages.pipeline.outputs import holds_something
 from tests.checkpoints.tiny import SCHEDULER, WEIGHTS, ldm_weights, random_weights, save_configs, save_diffusers, tree
 
 
@@ -85,9 +86,11 @@ def test_the_recipe_names_source_and_digest(tmp_path, single_file, configs):
 
 
 @pytest.mark.stage
-def test_no_theta1_is_an_empty_directory(tmp_path, single_file, configs):
+def test_no_theta1_is_a_directory_with_nothing_but_a_note(tmp_path, single_file, configs):
     stage(base_config(single_file, configs), "theta1", tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    (note,) = (tmp_path / "out").iterdir()
+    assert "base.theta1 is null" in note.read_text()
+    assert not holds_something(tmp_path / "out")
 
 
 @pytest.mark.stage

@@ -146,6 +146,25 @@ def test_a_file_that_was_cut_short_is_compiled_anew(folder, capsys):
     assert file.stat().st_size > 100
 
 
+def test_a_bit_that_flipped_is_seen_before_anything_is_executed(folder, capsys):
+    expected = prediction_and_gradient(small_unet(QUICK))
+    (file,) = folder.glob("unet-*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    torch.testing.assert_close(prediction_and_gradient(small_unet(QUICK)), expected, rtol=0, atol=0)
+    said = capsys.readouterr().out
+    assert f"{file}: compiled anew, because it is not what was written; set aside as {folder / 'damaged'}" in said
+    assert (folder / "damaged").read_bytes() == content
+
+
+def test_nothing_is_executed_that_others_may_have_written(folder, capsys):
+    prediction_and_gradient(small_unet(QUICK))
+    folder.chmod(0o777)
+    prediction_and_gradient(small_unet(QUICK))
+    assert "compiled anew, because others than this user may write there" in capsys.readouterr().out
+
+
 def test_other_models_shapes_and_threads_have_files_of_their_own(folder, monkeypatch):
     doubled = prediction_and_gradient(small_unet(QUICK))[0]
     torch.testing.assert_close(prediction_and_gradient(small_unet(QUICK, 4.0))[0], 2 * doubled)

@@ -1,12 +1,18 @@
 """The stage's name is this file's name, so params.yaml has a section `test_command`."""
 
+import importlib
+import inspect
+import os
+import re
 from pathlib import Path
 
 import pytest
 from pydantic.dataclasses import dataclass
 
-from stages.pipeline.command import run
+from stages.pipeline.command import option_helps, run
 from stages.pipeline.config import strict
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, config=strict)
@@ -20,6 +26,18 @@ class Extra:
 
 
 def stage(config: Config, extra: Extra, alpha: float, out: Path, lora: Path | None = None) -> None:
+    """Write what was given.
+
+    Args:
+        config: a number.
+        extra: a word.
+        alpha: the weight of the second,
+            in 100 % of all cases.
+        out: the file to write.
+
+    Raises:
+        ValueError: the number is negative.
+    """
     if config.value < 0:
         raise ValueError(f"{out}: value is negative\nand so on")
     out.write_text(f"{config.value} {extra.word} {alpha} {lora}")
@@ -74,4 +92,27 @@ def test_help_is_the_docstring(capsys):
         run(stage, ["--help"])
     text = capsys.readouterr().out
     assert "The stage's name is this file's name" in text
-    assert "--alpha FLOAT" in text
+    assert "--alpha FLOAT  the weight of the second, in 100 % of all cases." in text
+    assert re.search(r"--out PATH +the file to write\.\n", text)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "stages").glob("[!_]*.py")])
+def test_every_option_of_every_stage_is_explained(name):
+    stage = importlib.import_module(f"stages.{name}").stage
+    assert set(option_helps(stage)) == set(inspect.signature(stage).parameters)
+
+
+def test_a_disk_that_is_full_ends_the_stage_before_and_after_its_work(monkeypatch, capsys):
+    """After it, too: DVC writes dvc.lock then, and would leave half of it."""
+    options = ["--alpha", "0.7", "--out", "o.txt"]
+    free = iter([2**40, 2**20, 2**20])
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((1, 1, 0, 0, next(free), 0, 0, 0, 0, 255)))
+    for written in (True, False):
+        Path("o.txt").unlink(missing_ok=True)
+        with pytest.raises(SystemExit) as stop:
+            run(stage, options)
+        assert stop.value.code == 1
+        said = capsys.readouterr().err
+        assert "1 MiB are free on this disk, and DVC needs 32 MiB" in said
+        assert said.count("\n") == 1
+        assert Path("o.txt").exists() == written

@@ -2,7 +2,7 @@ import io
 import sys
 
 from stages.pipeline import progress
-from stages.pipeline.progress import track
+from stages.pipeline.progress import complain, say, track
 
 
 class Terminal(io.StringIO):
@@ -37,3 +37,35 @@ def test_a_terminal_shows_a_bar(monkeypatch):
     shown = sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "training: 100%" in shown
     assert "loss 0.5" in shown
+
+
+def test_slow_work_is_told_in_seconds_each(monkeypatch, capsys):
+    """No "0.0/s"."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    list(track(range(3), "images"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "images: 1/3, 40.0 s each, 80 s left"
+    assert "0.0/s" not in "".join(lines)
+
+
+def test_what_is_said_stands_on_lines_of_its_own(monkeypatch, capsys):
+    """The bar is cleared before, and drawn again below."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    for _ in track(range(3), "training"):
+        say("113 ms a step")
+        complain("warning: one")
+    for text in ("113 ms a step\n", "warning: one\n"):
+        before = terminal.getvalue().partition(text)[0]
+        assert before.rpartition("\r")[2].strip() == "", "nothing stands on the line before it"
+
+
+def test_work_that_is_left_closes_its_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    tracked = track(range(3), "training")
+    next(tracked)
+    tracked.close()
+    assert sys.stderr.getvalue().endswith("\n")  # pyright: ignore[reportAttributeAccessIssue]
