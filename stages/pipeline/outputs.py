@@ -89,7 +89,7 @@ def check_room(folder: Path = Path()) -> None:
     if free < ROOM:
         raise OSError(
             f"{folder.resolve()}: {free / 2**20:.0f} MiB are free on this disk, and DVC needs {ROOM / 2**20:.0f} MiB to note "
-            "what has run: make room (`dvc gc --workspace` removes results that are no longer used), then run this again"
+            "what has run: make room, then run this again (`dvc gc --workspace` drops what the present experiment does not use)"
         )
 
 
