@@ -156,7 +156,8 @@ def test_wrong_name(tmp_path, single_file):
 
 def test_conf_holds_every_leaf(tmp_path):
     values = yaml.safe_load((Path(__file__).parents[1] / "conf" / "base" / "default.yaml").read_text())
+    values["theta1"]["config"] = values["theta0"]["config"]  # what it refers to
     for name in ("theta0", "theta1"):
         for leaf in ("source", "config"):
-            values[name][leaf]["path"] = str(tmp_path)
+            values[name][leaf] |= {"path": str(tmp_path), "repo": None}
     assert validate("base", BaseConfig, values).dtype == "float32"

@@ -56,7 +56,7 @@ def merge_config(**values):
         ({"IN00": 2}, "blocks.IN00: given 2", "less than or equal to 1"),
         ({"INX": 0.5}, "blocks.INX: given 'INX'", "match pattern"),
         ([0.1, 2], "blocks.1: given 2", "less than or equal to 1"),
-        ("IN00", "blocks: given 'IN00'", "valid tuple"),
+        ("IN00", "blocks: given 'IN00'", "a list is needed"),
     ],
 )
 def test_a_wrong_weight_of_a_block_is_refused_in_one_line(blocks, leaf, allowed):

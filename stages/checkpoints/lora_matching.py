@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stages.checkpoints.components import specs_of
-from stages.checkpoints.key_maps import UNET_PREFIX
+from stages.checkpoints.key_maps import UNET_PREFIX, component_specs
 from stages.checkpoints.lora_files import PREFIXES, LoraFile, LoraModule, kohya_name
 from stages.checkpoints.tensors import listed
 
@@ -54,7 +53,7 @@ def modules_for(
 def _ldm_names(unet_config: Mapping[str, Any]) -> dict[str, str]:
     """Kohya's names with the blocks of the LDM layout to his others: SD-scripts writes them for SDXL, some tools for SD1."""
     names = {}
-    for spec in specs_of("unet", unet_config):
+    for spec in component_specs("unet", unet_config):
         if spec.name.endswith(".weight"):
             ldm_name = spec.ldm_name.removeprefix(UNET_PREFIX).removesuffix(".weight")
             names[f"{PREFIXES['unet']}_{ldm_name.replace('.', '_')}"] = kohya_name("unet", spec.name.removesuffix(".weight"))

@@ -4,7 +4,6 @@ Configs are frozen pydantic dataclasses without defaults (conf/ is the only home
 its path, what was given and what is allowed.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import (
     WrapValidator,
 )
 from pydantic.dataclasses import dataclass
+from pydantic_core import to_json
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -254,7 +254,7 @@ def validate(section: str, schema: type[T], values: object) -> T:
             "\n".join(f"{leaf}: is mandatory and not set yet; see the comment beside it in conf/" for leaf in unset)
         )
     try:
-        return TypeAdapter(schema).validate_json(json.dumps(values, default=str), strict=True)
+        return TypeAdapter(schema).validate_json(to_json(values, inf_nan_mode="constants", fallback=str), strict=True)
     except ValidationError as error:
         items = [item for item in error.errors() if not _is_consequence(item, error)]
         raise ParamsError("\n".join(_explain(section, item, values) for item in items)) from error
