@@ -158,5 +158,8 @@ def _process(
             finally:
                 state.destroy_process_group()
     except Interrupted as interrupted:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise SystemExit(128 + interrupted.signal_number) from None  # nobody is there to take an answer
         return interrupted.signal_number
     return 0
