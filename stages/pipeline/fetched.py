@@ -11,11 +11,10 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
+from stages.pipeline.lockfile import LockedOut, locked_outs
 
 FILES = ("dvc.yaml", "dvc.lock", "params.yaml")
 LARGEST = 256 * 2**20
@@ -40,21 +39,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def fetch() -> None:
     """Fetch the small outputs of the lock file that is here, and put them into the folder."""
-    lock = Path("dvc.lock")
-    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
-    targets = sorted(small_stages(stages))
+    targets = sorted(small_stages(locked_outs()))
     if targets and _dvc("fetch", "--", *targets):
         print("fetched: not all of it could be fetched; what is missing will be made anew", file=sys.stderr)
     if targets:
         _dvc("push", "--remote", REMOTE, "--", *targets)
 
 
-def small_stages(stages: dict[str, Any]) -> Iterator[str]:
-    """The stages of a lock file whose outputs are in DVC's cache and not too large."""
-    for name, stage in stages.items():
-        outs = stage.get("outs", ())
-        if outs and name != "sync" and sum(out.get("size", 0) for out in outs) <= LARGEST:
-            yield name
+def small_stages(outs: Iterable[LockedOut]) -> set[str]:
+    """The stages whose outputs are in DVC's cache (those of sync are not), and not too large."""
+    sizes: dict[str, int] = {}
+    for out in outs:
+        sizes[out.stage] = sizes.get(out.stage, 0) + out.size
+    return {stage for stage, size in sizes.items() if stage != "sync" and size <= LARGEST}
 
 
 def _dvc(*arguments: str) -> int:

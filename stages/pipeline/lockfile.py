@@ -55,11 +55,13 @@ class LockedOut:
         stage: its name, such as generate_merged@0.7.
         path: relative to the repository.
         md5: of its content, with ".dir" behind it for a folder; "" where dvc.lock has none.
+        size: in bytes; 0 where dvc.lock has none.
     """
 
     stage: str
     path: Path
     md5: str
+    size: int = 0
 
 
 def locked_outs(lock: Path = LOCK) -> list[LockedOut]:
@@ -77,7 +79,7 @@ def locked_outs(lock: Path = LOCK) -> list[LockedOut]:
             f"{lock} cannot be read ({' '.join(str(error).split())[:200]}): take back the last committed one (`git checkout "
             f"{lock}`), or delete it; then `dvc repro` runs again only what is not in DVC's cache"
         ) from error
-    return [LockedOut(name, Path(out.path), out.md5) for name, stage in content.stages.items() for out in stage.outs]
+    return [LockedOut(name, Path(out.path), out.md5, out.size) for name, stage in content.stages.items() for out in stage.outs]
 
 
 def content_md5(path: Path) -> str:

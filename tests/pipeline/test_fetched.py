@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from stages.pipeline import fetched
+from stages.pipeline.lockfile import LockedOut
 
 pytestmark = pytest.mark.stage
 
@@ -78,10 +79,6 @@ def test_what_the_remote_lacks_is_left_out(trusted, capfd):
 
 
 def test_large_outputs_are_left_out():
-    stages = {
-        "sync": {"outs": [{"path": "data/code/x", "size": 1}]},
-        "merge@0.7": {"outs": [{"path": "data/merged/a0.7", "size": fetched.LARGEST + 1}]},
-        "score_merged@0.7": {"outs": [{"path": "data/scores/a0.7.csv", "size": 10}]},
-        "nothing": {},
-    }
-    assert list(fetched.small_stages(stages)) == ["score_merged@0.7"]
+    sizes = {"sync": [1], "merge@0.7": [fetched.LARGEST + 1], "score_merged@0.7": [10], "two": [fetched.LARGEST, 1]}
+    outs = [LockedOut(stage, Path("data/x"), "", size) for stage, of_stage in sizes.items() for size in of_stage]
+    assert fetched.small_stages(outs) == {"score_merged@0.7"}
