@@ -165,11 +165,12 @@ def _group(tensors: LazyTensors) -> dict[str, dict[_Place, LazyTensor]]:
     """The tensors by kohya's name of their layer."""
     places = {key: _place(key) for key in tensors}
     if not any(places.values()):
-        raise ValueError(f"holds no LoRA weights for a UNet or a text encoder: {_refusal(tensors)}")
+        first = next(map(_refusal, tensors), "it is empty")
+        raise ValueError(f"holds no LoRA weights for a UNet or a text encoder: {first}")
     grouped: dict[str, dict[_Place, LazyTensor]] = {}
     for key, place in places.items():
         if place is None:
-            raise ValueError(_refusal([key]))
+            raise ValueError(_refusal(key))
         found = grouped.setdefault(place.name, {})
         twin = next((other for other in found if other.part == place.part), None)
         if twin:
@@ -178,30 +179,23 @@ def _group(tensors: LazyTensors) -> dict[str, dict[_Place, LazyTensor]]:
     return grouped
 
 
-def _refusal(keys: Any) -> str:
-    key = next(iter(keys), "it is empty")
-    reason = next((reason for mark, reason in _REFUSALS if mark in f"{key}"), "not a tensor of a LoRA, LoHa or LoKr")
+def _refusal(key: str) -> str:
+    reason = next((reason for mark, reason in _REFUSALS if mark in key), "not a tensor of a LoRA, LoHa or LoKr")
     return f"{key}: {reason}"
 
 
 def _place(key: str) -> _Place | None:
     """Where a tensor belongs; None for a key that is not understood."""
-    match, processor = _KEY.fullmatch(key), _PROCESSOR_KEY.fullmatch(key)
-    if processor:
-        owner, projection, part = processor.groups()
-        layer = projection
-    elif match:
-        owner, part = match[1], _PARTS[match[2]]
-        layer = None
-    else:
-        return None
-    found = _component(owner)
-    if found is None:
+    processor = _PROCESSOR_KEY.fullmatch(key)
+    match = processor or _KEY.fullmatch(key)
+    found = _component(match[1]) if match else None
+    if match is None or found is None:
         return None
     component, module = found
-    if layer:
-        module = f"{module}.{_projection(component, layer)}"
-    return _Place(component, module, part, f"{owner}.to_{layer}_lora" if layer else owner)
+    if processor:
+        layer = f"{module}.{_projection(component, match[2])}"
+        return _Place(component, layer, match[3], f"{match[1]}.to_{match[2]}_lora")
+    return _Place(component, module, _PARTS[match[2]], match[1])
 
 
 def _component(owner: str) -> tuple[str, str] | None:

@@ -75,7 +75,7 @@ def attach(parts: Mapping[str, Any], file: Path) -> list[str]:
             config, state_dict = _adapter(parts[name], modules, lora.settings_of(name))
             _attach(parts[name], config, state_dict)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: does not fit this model: {' '.join(str(error).split())[:300]}") from error
+            raise ValueError(f"{file}: does not fit this model, or is damaged: {' '.join(str(error).split())[:300]}") from error
     return list(matched)
 
 
@@ -92,6 +92,9 @@ def match(parts: Mapping[str, Any], lora: LoraFile) -> dict[str, dict[str, LoraM
 def _attach(part: Any, config: Any, state_dict: dict[str, Tensor]) -> None:
     from peft import set_peft_model_state_dict
 
+    broken = next((key for key, values in state_dict.items() if not values.isfinite().all()), None)
+    if broken:
+        raise ValueError(f"its {broken} holds NaN or Inf")
     part.add_adapter(config, adapter_name=ADAPTER)
     outcome = set_peft_model_state_dict(part, state_dict, ADAPTER)
     if outcome.unexpected_keys:

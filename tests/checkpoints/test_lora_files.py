@@ -185,6 +185,8 @@ def test_settings_that_do_not_say_the_alpha_are_refused(tmp_path, settings, mess
 def test_a_file_without_any_lora_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"x\.safetensors: holds no LoRA weights for a UNet or a text encoder: some\.weight"):
         read_lora(write(tmp_path, {"some.weight": np.ones(1, np.float32)}))
+    with pytest.raises(ValueError, match=r"x\.safetensors: holds no LoRA weights for a UNet or a text encoder: it is empty"):
+        read_lora(write(tmp_path, {}))
 
 
 def test_layers_of_another_model_are_named(tmp_path):

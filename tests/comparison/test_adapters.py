@@ -111,6 +111,15 @@ def test_what_cannot_be_drawn_is_refused_with_the_files_name(tmp_path, folder, t
         load_lora(load_models(folder, CPU), tmp_path / "x.safetensors", scale)
 
 
+@pytest.mark.parametrize("name", ["an alpha for each layer", "LoHa"])
+def test_factors_that_are_no_numbers_are_refused(tmp_path, folder, name):
+    tensors = {key: value.copy() for key, value in FILES[name][0].items()}
+    next(value for key, value in tensors.items() if "attn1_to_q." in key and value.ndim)[0, 0] = np.nan
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors: .*attn1\.to_q\..* holds NaN or Inf"):
+        load_lora(load_models(folder, CPU), tmp_path / "x.safetensors")
+
+
 def test_dora_beside_other_adapters_is_refused(tmp_path, folder):
     tensors = kohya({QUERY: lora(QUERY, 2, 1.0), CONVOLUTION: lora(CONVOLUTION, 2, 1.0)})
     tensors[f"{KOHYA[QUERY]}.lora_magnitude_vector"] = np.ones(8, np.float32)
