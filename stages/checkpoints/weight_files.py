@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.checkpoints.files import check_is_file, read_json
+from stages.checkpoints.files import check_is_file, read_json, shown
 from stages.checkpoints.tensors import LazyTensor, open_safetensors
 
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -84,7 +84,7 @@ def _open_shards(index: Path) -> Weights:
             raise ValueError(f"{index}: {twice[0]} is there twice, in two shards")
         lost = sorted(key for key, place in places.items() if place == name and key not in shard)
         if lost:
-            raise ValueError(f"{index.parent / name}: holds no {lost[0]}, which {index.name} says")
+            raise ValueError(f"{index.parent / name}: holds no {shown(lost[0])}, which {index.name} says")
         tensors |= shard
     return Weights(index, tuple(index.parent / name for name in names), tensors)
 

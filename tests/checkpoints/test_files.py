@@ -130,6 +130,8 @@ def test_ranks_of_zero_and_dimensions_of_zero_are_read(tmp_path):
         ({"a": 3}, "weight_map is not a map"),
         ({}, "weight_map is not a map"),
         ({"c": "x.safetensors"}, "holds no c, which"),
+        ({"line\nbreak": "x.safetensors"}, "holds no line break, which"),
+        ({"a": "x\n.safetensors"}, "named without a folder"),
         ({"a": "x.safetensors.index.json"}, "a shard that is an index itself|unknown kind"),
     ],
 )
@@ -139,6 +141,7 @@ def test_a_bad_index_is_named(tmp_path, places, message):
     with pytest.raises(ValueError, match=message) as error:
         open_weights(tmp_path / "x.safetensors.index.json")
     assert str(tmp_path) in str(error.value)
+    assert str(error.value).isprintable()
 
 
 FAR = 5 * 2**30
