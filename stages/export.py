@@ -63,8 +63,9 @@ def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight
 
     model = read_model(source, None)
     if model.prediction_type == "v_prediction":
-        print(f"{source}: predicts v, and the file says so (v_pred). Programs that do not look for it, such as A1111, want a")
-        print("copy of v1-inference.yaml with `parameterization: v` beside the file, under its name")
+        print(f"{source}: predicts v, and the file says so (v_pred, modelspec.prediction_type)")
+        print("A1111 does not look for it: put a v1-inference.yaml with `parameterization: v` beside the file, under its name")
+        print("ComfyUI looks for it in SDXL's models alone: use its node ModelSamplingDiscrete")
     if lost := unsaid(model):
         print(f"{source}: a single file cannot say {', '.join(lost)}; programs that read it take the noise schedule of SD1")
     write_single_file(fuse(model, lora, weight) if lora else model, part, dtype)
