@@ -19,7 +19,7 @@ from pathlib import Path
 from stages.pipeline import TOLD_FOLDER
 from stages.pipeline.lockfile import content_md5, locked_outs
 from stages.pipeline.outputs import atomic_directory, atomic_file
-from stages.pipeline.seals import file_digest, is_own, is_whole
+from stages.pipeline.seals import file_digest, is_foreign, is_own, is_whole
 
 CHECKPOINTS = ".checkpoints"
 FINISHED, FINISHED_MD5, DAMAGED, LOCK = "finished", "finished.md5", "damaged", "lock"
@@ -148,7 +148,7 @@ def _set_aside_damaged(folder: Path) -> None:
 
 def _problem(folder: Path) -> str:
     """Why the content of a run's folder must not be used; "" if it may."""
-    if not is_own(folder):
+    if is_foreign(folder):
         return f"{folder}: others than this user may have written there"
     note = folder / FINISHED_MD5
     if note.is_file():

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import xxhash
 
@@ -41,6 +42,14 @@ def is_own(path: Path) -> bool:
     """Whether a file or folder belongs to this user, and nobody else may write to it."""
     status = path.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether others may have written to a folder; False where the filesystem cannot tell, as some of Windows and networks."""
+    if is_own(folder):
+        return False
+    with TemporaryDirectory(dir=folder.parent) as made_now:
+        return is_own(Path(made_now))
 
 
 def file_digest(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.pipeline import resume
+from stages.pipeline import resume, seals
 from stages.pipeline.lockfile import content_md5
 from stages.pipeline.resume import CHECKPOINTS, compiled_folder, resumable, run_digest
 from stages.pipeline.seals import sealed_file
@@ -193,6 +193,15 @@ def test_what_others_may_have_written_is_set_aside(capsys):
         assert again is not None
         assert not (again / "checkpoint.pt").exists()
     assert "others than this user may have written there" in capsys.readouterr().out
+
+
+def test_a_filesystem_that_knows_no_owners_is_used(monkeypatch):
+    """There, a folder made just now is not this user's own either."""
+    folder = interrupted_run()
+    monkeypatch.setattr(seals, "is_own", lambda path: False)
+    with resumable("train", {"rank": 4}, [], OUT) as again:
+        assert again == folder
+        assert (folder / "checkpoint.pt").read_text() == "half"
 
 
 def test_digest_is_of_settings_and_content_and_not_of_places(tmp_path):
