@@ -9,8 +9,9 @@ import pytest
 from stages.pipeline import outputs
 from stages.pipeline.clean import clean
 from stages.pipeline.lockfile import LockedOut, cache_folder, cached, content_md5, gone_stages, locked_outs
+from stages.pipeline.outputs import parts_of
 from stages.sync import prune
-from tests.pipeline.small_pipeline import dvc, make_pipeline, run, write_params
+from tests.pipeline.small_pipeline import ROOT, dvc, make_pipeline, run, write_params
 
 OUTS = {"data/images/a0.3", "data/images/a0.7", "data/images/own", "data/scores/a0.3.csv", "data/scores/a0.7.csv"}
 
@@ -180,3 +181,23 @@ def test_a_full_disk_is_refused_before_dvc_writes(pipeline, monkeypatch):
     monkeypatch.setattr(outputs, "ROOM", 2**60)
     with pytest.raises(OSError, match=r"MiB are free on this disk, and DVC needs .* make room"):
         outputs.check_room()
+
+
+def test_make_repro_looks_first_and_waits_for_the_lock_of_other_commands():
+    commands = run("make", "-n", "repro", cwd=ROOT).stdout.splitlines()[-3:]
+    assert commands[0] == "python -m stages.pipeline.lockfile"
+    assert commands[1] == "dvc --wait-for-lock repro"
+
+
+def test_dvc_looks_past_what_a_killed_stage_left_half_written(pipeline):
+    """In a folder that the comparison depends on as a whole."""
+    shutil.copy(ROOT / ".dvcignore", ".dvcignore")
+    Path("dvc.yaml").write_text(
+        Path("dvc.yaml").read_text() + "  compare:\n    cmd: date +%N > report\n    deps: [data/images]\n"
+    )
+    dvc("repro")
+    part, before = parts_of(Path("data/images/a0.7"))
+    for folder in (part, before):
+        folder.mkdir()
+        (folder / "p0.png").write_text("half")
+    assert "Running stage" not in dvc("repro").stdout
