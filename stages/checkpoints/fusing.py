@@ -9,6 +9,7 @@ import numpy as np
 from stages.checkpoints.lora_factors import factors
 from stages.checkpoints.lora_files import LoraModule, read_lora
 from stages.checkpoints.lora_matching import modules_for
+from stages.checkpoints.lora_names import LORA_FILE
 from stages.checkpoints.model import Model
 from stages.checkpoints.tensors import Array, LazyTensor, sha256
 
@@ -22,7 +23,7 @@ def fuse(model: Model, lora: Path, weight: float) -> Model:
 
     Args:
         model: Whose UNet and text encoder the LoRA belongs to.
-        lora: Its file, under any names that `read_lora` knows.
+        lora: Its file, under any names that `read_lora` knows, or the directory that a training wrote.
         weight: 1 for the LoRA as it was trained; 0 leaves the model as it is.
 
     Raises:
@@ -30,6 +31,7 @@ def fuse(model: Model, lora: Path, weight: float) -> Model:
     """
     if not math.isfinite(weight):
         raise ValueError(f"--weight: given {weight}: a finite number, 1 for the LoRA as it was trained")
+    lora = lora / LORA_FILE if lora.is_dir() else lora
     file = read_lora(lora)
     shapes = {name: {key: each.shape for key, each in model.components[name].tensors.items()} for name in _FUSED}
     matched = modules_for(file, shapes, model.components["unet"].config)

@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from stages.checkpoints.fusing import fuse
+from stages.checkpoints.lora_names import LORA_FILE
 from stages.checkpoints.model import read_model
 from tests.checkpoints.foreign_loras import CONVOLUTION, FILES, QUERY, pair, save
 from tests.checkpoints.tiny import random_weights, save_diffusers
@@ -29,6 +30,14 @@ def test_each_weight_gets_what_the_file_adds(tmp_path, model, name, weight):
             else:
                 np.testing.assert_allclose(after, before + weight * change, rtol=1e-5, atol=1e-5)
     assert fused.components["unet"].recipe["lora"]["weight"] == weight
+
+
+def test_a_directory_stands_for_the_lora_in_it(tmp_path, model):
+    file = save(tmp_path, "no alpha").rename(tmp_path / LORA_FILE)
+    key = f"{QUERY}.weight"
+    given = [fuse(model, path, 1.0).components["unet"] for path in (tmp_path, file)]
+    assert np.array_equal(given[0].tensors[key].read(), given[1].tensors[key].read())
+    assert given[0].recipe == given[1].recipe
 
 
 @pytest.mark.parametrize("module", [QUERY, CONVOLUTION])
