@@ -52,7 +52,9 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 def any_process(asked: bool, device: torch.device, waits: bool) -> bool:
-    """Whether any of the processes asks for something; the same answer in each of them, which all call this at the same step.
+    """Whether any of the processes asks for an end; the same answer in each of them, which all call this at the same step.
+
+    One whose parent has died asks for it by itself.
 
     Args:
         asked: whether this one does.
@@ -63,9 +65,15 @@ def any_process(asked: bool, device: torch.device, waits: bool) -> bool:
         return asked
     if device.type == "cuda" and not waits:
         return False
-    flag = torch.tensor(float(asked), device=device)
+    flag = torch.tensor(float(asked or is_orphan()), device=device)
     distributed.all_reduce(flag)
     return bool(flag)
+
+
+def is_orphan() -> bool:
+    """Whether the process that started this one has died."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def wait_for_all() -> None:
@@ -147,6 +155,7 @@ def _process(
     threads: int, deterministic: bool, device: torch.device, function: Callable[..., None], arguments: Sequence[Any]
 ) -> int:
     """What each process does; the number of the signal that interrupted it, or 0."""
+    interrupted_by = 0
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate chooses a number
     own_gpus = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     try:
@@ -158,8 +167,7 @@ def _process(
             finally:
                 state.destroy_process_group()
     except Interrupted as interrupted:
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            raise SystemExit(128 + interrupted.signal_number) from None  # nobody is there to take an answer
-        return interrupted.signal_number
-    return 0
+        interrupted_by = interrupted.signal_number
+    if is_orphan():
+        raise SystemExit(128 + interrupted_by)  # nobody is there to take an answer
+    return interrupted_by

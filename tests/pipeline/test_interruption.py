@@ -4,11 +4,27 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stages.pipeline import interruption
 from stages.pipeline.interruption import Interrupted, handled, postponed
+
+
+def hear_signals():
+    """As on a terminal: tests that run in the background, or under nohup, are started to ignore some."""
+    for number in interruption.SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def on_a_terminal():
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    hear_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", interruption.SIGNALS)
@@ -92,9 +108,8 @@ def test_a_stage_that_is_interrupted_leaves_one_line_and_nothing_else(tmp_path, 
     (tmp_path / "busy.py").write_text(STAGE)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(tmp_path / "busy.py"), "--out", "out"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, preexec_fn=hear_signals, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "working\n"
         process.send_signal(number)

@@ -40,7 +40,11 @@ def test_last_images_on_the_way_are_what_the_file_draws(encoded):
     from stages.comparison.sampling import Sampling, draw, load_lora, load_models
     from stages.lora.samples import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
 
-    write_params(encoded, class_images={"num_class_images": 0}, train_dreambooth={"train_text_encoder": True} | SAMPLES)
+    write_params(
+        encoded,
+        class_images={"num_class_images": 0},
+        train_dreambooth={"train_text_encoder": True, "sample_guidance_scale": 3.0} | SAMPLES,
+    )
     run_stage("class_images", model="model", out="class-no")
     options = {"images": "images.safetensors", "class_images": "class-no", "model": "model", "rank": 2}
     run_stage("train_dreambooth", **options, out="drawn")
