@@ -43,7 +43,7 @@ def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = Non
         config: the section of params.yaml named as the stage.
         source: the directory of a model in the diffusers layout, or of a LoRA.
         out: the .safetensors file to write.
-        lora: the directory of a LoRA to fuse into the model; left out for none.
+        lora: a LoRA to fuse into the model, its file or the directory of its training; left out for none.
         weight: the factor on what the fused LoRA adds.
     """
     if lora and (source / LORA_FILE).is_file():
