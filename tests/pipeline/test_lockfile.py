@@ -1,5 +1,6 @@
 """dvc.lock as DVC itself writes it."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -184,9 +185,12 @@ def test_a_full_disk_is_refused_before_dvc_writes(pipeline, monkeypatch):
 
 
 def test_make_repro_looks_first_and_waits_for_the_lock_of_other_commands():
-    commands = run("make", "-n", "repro", cwd=ROOT).stdout.splitlines()[-3:]
-    assert commands[0] == "python -m stages.pipeline.lockfile"
-    assert commands[1] == "dvc --wait-for-lock repro"
+    commands = run("make", "-n", "repro", cwd=ROOT).stdout
+    looking, running = (re.search(rf"{command}\b", commands) for command in (r"stages\.pipeline\.lockfile", "dvc .*repro"))
+    assert looking
+    assert running
+    assert looking.end() < running.start()
+    assert "--wait-for-lock" in running[0]
 
 
 def test_dvc_looks_past_what_a_killed_stage_left_half_written(pipeline):
