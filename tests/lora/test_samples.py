@@ -44,7 +44,7 @@ def test_training_goes_on_as_if_nothing_had_been_drawn(model, tmp_path, prompts,
     assert all(module.training for module in tuned.model.modules())
     gc.collect()
     assert [vae() for vae in loaded] == [None]
-    assert sorted(path.name for path in sampler.folder.iterdir()) == ["p0-step000004.png", "p1-step000004.png"]
+    assert sorted(path.name for path in sampler.folder.glob("p*")) == ["p0-step000004.png", "p1-step000004.png"]
 
 
 def test_nothing_is_drawn_where_nothing_is_asked_for(model, tmp_path):
