@@ -30,14 +30,14 @@ class TrainDreamboothConfig(TrainingConfig):
     """A LoRA of one subject.
 
     Attributes:
-        instance_prompt: names the subject; the only prompt that its images are trained with.
+        instance_prompt: names the subject; the only prompt that its images are trained with. Null where nothing is trained.
         prior_loss_weight: of the class images in the loss; 1 counts them as much as the subject.
         clip_skip: layers left out at the end of the text encoder.
         train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
             the prompts at each step.
     """
 
-    instance_prompt: Text
+    instance_prompt: Text | None
     prior_loss_weight: NonNegative
     clip_skip: Annotated[int, Field(ge=0, le=11)]
     train_text_encoder: bool
@@ -66,7 +66,6 @@ def stage(
     if rank < 1:
         raise ValueError(f"--rank: given {rank}: must be at least 1")
 
-    from stages import lora
     from stages.lora.dreambooth import Subject, dreambooth_streams, read_class_images
     from stages.lora.encoded import read_encoded_images
     from stages.lora.problems import say_problems
@@ -80,7 +79,7 @@ def stage(
     say_problems(instance.problems)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
-    with resumable("train_dreambooth", settings, [images, class_images, model, Path(lora.__path__[0])], out) as folder:
+    with resumable("train_dreambooth", settings, [images, class_images, model], out) as folder:
         if folder is None:
             return
         names = [field.name for field in fields(Subject)]

@@ -48,7 +48,6 @@ def stage(
     if rank < 1:
         raise ValueError(f"--rank: given {rank}: must be at least 1")
 
-    from stages import lora
     from stages.lora.batches import Stream
     from stages.lora.encoded import pair_captions, read_encoded_captions, read_encoded_images
     from stages.lora.problems import say_problems
@@ -63,7 +62,7 @@ def stage(
     stream = Stream("instance", examples, caption_dropout=config.caption_dropout)
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
-    with resumable("train_text2img", settings, [images, captions, model, Path(lora.__path__[0])], out) as folder:
+    with resumable("train_text2img", settings, [images, captions, model], out) as folder:
         if folder is None:
             return
         place = Place(device, weight_dtype(runtime), folder / "checkpoint.pt")

@@ -83,7 +83,7 @@ def _lower_suffix(name: str) -> str:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file that hold words."""
-    return [line for line in map(tidy, _text(path).splitlines()) if line]
+    return [line for line in map(tidy, _text(path).split("\n")) if line]
 
 
 def _text(path: Path) -> str:
@@ -109,8 +109,8 @@ def _listed(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _caption(row: Mapping[str, object]) -> str:
-    column = next((column for column in CAPTION_COLUMNS if column in row), None)
-    return tidy(str(row[column] or "")) if column else ""
+    """The first of the columns that has words."""
+    return next((words for column in CAPTION_COLUMNS if (words := tidy(str(row.get(column) or "")))), "")
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -119,7 +119,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 def _read_jsonl(path: Path) -> list[dict[str, object]]:
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError as error:

@@ -91,22 +91,30 @@ def _originals(configs: Configs) -> Iterator[Finding]:
     if base.theta1 is None and configs["vae"].source in ("theta1", "merged"):
         yield _no(f"vae.source: given {configs['vae'].source!r}: base.theta1 is null; take theta0 or other")
     if base.theta1 is None and "theta1" in configs["sweep"].bases:
-        yield _no("sweep.bases: names theta1, and base.theta1 is null")
+        yield _no("sweep.bases: names theta1, and base.theta1 is null: take it out")
 
 
 def _idle_values(configs: Configs) -> Iterator[Finding]:
     """Values of a sweep that would all give the same."""
     sweep, merge = configs["sweep"], configs["merge"]
+    own = merge.component_alpha
+    if len(sweep.alpha) > 1 and own.unet is not None and (own.text_encoder is not None or merge.text_encoder != "merged"):
+        yield _no(f"sweep.alpha: given {list(sweep.alpha)}: merge.component_alpha leaves nothing to it, so one value is enough")
     if merge.method == "passthrough":
         if len(sweep.alpha) > 1:
             yield _no(f"sweep.alpha: given {list(sweep.alpha)}: passthrough merges nothing, so one value is enough")
-        if merge.blocks is not None or merge.component_alpha.unet is not None or merge.component_alpha.text_encoder is not None:
+        if merge.blocks is not None or own.unet is not None or own.text_encoder is not None:
             yield _note("merge.blocks, merge.component_alpha: have no effect with passthrough, which merges nothing")
     for stage, leaf in TRAININGS.items():
         if configs[stage].tuned == "full" and len(getattr(sweep, leaf)) > 1:
             yield _no(f"sweep.{leaf}: {stage}.tuned is full, which has no rank: one value is enough")
     if configs["class_images"].num_class_images and not sweep.dreambooth_rank:
         yield _note("class_images.num_class_images: nothing reads class images where sweep.dreambooth_rank is empty")
+
+
+def _instance_prompt(configs: Configs) -> Iterator[Finding]:
+    if configs["sweep"].dreambooth_rank and configs["train_dreambooth"].instance_prompt is None:
+        yield _no("train_dreambooth.instance_prompt: is null: name the subject, or set sweep.dreambooth_rank to []")
 
 
 def _optimizers(configs: Configs) -> Iterator[Finding]:
@@ -123,9 +131,10 @@ def _ranks(configs: Configs) -> Iterator[Finding]:
     for stage, leaf in TRAININGS.items():
         config = configs[stage]
         if config.peft_type == "lora" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
-            odd = [rank for rank in (*getattr(configs["sweep"], leaf), *config.rank_pattern.values()) if rank % 2]
-            if odd:
-                yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {odd[0]} is one of sweep.{leaf}'s")
+            ranks = {f"sweep.{leaf}": getattr(configs["sweep"], leaf), f"{stage}.rank_pattern": config.rank_pattern.values()}
+            for place, values in ranks.items():
+                if odd := [rank for rank in values if rank % 2]:
+                    yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {place} has {odd[0]}")
 
 
 def _images(configs: Configs) -> Iterator[Finding]:
@@ -144,7 +153,8 @@ def _images(configs: Configs) -> Iterator[Finding]:
 def _layers(configs: Configs) -> Iterator[Finding]:
     """Layers of the text encoder that cannot all be left out."""
     layers = _text_layers(configs["base"].theta0)
-    for stage in ("encode_captions", "train_dreambooth", "class_images", "generate"):
+    dreambooth = ("train_dreambooth", "class_images") if configs["sweep"].dreambooth_rank else ()
+    for stage in ("encode_captions", "generate", *dreambooth):
         skipped = configs[stage].clip_skip
         if layers is not None and skipped >= layers:
             yield _no(f"{stage}.clip_skip: given {skipped}: theta0's text encoder has {layers} layers")
@@ -193,6 +203,7 @@ def _sizes(configs: Configs) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _sweep_is_composed,
     _trigger,
+    _instance_prompt,
     _subject_prompts,
     _originals,
     _idle_values,

@@ -76,10 +76,17 @@ def locked_outs(lock: Path = LOCK) -> list[LockedOut]:
         return []
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{lock} cannot be read ({' '.join(str(error).split())[:200]}): take back the last committed one (`git checkout "
+            f"{lock} cannot be read ({_reason(error)}): take back the last committed one (`git checkout "
             f"{lock}`), or delete it; then `dvc repro` runs again only what is not in DVC's cache"
         ) from error
     return [LockedOut(name, Path(out.path), out.md5, out.size) for name, stage in content.stages.items() for out in stage.outs]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']}"
+    return " ".join(str(error).split())[:200]
 
 
 def content_md5(path: Path) -> str:
@@ -151,7 +158,7 @@ def _resolve(value: Any, params: Mapping[str, Any]) -> Any:
 
 
 def _listing(folder: Path) -> bytes:
-    """A folder as DVC lists it: the md5 of each file that .dvcignore does not name, sorted by path."""
+    """A folder as DVC lists it: the md5 of each file, sorted by path; what .dvcignore names is not left out here."""
     files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     return json.dumps([{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)], sort_keys=True).encode()
 

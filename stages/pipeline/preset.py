@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from stages.pipeline.compose import CONF
 
 TEMPLATE = Path(__file__).parent / "preset.yaml"
@@ -19,8 +21,8 @@ def begin(name: str, conf: Path = CONF) -> Path:
     Raises:
         ValueError: the name is none for a file, or there is a preset of that name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-        raise ValueError(f"given {name!r}: a preset's name has letters, digits, _ and - in it, as in make preset NAME=mine")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or yaml.safe_load(name) != name:
+        raise ValueError(f"given {name!r}: a preset's name is a word of letters, digits, _ and -, as in make preset NAME=mine")
     path = conf / "experiment" / f"{name}.yaml"
     if path.exists():
         raise ValueError(f"{path} is there already: edit it, or take another name")

@@ -17,10 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from stages.pipeline import TOLD_FOLDER
+from stages.pipeline.fingerprints import fingerprint, read_pins
 from stages.pipeline.lockfile import content_md5, locked_outs
-from stages.pipeline.outputs import atomic_directory, atomic_file
+from stages.pipeline.outputs import atomic_directory, atomic_file, remove
 from stages.pipeline.seals import file_digest, is_foreign, is_own, is_whole
 
+ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ".checkpoints"
 FINISHED, FINISHED_MD5, DAMAGED, LOCK = "finished", "finished.md5", "damaged", "lock"
 
@@ -34,16 +36,16 @@ def resumable(stage: str, settings: Mapping[str, object], inputs: Iterable[Path]
     written the same output. Files that are damaged, or that others may have written, are set aside.
 
     Args:
-        stage: name of the stage.
-        settings: all that determines the run beside inputs and libraries; JSON values.
-        inputs: files and folders whose content determines the run, its code among them.
+        stage: name of the stage, whose code determines the run too, with all that it imports.
+        settings: all that determines the run beside inputs, code and libraries; JSON values.
+        inputs: files and folders whose content determines the run.
         out: the folder that the block writes.
 
     Raises:
         OSError: the same run is under way in another process.
     """
     forget_noted()
-    folder = checkpoints_folder() / stage / out.name / run_digest(settings, inputs)
+    folder = checkpoints_folder() / stage / out.name / run_digest({**settings, "code": _code(stage)}, inputs)
     with _locked(folder):
         _set_aside_damaged(folder)
         if (folder / FINISHED_MD5).is_file():
@@ -56,6 +58,12 @@ def resumable(stage: str, settings: Mapping[str, object], inputs: Iterable[Path]
             _keep(folder, out)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _code(stage: str) -> str:
+    """The fingerprint of a stage's code, as `sync` writes it for DVC: an edit that reruns the stage begins another run."""
+    lock = ROOT / "requirements.lock"
+    return fingerprint(f"stages.{stage}", ROOT, read_pins(lock) if lock.is_file() else {})
 
 
 def forget_noted() -> None:
@@ -155,9 +163,9 @@ def _problem(folder: Path) -> str:
         fits = note.read_bytes() == content_md5(folder / FINISHED).encode()
         return "" if fits else f"{folder / FINISHED}: not what was written"
     shutil.rmtree(folder / FINISHED, ignore_errors=True)  # of a process that was killed before it was whole
-    hidden = (path for path in folder.rglob(".*") if path.name.endswith(".part"))
-    for leftover in list(hidden):
-        leftover.unlink(missing_ok=True)
+    for leftover in sorted(path for path in folder.rglob(".*") if path.name.endswith(".part")):
+        if leftover.exists():  # it may have lain in another
+            remove(leftover)
     sealed = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".") and path.name != LOCK)
     return next((f"{path}: not what was written" for path in sorted(sealed) if not is_whole(path)), "")
 

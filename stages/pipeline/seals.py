@@ -22,7 +22,7 @@ def sealed_file(path: Path) -> Iterator[Path]:
     seal = seal_of(path)
     with atomic_file(path) as part:
         yield part
-        before = seal.read_bytes().split()[-1:] if seal.is_file() else []
+        before = [file_digest(path).encode()] if seal.is_file() and is_whole(path) else []
         with atomic_file(seal) as note:
             note.write_bytes(b"\n".join([*before, file_digest(part).encode()]))
 
@@ -30,7 +30,7 @@ def sealed_file(path: Path) -> Iterator[Path]:
 def is_whole(path: Path) -> bool:
     """Whether a file has the content that it was sealed with."""
     seal = seal_of(path)
-    return seal.is_file() and file_digest(path).encode() in seal.read_bytes().split()
+    return path.is_file() and seal.is_file() and file_digest(path).encode() in seal.read_bytes().split()
 
 
 def seal_of(path: Path) -> Path:

@@ -115,7 +115,14 @@ def test_a_preset_of_ones_own_holds_nothing_of_the_small_world(repository, capsy
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("mini", "is there already"), ("a b", "a preset's name"), ("../x", "a preset's")]
+    ("name", "message"),
+    [
+        ("mini", "is there already"),
+        ("a b", "a preset's name"),
+        ("2024", "a preset's name"),
+        ("null", "a preset's name"),
+        ("../x", "a preset's"),
+    ],
 )
 def test_a_preset_begins_under_a_new_name_alone(repository, name, message, capsys):
     before = sorted((repository / "conf").rglob("*"))
