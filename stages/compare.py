@@ -74,6 +74,8 @@ class CompareConfig:
         """Check that there is a prompt to show what was learnt."""
         if not self.subject_prompts:
             raise ValueError("subject_prompts: is empty: name the trigger in one of generate.prompts, or say which ask for it")
+        if len(set(self.subject_prompts)) != len(self.subject_prompts):
+            raise ValueError(f"subject_prompts: {list(self.subject_prompts)} holds a position twice")
 
 
 def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path, loras: Path, dataset: Path, out: Path) -> None:

@@ -174,6 +174,12 @@ def _check_same_kind(theta0: Model, other: Model, name: str, merged: Sequence[st
             f"theta0 predicts {theta0.prediction_type}, {name} predicts {other.prediction_type}: "
             "merge only checkpoints of one prediction_type"
         )
+    if theta0.prediction.rescale_betas_zero_snr != other.prediction.rescale_betas_zero_snr:
+        one = "theta0" if theta0.prediction.rescale_betas_zero_snr else name
+        raise ValueError(
+            f"only {one} was trained with zero terminal SNR (ztsnr, rescale_betas_zero_snr): merge only checkpoints of one "
+            "noise schedule"
+        )
     for component in merged:
         _check_same_shapes(component, theta0.components[component].tensors, other.components[component].tensors, name)
 

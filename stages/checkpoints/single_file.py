@@ -11,13 +11,14 @@ from stages.checkpoints.model import SCHEDULER, Model
 from stages.checkpoints.tensors import LazyTensor
 from stages.checkpoints.writing import write_safetensors
 
-# The noise schedule of SD1 and SD2, which every program takes that reads a single file.
+# The noise schedule of SD1 and SD2, which every program takes that reads a single file; and what diffusers takes where the
+# scheduler's config says nothing.
 _EXPECTED = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "trained_betas": None,
+    "beta_schedule": ("scaled_linear", "linear"),
+    "beta_start": (0.00085, 0.0001),
+    "beta_end": (0.012, 0.02),
+    "num_train_timesteps": (1000, 1000),
+    "trained_betas": (None, None),
 }
 _MARKER = LazyTensor((0,), "F32", lambda: np.zeros(0, np.float32))
 
@@ -25,7 +26,8 @@ _MARKER = LazyTensor((0,), "F32", lambda: np.zeros(0, np.float32))
 def unsaid(model: Model) -> list[str]:
     """What the scheduler's config says and a single file has no place for: a noise schedule that programs do not expect."""
     config = read_json(model.directory / SCHEDULER)
-    return [f"{leaf} {shown(config[leaf])}" for leaf, usual in _EXPECTED.items() if config.get(leaf, usual) != usual]
+    said = {leaf: config.get(leaf, default) for leaf, (_, default) in _EXPECTED.items()}
+    return [f"{leaf} {shown(said[leaf])}" for leaf, (usual, _) in _EXPECTED.items() if said[leaf] != usual]
 
 
 def write_single_file(model: Model, out: Path, dtype: str) -> None:

@@ -1,6 +1,5 @@
 """The courses of the trainings: read from history.csv, and written as tables for `dvc plots`. Imports no torch."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.comparison.variants import Variant
+from stages.pipeline.tables import read_table, write_table
 
 MEASURES = ("loss", "validation_loss", "learning_rate", "grad_norm")
 
@@ -27,26 +27,26 @@ def read_history(path: Path) -> dict[str, Course]:
         OSError: the file is missing.
         ValueError: it lacks a column, holds something else than numbers, or no step.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(path, ("step", *MEASURES))
     try:
         courses = {name: _course([(row["step"], row[name]) for row in rows if row[name]]) for name in MEASURES}
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: expected numbers in the columns step, {', '.join(MEASURES)} ({error})") from error
-    if not len(courses["loss"].steps):
-        raise ValueError(f"{path}: holds no steps")
+    for name in MEASURES:
+        if name != "validation_loss" and not len(courses[name].steps):
+            raise ValueError(f"{path}: holds no steps with a {name} that is a number")
     return courses
 
 
 def write_courses(histories: Mapping[Variant, Mapping[str, Course]], folder: Path) -> None:
     """Write <measure>.csv for each of `MEASURES`: variant, step and the value; no rows where nobody measured it."""
     for name in MEASURES:
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("variant", "step", name))
-            for variant, courses in histories.items():
-                points = zip(courses[name].steps.tolist(), courses[name].values.tolist(), strict=True)
-                writer.writerows((variant.name, f"{step:g}", f"{value:.6g}") for step, value in points)
+        rows = (
+            (variant.name, f"{step:g}", f"{value:.6g}")
+            for variant, courses in histories.items()
+            for step, value in zip(courses[name].steps.tolist(), courses[name].values.tolist(), strict=True)
+        )
+        write_table(folder / f"{name}.csv", ("variant", "step", name), rows)
 
 
 def _course(points: list[tuple[str, str]]) -> Course:

@@ -5,7 +5,7 @@ seed. The unit is therefore the mean of a seed's images, and the interval is Stu
 seed for differences. A bootstrap over eight seeds would be too narrow: 88 instead of 95 % coverage in simulation.
 """
 
-import csv
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from mpmath import betainc, findroot
 
 from stages.comparison.cells import COLUMNS, Cell
-from stages.pipeline.tables import write_table
+from stages.pipeline.tables import read_table, write_table
 
 METRICS = ("prompt_similarity", "reference_similarity")
 CONFIDENCE = 0.95
@@ -57,12 +57,18 @@ def read_scores(path: Path, cells: Sequence[Cell]) -> Scores:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; score the images of this variant first (stage score)")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {(row.get("file_name"), row.get("prompt")): row for row in csv.DictReader(file)}
+    rows = {(row["file_name"], row["prompt"]): row for row in read_table(path, (*COLUMNS, *METRICS))}
     try:
-        return {cell: {metric: float(rows[cell.file_name, cell.prompt][metric]) for metric in METRICS} for cell in cells}
-    except (KeyError, ValueError, TypeError) as error:
+        return {cell: {metric: _score(rows[cell.file_name, cell.prompt][metric]) for metric in METRICS} for cell in cells}
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: not the scores of these images ({error}); run the stage score again") from error
+
+
+def _score(text: str) -> float:
+    score = float(text)
+    if not math.isfinite(score):
+        raise ValueError(f"a score is {text}")
+    return score
 
 
 def mean_interval(values: Mapping[Cell, float]) -> Interval:

@@ -1,6 +1,5 @@
 """From encoded images and a model to a trained LoRA file: what the two training stages have in common."""
 
-import csv
 import hashlib
 import shutil
 import time
@@ -28,6 +27,7 @@ from stages.lora.settings import TrainingConfig
 from stages.lora.text_encoder import TARGET_MODULES, TrainedPrompts, with_text_encoder
 from stages.lora.training import DivergedError, HistoryRow, fit, steps_done
 from stages.pipeline.outputs import atomic_directory
+from stages.pipeline.tables import write_table
 
 HISTORY_FILE = "history.csv"
 
@@ -248,10 +248,12 @@ def check_examples(unet: Any, examples: Examples) -> None:
 
 def write_history(history: Sequence[HistoryRow], epochs_per_step: float, path: Path) -> None:
     """Write history.csv: step, epoch, loss, learning_rate, grad_norm, validation_loss (empty where it was not measured)."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "epoch", "loss", "learning_rate", "grad_norm", "validation_loss"))
-        for row in history:
-            numbers = (row.step * epochs_per_step, row.loss, row.learning_rate, row.grad_norm)
-            validation_loss = "" if row.validation_loss is None else f"{row.validation_loss:.6g}"
-            writer.writerow((row.step, *(f"{number:.6g}" for number in numbers), validation_loss))
+    rows = (
+        (
+            row.step,
+            *(f"{number:.6g}" for number in (row.step * epochs_per_step, row.loss, row.learning_rate, row.grad_norm)),
+            "" if row.validation_loss is None else f"{row.validation_loss:.6g}",
+        )
+        for row in history
+    )
+    write_table(path, ("step", "epoch", "loss", "learning_rate", "grad_norm", "validation_loss"), rows)

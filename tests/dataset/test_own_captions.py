@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from stages.dataset.folders import list_images, visible_files
@@ -111,3 +113,23 @@ def test_names_that_repeat_nothing_are_quiet(tmp_path, capsys, folder):
     save_noise(tmp_path, f"{folder}/a.png")
     assert captions(tmp_path) == ({f"{folder}/a.png": "once"} if folder == "1_once" else {})
     assert "repeats" not in capsys.readouterr().err
+
+
+def test_the_first_column_with_words_counts(tmp_path):
+    save_noise(tmp_path, "a.png", "b.png", "c.png")
+    rows = [
+        {"file_name": "a.png", "caption": None, "text": "from text"},
+        {"file_name": "b.png", "caption": "", "text": "too"},
+        {"file_name": "c.png", "caption": "mine", "text": "other"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert captions(tmp_path) == {"a.png": "from text", "b.png": "too", "c.png": "mine"}
+
+
+def test_only_line_feeds_end_lines(tmp_path):
+    save_noise(tmp_path, "a.png", "b.png")
+    row = {"file_name": "a.png", "text": "one\u2028two"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("three\x0cfour\nfive\n")
+    found = captions(tmp_path)
+    assert {name: words.split() for name, words in found.items()} == {"a.png": ["one", "two"], "b.png": ["three", "four"]}

@@ -75,6 +75,12 @@ REFUSED = [
     ({"score.scorer.path": "stages"}, "score.scorer.path: stages is no model in the transformers layout"),
     ({"download.source": BING}, "caption.model: data/mini/captioner knows the drawings of data/mini and nothing else"),
     ({"download.source": FOREIGN, "download.min_images": 1}, "caption.model: data/mini/captioner knows the drawings"),
+    (
+        {"train_text2img.init_lora_weights": "orthogonal", "train_text2img.rank_pattern": {"a": 3}},
+        "rank_pattern has 3",
+    ),
+    ({"train_dreambooth.instance_prompt": None}, "train_dreambooth.instance_prompt: is null: name the subject"),
+    ({"sweep.alpha": [0.1, 0.5], "merge.component_alpha": {"unet": 0.3, "text_encoder": 0.3}}, "merge.component_alpha leaves"),
     ({"cells.rank": [8]}, "cells.rank: [8] is not sweep.rank, [4]"),
 ]
 
@@ -116,5 +122,6 @@ def test_an_experiment_without_a_trigger_needs_none(composed):
 
 
 def test_dreambooth_settings_do_not_matter_where_there_is_no_dreambooth(composed):
-    changes = {"sweep.dreambooth_rank": [], "train_dreambooth.validation_images": 200, "train_dreambooth.instance_prompt": "x"}
+    changes = {"sweep.dreambooth_rank": [], "train_dreambooth.validation_images": 200, "train_dreambooth.instance_prompt": None}
+    changes |= {"train_dreambooth.clip_skip": 9, "class_images.clip_skip": 9}
     assert look(validate_all(changed(composed, changes))) == []

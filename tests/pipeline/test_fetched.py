@@ -51,7 +51,7 @@ def trusted(prepared, tmp_path, monkeypatch):
 
 
 def contents(folder):
-    return {path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {path.read_text() for path in folder.rglob("*") if path.is_file() and path.name != "README"}
 
 
 def test_outputs_of_both_revisions_are_fetched(trusted):
@@ -82,3 +82,20 @@ def test_large_outputs_are_left_out():
     sizes = {"sync": [1], "merge@0.7": [fetched.LARGEST + 1], "score_merged@0.7": [10], "two": [fetched.LARGEST, 1]}
     outs = [LockedOut(stage, Path("data/x"), "", size) for stage, of_stage in sizes.items() for size in of_stage]
     assert fetched.small_stages(outs) == {"score_merged@0.7"}
+
+
+def test_a_stage_that_is_gone_stops_nothing(trusted):
+    """DVC keeps what stages of an earlier sweep wrote in dvc.lock."""
+    lock = yaml.safe_load((trusted / "trusted" / "dvc.lock").read_text())
+    lock["stages"]["write@0.3"] = lock["stages"]["write"]
+    (trusted / "trusted" / "dvc.lock").write_text(yaml.safe_dump(lock))
+    fetched.main(["--proposed", str(trusted / "proposed"), "--to", str(trusted / "fetched")])
+    assert {"ours\n", "theirs\n"} <= contents(trusted / "fetched")
+
+
+def test_the_folder_is_never_without_a_file(trusted):
+    """CI hands on no empty folder, and the next job would not find it."""
+    for name in ("trusted", "proposed"):
+        (trusted / name / "dvc.lock").unlink()
+    fetched.main(["--proposed", str(trusted / "proposed"), "--to", str(trusted / "fetched")])
+    assert [path.name for path in (trusted / "fetched").iterdir()] == ["README"]

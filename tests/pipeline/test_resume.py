@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.pipeline import resume, seals
+from stages.pipeline import fingerprints, resume, seals
 from stages.pipeline.lockfile import content_md5
 from stages.pipeline.resume import CHECKPOINTS, compiled_folder, resumable, run_digest
 from stages.pipeline.seals import sealed_file
@@ -282,3 +282,38 @@ def test_inductors_own_setting_counts_only_as_it_was_before_torch_was_imported(t
             [sys.executable, "-c", script], env=environment | told, capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-1] == str(expected)
+
+
+def test_a_run_of_other_code_is_another_run(root, monkeypatch, tmp_path):
+    """The code of the stage counts, with all that it imports; a comment in it does not."""
+    for folder in ("stages", "stages/lora"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    stage, room = tmp_path / "stages" / "train.py", tmp_path / "stages" / "lora" / "loss.py"
+    stage.write_text("from stages.lora import loss\nDROPOUT = 0.1\n")
+    room.write_text("GAMMA = 5\n")
+    monkeypatch.setattr(resume, "ROOT", tmp_path)
+    begun = [interrupted_run()]
+    for file, text in (
+        (stage, "from stages.lora import loss\nDROPOUT = 0.1  # share of the captions\n"),
+        (stage, "from stages.lora import loss\nDROPOUT = 0.2\n"),
+        (room, "GAMMA = 4\n"),
+    ):
+        file.write_text(text)
+        fingerprints.code_digest.cache_clear()
+        fingerprints._imports.cache_clear()
+        begun.append(interrupted_run())
+    assert begun[0] == begun[1]
+    assert len(set(begun)) == 3
+
+
+def test_what_a_killed_process_left_of_keeping_its_result_is_in_nobodys_way(root):
+    folder = interrupted_run()
+    (folder / ".finished.part" / "samples").mkdir(parents=True)
+    (folder / ".finished.part" / ".weights.part").touch()
+    (folder / ".finished.before.part").mkdir()
+    (folder / ".checkpoint.pt.part").touch()
+    with resumable("train", {"rank": 4}, [], OUT) as again:
+        assert again == folder
+        assert (folder / "checkpoint.pt").read_text() == "half"
+        assert not list(folder.rglob("*.part"))

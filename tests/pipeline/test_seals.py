@@ -34,6 +34,7 @@ def test_the_old_file_fits_while_the_new_one_is_written_and_after_a_kill_before_
     assert seal in seal_of(path).read_text()
     write(path, "three")
     assert is_whole(path)
+    write(path, "four")
     path.write_text("one")
     assert not is_whole(path), "only the last two contents"
 
@@ -46,3 +47,21 @@ def test_what_others_may_write_to_is_not_ones_own(tmp_path):
     assert not is_own(folder)
     folder.chmod(0o757)
     assert not is_own(folder)
+
+
+def test_the_old_file_fits_after_any_number_of_kills(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    write(path, "one")
+    for content in ("two", "three", "four"):
+        write(path, content)
+        path.write_text("one")  # as if the seal had been written, and the file had not been moved
+        assert is_whole(path)
+
+
+def test_damage_is_not_taken_over_into_the_next_seal(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    write(path, "one")
+    path.write_text("damaged")
+    write(path, "two")
+    path.write_text("damaged")
+    assert not is_whole(path)
