@@ -88,6 +88,8 @@ def _originals(configs: Configs) -> Iterator[Finding]:
             said = "which is null: name a checkpoint" if not given else "which is not null: set it to null"
             how = "takes" if number <= needed else "does not take"
             yield _no(f"merge.method: {method} {how} base.{name}, {said}, or choose another method")
+    if base.theta1 is None and configs["merge"].text_encoder == "theta1":
+        yield _no("merge.text_encoder: given 'theta1': base.theta1 is null; take merged or theta0")
     if base.theta1 is None and configs["vae"].source in ("theta1", "merged"):
         yield _no(f"vae.source: given {configs['vae'].source!r}: base.theta1 is null; take theta0 or other")
     if base.theta1 is None and "theta1" in configs["sweep"].bases:

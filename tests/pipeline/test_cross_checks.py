@@ -58,6 +58,7 @@ REFUSED = [
     ({"base.theta2": ORIGINAL}, "merge.method: weighted_sum does not take base.theta2, which is not null"),
     ({"base.theta1": None}, "merge.method: weighted_sum takes base.theta1, which is null"),
     ({"base.theta1": None, "merge.method": "passthrough"}, "sweep.bases: names theta1, and base.theta1 is null"),
+    ({"base.theta1": None, "merge.text_encoder": "theta1"}, "merge.text_encoder: given 'theta1': base.theta1 is null"),
     ({"base.theta1": None, "vae.source": "theta1"}, "vae.source: given 'theta1': base.theta1 is null"),
     ({"base.theta1": None, "merge.method": "passthrough", "sweep.alpha": [0, 1]}, "sweep.alpha: given [0, 1]: passthrough"),
     ({"train_text2img.tuned": "full", "sweep.rank": [2, 4]}, "sweep.rank: train_text2img.tuned is full, which has no rank"),
