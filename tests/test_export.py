@@ -57,6 +57,17 @@ def test_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize("setting", ["init_lora_weights", "use_dora"])
+def test_what_is_not_all_that_was_trained_is_not_written(tmp_path, setting):
+    from tests.checkpoints.foreign_loras import save_incomplete
+
+    (tmp_path / "lora").mkdir()
+    save_incomplete(tmp_path / "lora", setting)
+    with pytest.raises(ValueError, match=rf"pytorch_lora_weights\.safetensors: .*{setting}"):
+        stage(CONFIG, tmp_path / "lora", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_dora_is_copied_as_it_is(tmp_path, model, capsys):
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig

@@ -8,7 +8,6 @@ of them can be brought to kohya's, which is therefore what a module is called he
 A tensor that is not understood is refused by its key: a file is read whole, at the strength it was trained with, or not at all.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from stages.checkpoints.lora_factors import HADAMARD, KRONECKER, Product, factors, without_mid
-from stages.checkpoints.lora_names import METADATA_KEY, first_pattern
+from stages.checkpoints.lora_factors import HADAMARD, KRONECKER, factors, without_mid
+from stages.checkpoints.lora_strengths import check_settings, read_settings, stored_strength, trained_strength
 from stages.checkpoints.tensors import FLOATS, LazyTensor, LazyTensors, read_metadata
 from stages.checkpoints.weight_files import is_safetensors, open_weights
 
@@ -101,9 +100,9 @@ class LoraFile:
     modules: Mapping[str, LoraModule]
     settings: Mapping[str, Any]
 
-    def kinds(self, component: str | None = None) -> set[Kind]:
-        """Which kinds of adapters it holds, in all or for one component."""
-        return {module.kind for module in self.modules.values() if component in (None, module.component)}
+    def kinds(self) -> set[Kind]:
+        """Which kinds of adapters it holds."""
+        return {module.kind for module in self.modules.values()}
 
     def settings_of(self, component: str) -> dict[str, Any]:
         """PEFT's settings of one component, without its prefix."""
@@ -128,8 +127,12 @@ def read_lora(path: Path) -> LoraFile:
     """
     tensors = open_weights(path).tensors
     try:
-        settings = _settings(read_metadata(path)) if is_safetensors(path) else {}
-        modules = {name: _module(found, settings) for name, found in _group(tensors).items()}
+        settings = read_settings(read_metadata(path)) if is_safetensors(path) else {}
+        grouped = _group(tensors)
+        for component in PREFIXES:
+            places = {place for found in grouped.values() for place in found if place.component == component}
+            check_settings(settings, component, {place.module for place in places})
+        modules = {name: _module(found, settings) for name, found in grouped.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return LoraFile(path, modules, settings)
@@ -149,16 +152,6 @@ class _Place(NamedTuple):
         if "." not in self.key:
             return f"{PREFIXES[self.component]}_{self.module}"
         return kohya_name(self.component, self.module)
-
-
-def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        settings = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise ValueError(f"its metadata {METADATA_KEY} is not JSON ({error}), so its alpha is unknown") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"its metadata {METADATA_KEY} holds no JSON object, so its alpha is unknown")
-    return settings
 
 
 def _group(tensors: LazyTensors) -> dict[str, dict[_Place, LazyTensor]]:
@@ -223,14 +216,17 @@ def _module(found: Mapping[_Place, LazyTensor], settings: Mapping[str, Any]) -> 
     if "mid" in tensors and {"down", "up"} <= tensors.keys():
         tensors["down"] = without_mid(tensors["down"], tensors.pop("mid"))
     kind = _kind(place.key, tensors)
+    if kind == "LoRA" and settings.get(f"{place.component}.use_dora"):
+        raise ValueError(f"{place.key}: has no lora_magnitude_vector, and the metadata say use_dora: get the whole file")
     try:
         product = factors(tensors)
     except ValueError as error:
         raise ValueError(f"{place.key}: {error}") from error
     if alpha is not None:
-        strength = _stored_strength(place.key, alpha, product)
+        strength = stored_strength(place.key, alpha, product)
     elif settings and "." in place.key:
-        strength = _trained_strength(place, kind, product, settings)
+        leaf = "alpha" if kind in ("LoHa", "LoKr") else "lora_alpha"
+        strength = trained_strength(settings, place.component, place.module, leaf, product)
     else:
         strength = {"alpha": float(product.rank or 1), "rank": product.rank or 1}
     return LoraModule(place.key, place.component, kind, tensors, **strength)
@@ -249,36 +245,3 @@ def _kind(key: str, tensors: LazyTensors) -> Kind:
             if held == first | second:
                 return "LoKr"
     raise ValueError(f"{key}: holds {' and '.join(sorted(held)) or 'nothing but its alpha'}, which is no whole adapter")
-
-
-def _stored_strength(key: str, alpha: LazyTensor, product: Product) -> dict[str, Any]:
-    """Alpha of kohya's keys. Where no factor is decomposed there is no rank, and it counts for nothing (LyCORIS)."""
-    if product.rank is None:
-        return {"alpha": 1.0, "rank": 1}
-    value = float(alpha.read().reshape(-1)[0]) if alpha.size == 1 else math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{key}.alpha: not one finite number")
-    if value == 0:
-        raise ValueError(f"{key}.alpha: 0, which some programs take as nothing added and others as the rank")
-    return {"alpha": value, "rank": product.rank}
-
-
-def _trained_strength(place: _Place, kind: Kind, product: Product, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Alpha and rank of PEFT's settings."""
-    leaf = "alpha" if kind in ("LoHa", "LoKr") else "lora_alpha"
-    alpha = _of_module(place, settings, "alpha_pattern", leaf)
-    rank = product.rank or round(_of_module(place, settings, "rank_pattern", "r"))
-    root = bool(settings.get(f"{place.component}.use_rslora")) and leaf == "lora_alpha"
-    return {"alpha": alpha, "rank": rank, "use_rslora": root}
-
-
-def _of_module(place: _Place, settings: Mapping[str, Any], patterns: str, leaf: str) -> float:
-    """A setting of one layer as PEFT finds it: that of a pattern, or else the common one."""
-    if f"{place.component}.{leaf}" not in settings:
-        raise ValueError(f"the metadata has no {place.component}.{leaf}, so the strength of {place.key} is unknown")
-    values = settings.get(f"{place.component}.{patterns}") or {}
-    try:
-        pattern = first_pattern(values, place.module)
-        return float(settings[f"{place.component}.{leaf}"] if pattern is None else values[pattern])
-    except (re.error, TypeError, ValueError) as error:
-        raise ValueError(f"the metadata's {place.component}.{patterns} or {leaf} cannot be read: {error}") from error

@@ -4,6 +4,7 @@ What is right is computed here by the formulas of LyCORIS and ComfyUI, written a
 factor, the scale is alpha / rank, and a LoKr of two whole factors is not scaled.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from stages.checkpoints.key_maps import component_specs
+from stages.checkpoints.lora_names import LORA_FILE, METADATA_KEY
 from tests.checkpoints.tiny import CONFIGS
 
 Tensors = dict[str, np.ndarray]
@@ -179,4 +181,19 @@ def save(folder: Path, name: str) -> Path:
     """Write one of the files."""
     path = folder / "foreign.safetensors"
     save_file({key: np.array(value, order="C") for key, value in FILES[name][0].items()}, path)
+    return path
+
+
+INCOMPLETE = {
+    "init_lora_weights": {"unet.lora_alpha": 8, "unet.r": 4, "unet.init_lora_weights": "pissa"},
+    "use_dora": {"unet.lora_alpha": 8, "unet.r": 4, "unet.use_dora": True},
+}
+"""PEFT's settings with which two factors are not all that training changed, by the one that says so."""
+
+
+def save_incomplete(folder: Path, setting: str) -> Path:
+    """Write a file of two factors with such settings, named as in the directory of a training."""
+    parts, path = pair(QUERY, 4), folder / LORA_FILE
+    tensors = {f"unet.{QUERY}.lora_A.weight": parts["down"], f"unet.{QUERY}.lora_B.weight": parts["up"]}
+    save_file(tensors, path, {METADATA_KEY: json.dumps(INCOMPLETE[setting])})
     return path

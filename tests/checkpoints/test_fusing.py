@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from stages.checkpoints.fusing import fuse
 from stages.checkpoints.lora_names import LORA_FILE
 from stages.checkpoints.model import read_model
-from tests.checkpoints.foreign_loras import CONVOLUTION, FILES, QUERY, pair, save
+from tests.checkpoints.foreign_loras import CONVOLUTION, FILES, INCOMPLETE, QUERY, pair, save, save_incomplete
 from tests.checkpoints.tiny import random_weights, save_diffusers
 
 
@@ -38,6 +38,12 @@ def test_a_directory_stands_for_the_lora_in_it(tmp_path, model):
     given = [fuse(model, path, 1.0).components["unet"] for path in (tmp_path, file)]
     assert np.array_equal(given[0].tensors[key].read(), given[1].tensors[key].read())
     assert given[0].recipe == given[1].recipe
+
+
+@pytest.mark.parametrize("setting", INCOMPLETE)
+def test_what_is_not_all_that_was_trained_is_not_fused(tmp_path, model, setting):
+    with pytest.raises(ValueError, match=rf"{LORA_FILE}: .*{setting}"):
+        fuse(model, save_incomplete(tmp_path, setting), 1.0)
 
 
 @pytest.mark.parametrize("module", [QUERY, CONVOLUTION])

@@ -1,6 +1,7 @@
 """Files as other programs write them: every tensor is read at the strength it was trained with, or its key is named."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -103,6 +104,87 @@ def test_the_rank_of_a_whole_lokr_stands_in_the_settings_alone(tmp_path):
     assert only(read_lora(write(tmp_path, tensors, settings))).scale == 0.25
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0])
+@pytest.mark.parametrize("settings", ["unet.lora_alpha", "unet.alpha_pattern", ".alpha"])
+def test_an_alpha_that_is_no_strength_is_refused_wherever_it_stands(tmp_path, settings, value):
+    common = {"unet.lora_alpha": 8}
+    tensors, given = {
+        "unet.lora_alpha": ({}, {"unet.lora_alpha": value}),
+        "unet.alpha_pattern": ({}, common | {"unet.alpha_pattern": {"to_q": value}}),
+        ".alpha": ({f"unet.{QUERY}.alpha": np.array(value, np.float32)}, common),
+    }[settings]
+    message = "0, which some programs take as nothing added" if value == 0 else "not one finite number"
+    with pytest.raises(ValueError, match=rf"x\.safetensors: .*alpha: {message}"):
+        read_lora(write(tmp_path, peft(QUERY) | tensors, given))
+
+
+@pytest.mark.parametrize("rank", [float("nan"), float("inf"), 0, 0.25, -2])
+def test_a_rank_that_is_none_is_refused(tmp_path, rank):
+    tensors = {f"unet.{QUERY}.lokr_w1": np.ones((2, 2), np.float32), f"unet.{QUERY}.lokr_w2": np.ones((4, 4), np.float32)}
+    with pytest.raises(ValueError, match=rf"x\.safetensors: the metadata's unet\.r or rank_pattern: {rank:g} for {QUERY}"):
+        read_lora(write(tmp_path, tensors, {"unet.alpha": 4, "unet.r": rank}))
+
+
+@pytest.mark.parametrize("first", ["pissa", "PiSSA", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+@pytest.mark.parametrize("stored_alpha", [False, True])
+def test_what_was_trained_with_other_weights_beside_it_is_refused(tmp_path, first, stored_alpha):
+    """PEFT takes such first weights off the model, so that B A alone is not what training added."""
+    tensors = peft(QUERY) | ({f"unet.{QUERY}.alpha": np.array(2.0, np.float32)} if stored_alpha else {})
+    path = write(tmp_path, tensors, {"unet.lora_alpha": 8, "unet.init_lora_weights": first})
+    message = rf"x\.safetensors: the metadata's unet\.init_lora_weights is '{first}'.*path_initial_model_for_weight_conversion"
+    with pytest.raises(ValueError, match=message):
+        read_lora(path)
+
+
+@pytest.mark.parametrize("first", [True, False, "gaussian", "eva", "orthogonal", None])
+def test_first_weights_that_leave_the_model_as_it_is_are_read(tmp_path, first):
+    settings = {"unet.lora_alpha": 8, "unet.init_lora_weights": first, "text_encoder.init_lora_weights": "pissa"}
+    assert only(read_lora(write(tmp_path, peft(QUERY), settings))).scale == 2.0
+
+
+def test_dora_that_lost_a_magnitude_is_refused(tmp_path):
+    settings = {"unet.lora_alpha": 8, "unet.use_dora": True, "text_encoder.lora_alpha": 8, "text_encoder.use_dora": False}
+    magnitude = {f"unet.{QUERY}.lora_magnitude_vector": np.ones(8, np.float32)}
+    assert read_lora(write(tmp_path, peft(QUERY) | magnitude | peft(WORD), settings)).kinds() == {"DoRA", "LoRA"}
+    for tensors, layer in ((peft(QUERY), QUERY), (peft(QUERY) | magnitude | peft(POINTWISE), POINTWISE)):
+        with pytest.raises(ValueError, match=rf"x\.safetensors: unet\.{layer}: has no lora_magnitude_vector.* use_dora"):
+            read_lora(write(tmp_path, tensors, settings))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(([a-z_0-9.])+)+!", "(a|b)*!", r"(?:\w+\.?)+!", "(.*){9}!", "(?x:(a+) *)!", "((a?)+)+!", ".*" * 6 + "!",
+        "a?" * 60 + "!", "(.|[a-z])" * 30 + "!", "(" * 30 + "a" + ")" * 30,
+    ],
+)  # fmt: skip
+def test_a_pattern_that_would_hang_is_refused(tmp_path, pattern):
+    for leaf in ("alpha_pattern", "rank_pattern"):
+        settings = {"unet.lora_alpha": 8, f"unet.{leaf}": {"to_k": 1, pattern: 2}}
+        with pytest.raises(ValueError, match=rf"x\.safetensors: the metadata's unet\.{leaf} cannot be read: .* takes too long"):
+            read_lora(write(tmp_path, peft(QUERY), settings))
+
+
+def test_a_long_name_makes_a_pattern_slow(tmp_path):
+    name = f"unet.{'a.' * 20_000}"
+    tensors = {f"{name}.lora_A.weight": np.ones((1, 1), np.float32), f"{name}.lora_B.weight": np.ones((1, 1), np.float32)}
+    with pytest.raises(ValueError, match=r"unet\.alpha_pattern cannot be read: .* takes too long"):
+        read_lora(write(tmp_path, tensors, {"unet.lora_alpha": 8, "unet.alpha_pattern": {".*x.*!": 1}}))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        QUERY, re.escape(QUERY), f"^(?:{re.escape(QUERY)}|{'|'.join(f'mid_block.{n}' for n in range(999))})", "(to_q|q_proj)",
+        ".*attn1.*", ".*down.*attn.*to_.*", r"down_blocks\.\d+\.attentions\.[0-9]+\..*(attn1|attn2)\.(to_q|to_k)",
+        r"^(?!.*attn2).*to_q", r"(?P<block>down|up)_blocks.*", r"(transformer_)?blocks.0.attn1.to_[()|*+]?q", "to_q(?:)",
+    ],
+)  # fmt: skip
+def test_patterns_as_people_write_them_are_followed(tmp_path, pattern):
+    settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {pattern: 2, "to_q": 1}}
+    assert only(read_lora(write(tmp_path, peft(QUERY), settings))).scale == 0.5
+
+
 def test_dora_is_known(tmp_path):
     tensors = peft(QUERY) | {f"unet.{QUERY}.lora_magnitude_vector": np.ones(8, np.float32)}
     assert read_lora(write(tmp_path, tensors)).kinds() == {"DoRA"}
@@ -174,7 +256,15 @@ def test_factors_that_do_not_fit_are_named(tmp_path, shapes):
         ("{", "is not JSON"),
         ("[]", "holds no JSON object"),
         ({"text_encoder.lora_alpha": 8}, r"no unet\.lora_alpha, so the strength"),
-        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"(": 2}}, "alpha_pattern or lora_alpha cannot be read"),
+        ("[" * 100_000, "is not JSON"),
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"(": 2}}, r"unet\.alpha_pattern cannot be read: '\(' is no regular"),
+        (
+            {"unet.lora_alpha": 8, "unet.alpha_pattern": {"a{99999999999}": 2}},
+            r"unet\.alpha_pattern cannot be read: .* is no r",
+        ),
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": ["to_q"]}, r"unet\.alpha_pattern cannot be read: no JSON object"),
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_q": None}}, r"alpha_pattern or lora_alpha cannot be read"),
+        ({"unet.lora_alpha": 10**400}, r"alpha_pattern or lora_alpha cannot be read"),
     ],
 )
 def test_settings_that_do_not_say_the_alpha_are_refused(tmp_path, settings, message):

@@ -8,7 +8,17 @@ from safetensors.numpy import load_file, save_file
 from stages.checkpoints.lora_files import kohya_name
 from stages.comparison.adapters import attach
 from stages.comparison.sampling import load_lora, load_models
-from tests.checkpoints.foreign_loras import CONVOLUTION, FILES, KOHYA, QUERY, kohya, lora, save
+from tests.checkpoints.foreign_loras import (
+    CONVOLUTION,
+    FILES,
+    INCOMPLETE,
+    KOHYA,
+    QUERY,
+    kohya,
+    lora,
+    save,
+    save_incomplete,
+)
 from tests.checkpoints.tiny import random_weights, save_diffusers
 
 CPU = torch.device("cpu")
@@ -109,6 +119,14 @@ def test_what_cannot_be_drawn_is_refused_with_the_files_name(tmp_path, folder, t
     save_file({key: np.array(value, np.float32) for key, value in tensors.items()}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=rf"x\.safetensors: .*{message}"):
         load_lora(load_models(folder, CPU), tmp_path / "x.safetensors", scale)
+
+
+@pytest.mark.parametrize("setting", INCOMPLETE)
+def test_what_is_not_all_that_was_trained_is_not_drawn(tmp_path, folder, setting):
+    save_incomplete(tmp_path, setting)
+    for scale in (1.0, 0.0):
+        with pytest.raises(ValueError, match=rf"pytorch_lora_weights\.safetensors: .*{setting}"):
+            load_lora(load_models(folder, CPU), tmp_path, scale)
 
 
 @pytest.mark.parametrize("name", ["an alpha for each layer", "LoHa"])
