@@ -16,6 +16,8 @@ from stages.checkpoints.lora_matching import modules_for
 from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
 
 ADAPTER = "lora"
+_SHAPING = ("peft_type", "use_effective_conv2d", "decompose_both", "decompose_factor")
+"""PEFT's settings that say which factors a LoHa or a LoKr has; the others say which layers it is for, or how it is trained."""
 _PEFT_PARTS = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
@@ -108,20 +110,25 @@ def _adapter(part: Any, modules: Mapping[str, LoraModule], settings: dict[str, A
 
     kinds: set[Kind] = {module.kind for module in modules.values()}
     if kinds in ({"LoRA"}, {"DoRA"}):
-        use_rslora = any(module.use_rslora for module in modules.values())
-        config: Any = LoraConfig(use_rslora=use_rslora, use_dora=kinds == {"DoRA"}, **_strengths(modules, "lora_alpha"))
+        use_rslora = all(module.use_rslora for module in modules.values())
+        strengths = _strengths(modules, "lora_alpha", use_rslora)
+        config: Any = LoraConfig(use_rslora=use_rslora, use_dora=kinds == {"DoRA"}, **strengths)
         return config, _weights(part, modules)
     if "DoRA" in kinds:
         raise ValueError("it holds DoRA beside other adapters, which PEFT cannot put into one model")
     if [str(settings.get("peft_type")).upper()] == [kind.upper() for kind in kinds]:
-        return PeftConfig.from_peft_type(**settings | _strengths(modules, "alpha")), _weights(part, modules)
+        shaping = {leaf: settings[leaf] for leaf in _SHAPING if leaf in settings}
+        return PeftConfig.from_peft_type(**shaping | _strengths(modules, "alpha")), _weights(part, modules)
     return _products(part, modules)
 
 
-def _strengths(modules: Mapping[str, LoraModule], alpha: str) -> dict[str, Any]:
-    """PEFT's settings that give each layer its own rank and alpha."""
+def _strengths(modules: Mapping[str, LoraModule], alpha: str, use_rslora: bool = False) -> dict[str, Any]:
+    """PEFT's settings that give each layer its own rank and alpha; what alpha is divided by is one setting for all."""
     ranks = {name: module.rank for name, module in modules.items()}
-    alphas = {name: module.alpha for name, module in modules.items()}
+    alphas = {
+        name: module.alpha if module.use_rslora == use_rslora else module.scale * module.rank
+        for name, module in modules.items()
+    }
     common = {leaf: Counter(values.values()).most_common(1)[0][0] for leaf, values in (("r", ranks), (alpha, alphas))}
     return {
         "target_modules": list(modules),

@@ -1,11 +1,14 @@
 """Drawing with LoRA files of other programs: each layer of the model changes by what the file adds to it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
 from stages.checkpoints.lora_files import kohya_name
+from stages.checkpoints.lora_names import METADATA_KEY
 from stages.comparison.adapters import attach
 from stages.comparison.sampling import load_lora, load_models
 from tests.checkpoints.foreign_loras import (
@@ -16,6 +19,7 @@ from tests.checkpoints.foreign_loras import (
     QUERY,
     kohya,
     lora,
+    pair,
     save,
     save_incomplete,
 )
@@ -27,6 +31,10 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_diffusers(tmp_path_factory.mktemp("model"), random_weights())
+
+
+def settings_of(values):
+    return {METADATA_KEY: json.dumps(values)}
 
 
 def parts_of(models):
@@ -119,6 +127,39 @@ def test_what_cannot_be_drawn_is_refused_with_the_files_name(tmp_path, folder, t
     save_file({key: np.array(value, np.float32) for key, value in tensors.items()}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=rf"x\.safetensors: .*{message}"):
         load_lora(load_models(folder, CPU), tmp_path / "x.safetensors", scale)
+
+
+@pytest.mark.parametrize("own", [(), (QUERY,), (QUERY, CONVOLUTION)])
+def test_a_layer_with_its_own_alpha_is_not_divided_by_the_root(tmp_path, folder, own):
+    """PEFT's use_rslora is for the alpha beside it; `.alpha` tensors are divided by the rank."""
+    tensors, expected = {}, {}
+    for module in (QUERY, CONVOLUTION):
+        parts, name = pair(module, 4), f"unet.{module}"
+        tensors |= {f"{name}.lora_A.weight": parts["down"], f"{name}.lora_B.weight": parts["up"]}
+        if module in own:
+            tensors[f"{name}.alpha"] = np.array(3.0, np.float32)
+        product = np.tensordot(parts["up"].reshape(8, 4), parts["down"], 1)
+        expected[KOHYA[module]] = (3 / 4 if module in own else 6 / 2) * product
+    save_file(tensors, tmp_path / "x.safetensors", settings_of({"unet.lora_alpha": 6, "unet.use_rslora": True}))
+    found = changes(folder, lambda models: load_lora(models, tmp_path / "x.safetensors"))
+    assert found.keys() == expected.keys()
+    for layer, change in expected.items():
+        np.testing.assert_allclose(found[layer], change, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "leaf", ["exclude_modules", "modules_to_save", "layers_pattern", "layers_to_transform", "target_modules"]
+)
+def test_settings_that_name_layers_change_nothing(tmp_path, folder, leaf):
+    """Which layers there are is what the tensors say; PEFT would look for others, or try a pattern for hours."""
+    value = [0] if leaf == "layers_to_transform" else ["(([a-z_0-9.])+)+!"]
+    tensors = {f"unet.{QUERY}.lokr_w{number}": np.full((2, 2) if number == 1 else (4, 4), 0.5, np.float32) for number in (1, 2)}
+    settings = {"unet.peft_type": "LOKR", "unet.alpha": 4, "unet.r": 8, f"unet.{leaf}": value}
+    for given in (settings, settings | {f"unet.{leaf}": value[0]}):
+        save_file(tensors, tmp_path / "x.safetensors", settings_of(given))
+        found = changes(folder, lambda models: load_lora(models, tmp_path / "x.safetensors"))
+        assert found.keys() == {KOHYA[QUERY]}
+        np.testing.assert_allclose(found[KOHYA[QUERY]], 0.5 * 0.25, rtol=1e-5)
 
 
 @pytest.mark.parametrize("setting", INCOMPLETE)
