@@ -46,6 +46,8 @@ def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = Non
         lora: a LoRA to fuse into the model, its file or the directory of its training; left out for none.
         weight: the factor on what the fused LoRA adds.
     """
+    if weight != 1 and lora is None:
+        raise ValueError(f"--weight: given {weight:g} without --lora: it is the factor on a LoRA that is fused into a model")
     if lora and (source / LORA_FILE).is_file():
         raise ValueError(f"--lora: given {lora}, and {source} is a LoRA too: one is fused into a model")
     with atomic_file(out) as part:

@@ -257,6 +257,18 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path, model, weight):
         stage(CONFIG, model, tmp_path / "out.safetensors", tmp_path / "lora.safetensors", weight)
 
 
+@pytest.mark.parametrize("weight", [0.5, 0.0, math.nan])
+def test_a_weight_without_a_lora_to_fuse_is_refused(tmp_path, model, weight):
+    from tests.checkpoints.foreign_loras import save
+
+    (tmp_path / "lora").mkdir()
+    save(tmp_path, "no alpha").rename(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    for source in (model, tmp_path / "lora"):
+        with pytest.raises(ValueError, match=rf"--weight: given {weight:g} without --lora"):
+            stage(CONFIG, source, tmp_path / "out.safetensors", None, weight)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def save_lora(parts, folder):
     from peft import get_peft_model_state_dict
 
