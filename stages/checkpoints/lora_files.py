@@ -43,11 +43,13 @@ _PARTS = {
 }
 _KEY = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _PARTS))})")
 _PROCESSOR_KEY = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+_EMBEDDINGS = ("token_embedding", "position_embedding")
 _REFUSALS = (  # the first whose mark is in the key
     ("lora_te2_", "of the second text encoder of SDXL; only LoRAs of SD1 and SD2 are read"),
     ("text_encoder_2.", "of the second text encoder of SDXL; only LoRAs of SD1 and SD2 are read"),
     ("bundle_emb.", "an embedding that is bundled with the LoRA; take it out into a file of its own"),
     ("dora_scale", "DoRA in kohya's keys, which programs compute in different ways; only DoRA in PEFT's keys is read"),
+    *((mark, "of a table of embeddings; only LoRAs of linear layers and convolutions are read") for mark in _EMBEDDINGS),
     (".diff", "a whole difference of weights (LyCORIS' full), which is no LoRA, LoHa or LoKr"),
     ("base_model.model.", "in PEFT's own layout, whose alpha is in adapter_config.json; convert it to diffusers' or kohya's"),
 )
@@ -111,10 +113,11 @@ class LoraFile:
 
 
 def kohya_name(component: str, module: str) -> str:
-    """What kohya's keys call a module of the UNet or the text encoder."""
-    if component == "text_encoder" and not module.startswith("text_model."):
-        module = f"text_model.{module}"  # transformers 5.6 dropped this level; kohya's keys have it
-    return f"{PREFIXES[component]}_{module.replace('.', '_')}"
+    """What kohya's keys call a module of the UNet or the text encoder, whose name may be kohya's already."""
+    name = module.replace(".", "_")
+    if component == "text_encoder" and not name.startswith("text_model_"):
+        name = f"text_model_{name}"  # transformers 5.6 dropped this level; kohya's keys have it
+    return f"{PREFIXES[component]}_{name}"
 
 
 def read_lora(path: Path) -> LoraFile:
@@ -149,8 +152,6 @@ class _Place(NamedTuple):
     @property
     def name(self) -> str:
         """Kohya's name of the layer."""
-        if "." not in self.key:
-            return f"{PREFIXES[self.component]}_{self.module}"
         return kohya_name(self.component, self.module)
 
 
@@ -182,7 +183,7 @@ def _place(key: str) -> _Place | None:
     processor = _PROCESSOR_KEY.fullmatch(key)
     match = processor or _KEY.fullmatch(key)
     found = _component(match[1]) if match else None
-    if match is None or found is None:
+    if match is None or found is None or any(mark in key for mark in _EMBEDDINGS):
         return None
     component, module = found
     if processor:

@@ -145,6 +145,8 @@ def _files() -> dict[str, tuple[Tensors, dict[str, np.ndarray]]]:
     files = {name: (kohya(layers), truth(layers)) for name, layers in LAYERS.items()}
     alphas, plain = LAYERS["an alpha for each layer"], LAYERS["no alpha"]
     files["blocks of the LDM layout"] = kohya(alphas, LDM), truth(alphas)
+    bare = KOHYA | {WORD: KOHYA[WORD].replace("text_model_", "")}
+    files["a text encoder without its upper level"] = kohya(alphas, bare), truth(alphas)
     shaped = {module: tensors | {"alpha": tensors["alpha"].reshape(1).astype(np.float16)} for module, tensors in alphas.items()}
     files["alphas of one number in half precision"] = kohya(shaped), truth(alphas)
     flat = {

@@ -210,6 +210,15 @@ def test_quantized_factors_are_refused(tmp_path):
     ("more", "message"),
     [
         ({f"{KOHYA[QUERY]}.dora_scale": 1}, r"attn1_to_q\.dora_scale: DoRA in kohya's keys"),
+        (
+            {"lora_te_text_model_embeddings_token_embedding.lora_up.weight": 1},
+            r"token_embedding\.lora_up.*: of a table of embed",
+        ),
+        (
+            {"lora_te_embeddings_position_embedding.lora_up.weight": 1},
+            r"position_embedding\.lora_up.*: of a table of embeddings",
+        ),
+        ({"text_encoder.embeddings.token_embedding.lora_embedding_A": 1}, r"lora_embedding_A: of a table of embeddings"),
         ({f"{KOHYA[POINTWISE]}.diff": 1}, r"proj_in\.diff: a whole difference"),
         ({f"{KOHYA[POINTWISE]}.diff_b": 1}, r"proj_in\.diff_b: a whole difference"),
         ({"bundle_emb.word.string_to_param.*": 1}, r"bundle_emb\.word.*an embedding"),
