@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from stages.checkpoints.lora_names import lora_file
 from stages.pipeline.command import run
 from stages.pipeline.config import RuntimeConfig, SamplingConfig, Seed, Text, strict
 from stages.pipeline.outputs import atomic_directory
@@ -50,7 +51,7 @@ def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path
         runtime: the section `runtime`.
         model: the directory of the model that draws, in the diffusers layout.
         out: the directory to write the images to.
-        lora: the directory of a LoRA for the model; left out for none.
+        lora: a LoRA for the model, its file or the directory of its training; left out for none.
     """
     from stages.comparison import cells, sampling
     from stages.pipeline.progress import track
@@ -63,7 +64,7 @@ def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path
         sampling.load_lora(models, lora, config.lora_scale)
     text = sampling.describe(models, settings, config.negative_prompt)
     if lora is not None:
-        text |= {"lora_scale": f"{config.lora_scale:g}", "lora_sha256": sampling.file_digest(sampling.lora_file(lora))}
+        text |= {"lora_scale": f"{config.lora_scale:g}", "lora_sha256": sampling.file_digest(lora_file(lora))}
     images = sampling.draw(models, config.prompts, config.seeds, settings, config.negative_prompt)
     with atomic_directory(out) as folder:
         for cell, image in zip(plan, track(images, "images", total=len(plan)), strict=True):

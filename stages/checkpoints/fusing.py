@@ -9,7 +9,7 @@ import numpy as np
 from stages.checkpoints.lora_factors import factors
 from stages.checkpoints.lora_files import LoraModule, read_lora
 from stages.checkpoints.lora_matching import modules_for
-from stages.checkpoints.lora_names import LORA_FILE
+from stages.checkpoints.lora_names import holds_whole_unet, lora_file
 from stages.checkpoints.model import Model
 from stages.checkpoints.tensors import Array, LazyTensor, sha256
 
@@ -27,11 +27,15 @@ def fuse(model: Model, lora: Path, weight: float) -> Model:
         weight: 1 for the LoRA as it was trained; 0 leaves the model as it is.
 
     Raises:
-        ValueError: The weight is not finite, the file is not understood whole, or the model lacks what it was trained beside.
+        OSError: There is no such file.
+        ValueError: The weight is not finite, the file is a whole UNet or not understood whole, or the model lacks what it was
+            trained beside.
     """
     if not math.isfinite(weight):
         raise ValueError(f"--weight: given {weight}: a finite number, 1 for the LoRA as it was trained")
-    lora = lora / LORA_FILE if lora.is_dir() else lora
+    lora = lora_file(lora)
+    if holds_whole_unet(lora):
+        raise ValueError(f"--lora: {lora} is the whole UNet of a full fine-tuning, and no LoRA: export its directory by itself")
     file = read_lora(lora)
     shapes = {name: {key: each.shape for key, each in model.components[name].tensors.items()} for name in _FUSED}
     matched = modules_for(file, shapes, model.components["unet"].config)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """diffusers' name for the file of a LoRA."""
@@ -18,6 +19,28 @@ _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _GROUP = re.compile(r"\((?:\?(?:[:=!]|<[=!]|P<\w+>)|(?!\?))([^()]*)\)")
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{\d*,?\d*\})[?+]?")
 _DEEPEST = 20
+
+
+def lora_file(path: Path) -> Path:
+    """The file with what was trained: `path` itself, or the LoRA or else the UNet in the directory `path`.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or directory: give a LoRA's file, or the directory that a training wrote"
+        )
+    files = [path / LORA_FILE, path / "unet" / UNET_FILE] if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{files[0]}: no such LoRA file: give a LoRA's file, or the directory that a training wrote")
+
+
+def holds_whole_unet(file: Path) -> bool:
+    """Whether the file is the UNet of a full fine-tuning, by its name."""
+    return file.name == UNET_FILE
 
 
 def first_pattern(patterns: Iterable[str], module: str) -> str | None:

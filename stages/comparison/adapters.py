@@ -13,30 +13,11 @@ from torch import Tensor, nn
 from stages.checkpoints.lora_factors import factors
 from stages.checkpoints.lora_files import Kind, LoraFile, LoraModule, read_lora
 from stages.checkpoints.lora_matching import modules_for
-from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
 
 ADAPTER = "lora"
 _SHAPING = ("peft_type", "use_effective_conv2d", "decompose_both", "decompose_factor")
 """PEFT's settings that say which factors a LoHa or a LoKr has; the others say which layers it is for, or how it is trained."""
 _PEFT_PARTS = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-
-
-def lora_file(path: Path) -> Path:
-    """The file with what was trained: `path` itself, or the LoRA or else the UNet in the folder `path`.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    files = [path / LORA_FILE, path / "unet" / UNET_FILE] if path.is_dir() else [path]
-    for file in files:
-        if file.is_file():
-            return file
-    raise FileNotFoundError(f"{files[0]}: no such LoRA file")
-
-
-def holds_whole_unet(file: Path) -> bool:
-    """Whether the file is the UNet of a full fine-tuning, by its name."""
-    return file.name == UNET_FILE
 
 
 @torch.no_grad()

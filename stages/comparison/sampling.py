@@ -21,8 +21,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from stages.checkpoints.lora_files import read_lora
-from stages.checkpoints.lora_names import UNET_FILE
-from stages.comparison.adapters import ADAPTER, attach, holds_whole_unet, load_tuned_unet, lora_file, match
+from stages.checkpoints.lora_names import UNET_FILE, holds_whole_unet, lora_file
+from stages.comparison.adapters import ADAPTER, attach, load_tuned_unet, match
 from stages.comparison.prompts import last_layer, tokenize
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from stages.checkpoints.fusing import fuse
-from stages.checkpoints.lora_names import LORA_FILE
+from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
 from stages.checkpoints.model import read_model
 from tests.checkpoints.foreign_loras import CONVOLUTION, FILES, INCOMPLETE, QUERY, pair, save, save_incomplete
 from tests.checkpoints.tiny import random_weights, save_diffusers
@@ -38,6 +38,19 @@ def test_a_directory_stands_for_the_lora_in_it(tmp_path, model):
     given = [fuse(model, path, 1.0).components["unet"] for path in (tmp_path, file)]
     assert np.array_equal(given[0].tensors[key].read(), given[1].tensors[key].read())
     assert given[0].recipe == given[1].recipe
+
+
+def test_what_is_no_lora_is_refused_for_what_it_is(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/missing: no such file or directory: give a LoRA's file"):
+        fuse(model, tmp_path / "missing", 1.0)
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/{LORA_FILE}: no such LoRA file: give a LoRA's file"):
+        fuse(model, tmp_path, 1.0)
+    tuned = save_diffusers(tmp_path / "tuned", random_weights())
+    for path in (tuned, tuned / "unet" / UNET_FILE):
+        with pytest.raises(
+            ValueError, match=rf"--lora: {tuned}/unet/{UNET_FILE} is the whole UNet .* export its directory by it"
+        ):
+            fuse(model, path, 1.0)
 
 
 @pytest.mark.parametrize("setting", INCOMPLETE)

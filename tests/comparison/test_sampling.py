@@ -204,6 +204,8 @@ def test_lora_of_another_architecture_is_refused(checkpoint, tmp_path):
 def test_missing_or_foreign_lora_is_refused(models, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such LoRA file"):
         load_lora(models, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"missing: no such file or directory"):
+        load_lora(models, tmp_path / "missing")
     save_file({"something.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no LoRA weights"):
         load_lora(models, tmp_path / "other.safetensors")
