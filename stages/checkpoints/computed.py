@@ -25,12 +25,10 @@ class ComputedTensor(LazyTensor):
     """A tensor that is computed of others.
 
     Attributes:
-        sources: Tensors of its size, each of floating point.
-        function: Of the place of a piece's first value and of that piece of every source, which it may overwrite; gives the
-            piece of this tensor.
+        function: Of the place of a piece's first value and of that piece of every source, which are of its size and of
+            floating point, and which it may overwrite; gives the piece of this tensor.
     """
 
-    sources: tuple[LazyTensor, ...] = ()
     function: Callable[..., Array] = np.asarray
 
 

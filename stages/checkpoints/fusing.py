@@ -59,4 +59,5 @@ def _with_lora(tensor: LazyTensor, module: LoraModule, weight: float) -> LazyTen
             values = lengths / np.linalg.norm(rows, axis=1, keepdims=True) * rows
         return values.astype(np.float32)
 
-    return LazyTensor(tensor.shape, tensor.dtype, load) if weight else tensor
+    sources = (tensor, *module.tensors.values())
+    return LazyTensor(tensor.shape, tensor.dtype, load, sources=sources) if weight else tensor

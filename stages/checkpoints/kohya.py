@@ -15,6 +15,8 @@ from stages.checkpoints.writing import write_safetensors
 
 _DIRECTIONS = {"down": "lora_down.weight", "up": "lora_up.weight"}
 
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 
 def write_kohya(lora: LoraFile, out: Path, dtype: str) -> None:
     """Write an adapter in kohya's keys, with PEFT's settings, or else its source, as the recipe.
@@ -30,7 +32,7 @@ def to_kohya(lora: LoraFile) -> dict[str, LazyTensor]:
     """The tensors of a LoRA file under kohya's keys, with an `.alpha` for each layer.
 
     Raises:
-        ValueError: The file holds DoRA.
+        ValueError: The file holds DoRA, or an alpha that other programs could not read.
     """
     renamed: dict[str, LazyTensor] = {}
     for name, module in lora.modules.items():
@@ -38,7 +40,10 @@ def to_kohya(lora: LoraFile) -> dict[str, LazyTensor]:
             raise ValueError(f"{lora.path}: {module.key} is DoRA: only LoRA, LoHa and LoKr have keys that programs read alike")
         tensors = _scaled(module)
         renamed |= {f"{name}.{_DIRECTIONS.get(part, part)}": tensor for part, tensor in tensors.items()}
-        renamed[f"{name}.alpha"] = _scalar(module.scale * module.rank if factors(module.tensors).rank else 1.0)
+        alpha = module.scale * module.rank if factors(module.tensors).rank else 1.0
+        if not _SMALLEST <= abs(alpha) <= _LARGEST:
+            raise ValueError(f"{lora.path}: {module.key} has an alpha of {alpha:g}, which float32 does not hold")
+        renamed[f"{name}.alpha"] = _scalar(alpha)
     return renamed
 
 
@@ -54,8 +59,8 @@ def _scaled(module: LoraModule) -> LazyTensors:
     def load() -> np.ndarray:
         return (whole.read().astype(np.float64) * scale).astype(np.float32)
 
-    return {**module.tensors, "lokr_w1": LazyTensor(whole.shape, "F32", load)}
+    return {**module.tensors, "lokr_w1": LazyTensor(whole.shape, "F32", load, sources=(whole,))}
 
 
 def _scalar(value: float) -> LazyTensor:
-    return LazyTensor((), "F32", lambda: np.array(value, dtype=np.float32))
+    return LazyTensor((), "F32", lambda: np.array(value, dtype=np.float32), keeps_dtype=True)

@@ -152,4 +152,4 @@ def without_mid(down: LazyTensor, mid: LazyTensor) -> LazyTensor:
         core, first = mid.read().astype(np.float64), down.read().reshape(rank, width).astype(np.float64)
         return np.einsum("mnkl,ni->mikl", core, first).astype(np.float32)
 
-    return LazyTensor((rank, width, *mid.shape[2:]), "F32", load)
+    return LazyTensor((rank, width, *mid.shape[2:]), "F32", load, sources=(down, mid))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,12 +112,16 @@ class LazyTensor:
         dtype: As safetensors names it: "F16", "I64".
         load: Reads or computes the values. bfloat16 and float8 arrive as float32, which holds them exactly.
         stored: Where the values lie, for those who read them in their own way; None for computed ones.
+        sources: What it is computed of.
+        keeps_dtype: Whether it is written in its own dtype, whatever the others are written in.
     """
 
     shape: tuple[int, ...]
     dtype: str
     load: Callable[[], Array]
     stored: Stored | None = None
+    sources: tuple["LazyTensor", ...] = ()
+    keeps_dtype: bool = field(default=False, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -127,6 +131,12 @@ class LazyTensor:
     def read(self) -> Array:
         """The values, in `shape`."""
         return self.load().reshape(self.shape)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where the values lie, or those that they are computed of; each file once."""
+        found = [self.stored.path] if self.stored else [path for source in self.sources for path in source.files]
+        return tuple(dict.fromkeys(found))
 
     def reshape(self, shape: tuple[int, ...]) -> "LazyTensor":
         """The same values in another shape, still unread."""

@@ -56,7 +56,7 @@ def write_safetensors(
     threads: int | None = None,
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write tensors, rounded once to `dtype` (integers stay as they are), with the recipe in the metadata.
+    """Write tensors, rounded once to `dtype` (integers, and what keeps its dtype, stay as they are), with the recipe.
 
     The same tensors and recipe give the same bytes, for any number of threads; they are those that the safetensors
     library would write, whose order of several metadata changes from run to run.
@@ -123,7 +123,7 @@ class _Piece(NamedTuple):
 
 
 def _entry(key: str, tensor: LazyTensor, dtype: str, offset: int) -> _Entry:
-    code = _CODES[dtype] if tensor.dtype in FLOATS else tensor.dtype
+    code = _CODES[dtype] if tensor.dtype in FLOATS and not tensor.keeps_dtype else tensor.dtype
     return _Entry(key, tensor, code, offset, tensor.size * np.dtype(NUMPY_DTYPES[code]).itemsize)
 
 
@@ -165,14 +165,14 @@ def _complaint(broken: LazyTensors, dtype: str) -> ValueError:
     causes: dict[str, list[str]] = {}
     for key, tensor in broken.items():
         for source, fault in _faults(tensor, dtype):
-            file = f"{source.stored.path}: " if source.stored else ""
-            causes.setdefault(file + fault, []).append(key)
+            files = " and ".join(map(str, source.files))
+            causes.setdefault(f"{files}: {fault}" if files else fault, []).append(key)
     error = NotFiniteError if all(cause.endswith(_NOT_FINITE) for cause in causes) else ValueError
     return error("; ".join(f"{cause}: {listed(keys)}" for cause, keys in causes.items()))
 
 
 def _faults(tensor: LazyTensor, dtype: str) -> list[tuple[LazyTensor, str]]:
-    sources = tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
+    sources = tensor.sources or (tensor,)
     faulty = [source for source in sources if not are_finite(source.read())]
     return [(source, _NOT_FINITE) for source in faulty] or [(tensor, f"larger than {dtype} holds")]
 

@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 from stages.checkpoints.fusing import fuse
 from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
 from stages.checkpoints.model import read_model
+from stages.checkpoints.writing import write_safetensors
 from tests.checkpoints.foreign_loras import CONVOLUTION, FILES, INCOMPLETE, QUERY, pair, save, save_incomplete
 from tests.checkpoints.tiny import random_weights, save_diffusers
 
@@ -38,6 +39,23 @@ def test_a_directory_stands_for_the_lora_in_it(tmp_path, model):
     given = [fuse(model, path, 1.0).components["unet"] for path in (tmp_path, file)]
     assert np.array_equal(given[0].tensors[key].read(), given[1].tensors[key].read())
     assert given[0].recipe == given[1].recipe
+
+
+@pytest.mark.parametrize("name", ["no alpha", "Tucker", "LoHa", "LoKr"])
+@pytest.mark.parametrize("value", [np.nan, 1e9])
+def test_what_cannot_be_written_is_named_with_its_files(tmp_path, model, name, value):
+    tensors = {key: np.array(each, order="C") for key, each in FILES[name][0].items()}
+    key = next(key for key, each in tensors.items() if each.ndim and ("attn1_to_q." in key or "conv1." in key))
+    tensors[key][:] = value
+    save_file(tensors, tmp_path / "lora.safetensors")
+    weight = f"{CONVOLUTION if 'conv1' in key else QUERY}.weight"
+    whole = fuse(model, tmp_path / "lora.safetensors", 1.0).components["unet"].tensors
+    lora = rf"{tmp_path}/lora\.safetensors"
+    fault = rf"{lora}: not a finite number \(NaN or Inf\)"
+    if value == 1e9:
+        fault = rf"{model.components['unet'].tensors[weight].files[0]} and {lora}: larger than float16 holds"
+    with pytest.raises(ValueError, match=rf"^{fault}: {weight}$"):
+        write_safetensors(tmp_path / "out.safetensors", whole, "float16", {})
 
 
 def test_what_is_no_lora_is_refused_for_what_it_is(tmp_path, model):

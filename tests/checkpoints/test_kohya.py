@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -62,6 +63,24 @@ def test_file(tmp_path):
     assert written[f"{KOHYA[QUERY]}.lora_down.weight"].dtype == np.float16
     assert written[f"{KOHYA[QUERY]}.alpha"].shape == ()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("value", [1e-9, 0.1, 1e5])
+def test_alpha_is_written_in_single_precision(tmp_path, value):
+    """Half precision makes 0 of 1e-9 and infinity of 1e5."""
+    write_kohya(trained(tmp_path, {"unet.lora_alpha": value}), tmp_path / "out.safetensors", "float16")
+    written = load_file(tmp_path / "out.safetensors")
+    assert {key.split(".", 1)[1]: value.dtype for key, value in written.items()} == {
+        "alpha": np.float32, "lora_down.weight": np.float16, "lora_up.weight": np.float16,
+    }  # fmt: skip
+    assert written[f"{KOHYA[QUERY]}.alpha"] == np.float32(value)
+    assert next(iter(read_lora(tmp_path / "out.safetensors").modules.values())).alpha == np.float32(value)
+
+
+@pytest.mark.parametrize("value", [1e-60, -1e60])
+def test_an_alpha_that_single_precision_does_not_hold_is_refused(tmp_path, value):
+    with pytest.raises(ValueError, match=rf"lora\.safetensors: unet\.{QUERY} has an alpha of {re.escape(f'{value:g}')}, which"):
+        to_kohya(trained(tmp_path, {"unet.lora_alpha": value}))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -137,7 +137,8 @@ def test_of_several_sources_the_file_at_fault_is_named(tmp_path):
     thetas = [open_safetensors(tmp_path / f"{name}.safetensors")["x"] for name in ("theta0", "theta1")]
     big = computed(thetas[:1], lambda _start, _, x: 1e5 * x)
     written = {"sum": computed(thetas, lambda _start, _, x, y: x + y), "big": big}
-    expected = rf"^larger than float16 holds: big; {tmp_path}/theta1.safetensors: not a finite number \(NaN or Inf\): sum$"
+    larger = rf"{tmp_path}/theta0.safetensors: larger than float16 holds: big"
+    expected = rf"^{larger}; {tmp_path}/theta1.safetensors: not a finite number \(NaN or Inf\): sum$"
     with pytest.raises(ValueError, match=expected):
         write_safetensors(tmp_path / "out.safetensors", written, "float16", {})
 
