@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -45,7 +46,13 @@ def holds_whole_unet(file: Path) -> bool:
 
 def first_pattern(patterns: Iterable[str], module: str) -> str | None:
     """The pattern that PEFT takes for a layer: the first one that stands for the end of its name."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), None)
+    return next((pattern for pattern in patterns if _end_of_name(pattern).match(module)), None)
+
+
+@cache
+def _end_of_name(pattern: str) -> re.Pattern[str]:
+    """As PEFT has it; `re` itself keeps 512, and a file may have a pattern for each of more layers."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def check_patterns(patterns: Iterable[str], longest: int) -> None:

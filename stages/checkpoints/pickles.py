@@ -152,7 +152,9 @@ def _lazy(key: str, tensor: StoredTensor, places: Places) -> LazyTensor:
     if count == 0 or _is_contiguous(tensor):
         return stored_tensor(shape, _dtype(storage.kind), replace(places[storage.key], offset=first, size=item * count))
     span = replace(places[storage.key], offset=first, size=item * (1 + _last(tensor) - tensor.offset))
-    return LazyTensor(shape, _dtype(storage.kind), lambda: _gather(span.read(_dtype(storage.kind)), tensor))
+    dtype = _dtype(storage.kind)
+    stored = stored_tensor((span.size // item,), dtype, span)
+    return LazyTensor(shape, dtype, lambda: _gather(span.read(dtype), tensor), sources=(stored,))
 
 
 def _check(key: str, tensor: StoredTensor, place: Stored) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +164,17 @@ def test_a_pattern_that_would_hang_is_refused(tmp_path, pattern):
         settings = {"unet.lora_alpha": 8, f"unet.{leaf}": {"to_k": 1, pattern: 2}}
         with pytest.raises(ValueError, match=rf"x\.safetensors: the metadata's unet\.{leaf} cannot be read: .* takes too long"):
             read_lora(write(tmp_path, peft(QUERY), settings))
+
+
+def test_a_pattern_for_each_of_many_layers(tmp_path):
+    """More than Python's `re` keeps compiled."""
+    names = [f"down_blocks.0.attentions.{number}.to_q" for number in range(600)]
+    tensors = {f"unet.{name}.lora_{part}.weight": np.ones((1, 1), np.float32) for name in names for part in "AB"}
+    settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {name: number + 1 for number, name in enumerate(names)}}
+    start = time.process_time()
+    modules = read_lora(write(tmp_path, tensors, settings)).modules.values()
+    assert {module.key.removeprefix("unet."): module.alpha for module in modules} == settings["unet.alpha_pattern"]
+    assert time.process_time() - start < 3
 
 
 def test_a_long_name_makes_a_pattern_slow(tmp_path):

@@ -107,6 +107,7 @@ def test_tensors_of_every_layout(tmp_path, zipped):
         assert np.array_equal(read[key].read(), expected), key
     assert read["view"].stored is not None
     assert read["transposed"].stored is None, "its values do not lie in order"
+    assert all(tensor.files == (tmp_path / "model.ckpt",) for tensor in read.values())
 
 
 def test_state_dicts_within_state_dicts(tmp_path):
