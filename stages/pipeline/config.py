@@ -4,6 +4,7 @@ Configs are frozen pydantic dataclasses without defaults (conf/ is the only home
 its path, what was given and what is allowed.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -298,10 +299,20 @@ def _leaf(location: tuple[int | str, ...], values: Any) -> list[str]:
     return path
 
 
+def _left_behind(given: Any) -> str:
+    """The cure where a path is missing in a queued experiment's own folder alone: DVC takes along what git tracks."""
+    path = given.get("path") if isinstance(given, dict) else given
+    root = Path(os.environ.get("DVC_ROOT", "."))  # the repository, wherever the experiment runs
+    if not isinstance(path, str) or not path or Path(path).exists() or not (root / path).exists():
+        return ""
+    return f"; it lies untracked in the repository: bring it along, dvc exp run -C {Path(path).parts[0]} …"
+
+
 def _explain(section: str, item: Mapping[str, Any], values: Any) -> str:
     """Write one pydantic error as `leaf: given …: what is allowed`."""
     leaf = ".".join([*filter(None, [section]), *_leaf(item["loc"], values)])
     message = str(item["msg"]).removeprefix("Value error, ")
+    message += _left_behind(item["input"])
     if item["type"] == "value_error" and isinstance(item["input"], dict):
         return f"{leaf}: {message}" if ": " not in message else f"{leaf}.{message}"
     if item["type"] == "unexpected_keyword_argument":

@@ -90,3 +90,15 @@ def test_missing_file_and_section(tmp_path):
     (tmp_path / "params.yaml").write_text("a: 1")
     with pytest.raises(ParamsError, match="train: this section is missing"):
         load_params("train", Outer, tmp_path / "params.yaml")
+
+
+def test_a_path_that_a_queued_experiment_left_behind_is_told_with_the_cure(tmp_path, monkeypatch):
+    """DVC runs it in a folder of its own, with what git tracks, and DVC_ROOT names the repository."""
+    (tmp_path / "repository" / "my" / "models").mkdir(parents=True)
+    (tmp_path / "experiment").mkdir()
+    monkeypatch.chdir(tmp_path / "experiment")
+    source = {"path": "my/models", "repo": None, "revision": None, "file": None, "sha256": None}
+    assert "-C" not in message(Source, source)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "repository"))
+    assert message(Source, source).endswith("it lies untracked in the repository: bring it along, dvc exp run -C my …")
+    assert "-C" not in message(Source, source | {"path": "elsewhere"})
