@@ -107,7 +107,7 @@ def write_params(setup: Setup, folder: Path, tuned: str = "lora") -> None:
         params[name] = yaml.safe_load((ROOT / f"conf/{name}/default.yaml").read_text())
     params["encode_images"]["resolution"] = options.resolution
     params["train_text2img"] |= changes
-    params["train_dreambooth"] |= changes | {"class_prompt": PROMPT, "clip_skip": 0, "instance_prompt": PROMPT}
+    params["train_dreambooth"] |= changes | {"clip_skip": 0, "instance_prompt": PROMPT}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
