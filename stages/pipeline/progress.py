@@ -48,7 +48,7 @@ def track(
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES:
+        if now - last >= SECONDS_BETWEEN_LINES and initial + done != total:  # the last line comes below, with the time
             print(_line(label, initial + done, total, done / (now - start), status()), file=sys.stderr, flush=True)
             last = now
     elapsed = time.monotonic() - start
