@@ -53,6 +53,7 @@ def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path
         out: the directory to write the images to.
         lora: a LoRA for the model, its file or the directory of its training; left out for none.
     """
+    from stages.checkpoints.tensors import sha256
     from stages.comparison import cells, sampling
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
@@ -64,7 +65,7 @@ def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path
         sampling.load_lora(models, lora, config.lora_scale)
     text = sampling.describe(models, settings, config.negative_prompt)
     if lora is not None:
-        text |= {"lora_scale": f"{config.lora_scale:g}", "lora_sha256": sampling.file_digest(lora_file(lora))}
+        text |= {"lora_scale": f"{config.lora_scale:g}", "lora_sha256": sha256(lora_file(lora))}
     images = sampling.draw(models, config.prompts, config.seeds, settings, config.negative_prompt)
     with atomic_directory(out) as folder:
         for cell, image in zip(plan, track(images, "images", total=len(plan)), strict=True):

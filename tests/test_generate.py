@@ -22,8 +22,8 @@ RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
 
 @pytest.mark.stage
 def test_cells_are_drawn_and_say_how(tmp_path):
+    from stages.checkpoints.tensors import sha256
     from stages.comparison.cells import read_cells, read_png_text
-    from stages.comparison.sampling import file_digest
     from tests.comparison.tiny_models import save_tiny_checkpoint
 
     model = save_tiny_checkpoint(tmp_path / "model")
@@ -37,7 +37,7 @@ def test_cells_are_drawn_and_say_how(tmp_path):
     text = read_png_text(tmp_path / "one" / "p1-s3.png")
     assert text["prompt"] == "hat, green"
     assert text["seed"] == "3"
-    assert text["unet_sha256"] == file_digest(model / "unet" / "diffusion_pytorch_model.safetensors")
+    assert text["unet_sha256"] == sha256(model / "unet" / "diffusion_pytorch_model.safetensors")
     assert str(tmp_path) not in str(text)
 
 

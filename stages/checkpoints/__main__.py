@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from stages.checkpoints.recipes import describe, recipes_of
+from stages.pipeline.command import errors_in_one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,12 +15,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help=".safetensors, .ckpt, or a directory in the diffusers layout")
     parser.add_argument("--json", action="store_true", help="the recipes alone, as JSON: enough to make the file again")
     options = parser.parse_args(argv)
-    try:
+    with errors_in_one_line("checkpoints"):
         text = describe(options.file)
         print(json.dumps(recipes_of(options.file), indent=2, sort_keys=True) if options.json else text)
-    except (ValueError, OSError) as error:
-        print(f"checkpoints: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

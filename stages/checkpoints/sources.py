@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from stages.checkpoints.tensors import sha256
-from stages.checkpoints.weight_files import find_weights
+from stages.checkpoints.weight_files import FILE_SUFFIXES, find_weights
 
 # What this room reads of a repository in the diffusers layout: no other formats and no safety checker.
 _CONFIGS = ("model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
@@ -16,7 +16,6 @@ _FORMS = (
     ("{}.fp16.safetensors", "{}.safetensors.index.fp16.json", "{}.fp16-*-of-*.safetensors"),
     ("{}.bin", "{}.bin.index.json", "{}-*-of-*.bin"),
 )
-_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 class Origin(Protocol):
@@ -77,7 +76,7 @@ def _download(origin: Origin, weights: bool) -> Location:
     from stages.pipeline.hub import damage, hub_access
 
     with hub_access(f"{origin.repo} at {origin.revision}: not fetched from the hub"):
-        is_file = origin.file is not None and origin.file.endswith(_FILE_SUFFIXES)
+        is_file = origin.file is not None and origin.file.endswith(FILE_SUFFIXES)
         path, root = _download_file(origin) if is_file else _download_folder(origin, weights)
     if weights:
         for file in [path] if path.is_file() else sorted(path.rglob("*")):

@@ -17,6 +17,7 @@ WEIGHT_FILES = (
     *(f"{stem}.fp16.bin" for stem in _PICKLED_STEMS),
 )
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+FILE_SUFFIXES = (".safetensors", *_PICKLES)
 
 
 class Weights(NamedTuple):
@@ -57,7 +58,7 @@ def _open_file(file: Path) -> dict[str, LazyTensor]:
         from stages.checkpoints.pickles import open_ckpt
 
         return open_ckpt(file)
-    known = ", ".join((".safetensors", *_PICKLES))
+    known = ", ".join(FILE_SUFFIXES)
     raise ValueError(f"{file}: unknown kind of checkpoint; known: {known}, or a diffusers directory")
 
 

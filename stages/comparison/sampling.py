@@ -5,7 +5,6 @@ model that are given the same seeds start from the same noise. Images of one pro
 prompt's, so editing one prompt leaves the bytes of the others alone.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from stages.checkpoints.lora_files import read_lora
 from stages.checkpoints.lora_names import UNET_FILE, holds_whole_unet, lora_file
+from stages.checkpoints.tensors import sha256
 from stages.comparison.adapters import ADAPTER, attach, load_tuned_unet, match
 from stages.comparison.prompts import last_layer, tokenize
 
@@ -131,12 +131,6 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
         models.unet.unload_lora()
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe(models: Models, sampling: Sampling, negative_prompt: str) -> dict[str, str]:
     """What an image depends on besides its prompt, its seed and a LoRA, as text: settings, and the digest of the UNet."""
     return {
@@ -146,7 +140,7 @@ def describe(models: Models, sampling: Sampling, negative_prompt: str) -> dict[s
         "noise_scheduler": sampling.noise_scheduler,
         "num_inference_steps": str(sampling.num_inference_steps),
         "resolution": str(sampling.resolution),
-        "unet_sha256": file_digest(models.folder / "unet" / UNET_FILE),
+        "unet_sha256": sha256(models.folder / "unet" / UNET_FILE),
     }
 
 

@@ -1,6 +1,5 @@
 """From encoded images and a model to a trained LoRA file: what the two training stages have in common."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.checkpoints.lora_names import LORA_FILE, UNET_FILE
+from stages.checkpoints.tensors import sha256
 from stages.lora.adapters import add_adapter, cast_frozen, load_unet, move, write_lora
 from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at, hold_out, names_at, validation_batches
 from stages.lora.compiling import compile_unet
@@ -192,8 +192,7 @@ def take_held_out(streams: Sequence[Stream], config: TrainingConfig, draws: Draw
 
 def base_metadata(model: Path) -> dict[str, str]:
     """What a LoRA's metadata say of the model that it was trained on."""
-    with (model / "unet" / UNET_FILE).open("rb") as file:
-        return {"base_unet_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"base_unet_sha256": sha256(model / "unet" / UNET_FILE)}
 
 
 def write_result(tuned: Tuned, model: Path, base: Mapping[str, str] | None, folder: Path) -> Path:

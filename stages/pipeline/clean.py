@@ -6,9 +6,9 @@ python -m stages.pipeline.clean
 """
 
 import shutil
-import sys
 from pathlib import Path
 
+from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.lockfile import LOCK, content_md5, locked_outs
 from stages.pipeline.outputs import parts_of, remove
 from stages.pipeline.resume import CHECKPOINTS
@@ -44,11 +44,8 @@ def clean(lock: Path = LOCK) -> None:
 
 def main() -> None:
     """Do so; a dvc.lock that cannot be read ends it with one line and status 1."""
-    try:
+    with errors_in_one_line("clean"):
         clean()
-    except (ValueError, OSError) as error:
-        print(f"clean: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

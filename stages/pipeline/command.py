@@ -10,7 +10,8 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def run(stage: Callable[..., None], argv: Sequence[str] | None = None) -> None:
         for line in str(error).splitlines() or [""]:
             complain(f"{name}: {kind}: {line}" if line else f"{name}: {kind}")
         raise SystemExit(status) from error
+
+
+@contextmanager
+def errors_in_one_line(program: str) -> Iterator[None]:
+    """For a program that is no stage: let a `ValueError` or `OSError` in the block end it with one line and status 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 def config_schemas(stage: Callable[..., None]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.outputs import check_room
 
 LOCK = Path("dvc.lock")
@@ -178,12 +179,9 @@ def _object(cache: Path, md5: str) -> Path:
 
 def main() -> None:
     """Refuse what DVC would fail on half-way, with one line and status 1."""
-    try:
+    with errors_in_one_line("pipeline"):
         locked_outs()
         check_room()
-    except (ValueError, OSError) as error:
-        print(f"pipeline: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.compose import CONF
 
 TEMPLATE = Path(__file__).parent / "preset.yaml"
@@ -35,11 +36,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 1 or argv[0].startswith("-"):
         print(__doc__)
         raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 1)
-    try:
+    with errors_in_one_line("preset"):
         path = begin(argv[0])
-    except (ValueError, OSError) as error:
-        print(f"preset: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     print(f"{path}: set what it asks for, then: make params EXPERIMENT={argv[0]} && make repro")
 
 

@@ -1,6 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from stages.checkpoints.weight_files import FILE_SUFFIXES
 from stages.pipeline import resolvers
 
 
@@ -21,6 +22,11 @@ def conf(value):
 )
 def test_a_model_is_called_as_its_file_or_repository(source, name):
     assert resolvers.model_name(conf({"theta0": {"source": source}}), "theta0") == name
+
+
+@pytest.mark.parametrize("suffix", FILE_SUFFIXES)
+def test_every_kind_of_file_that_is_read_is_called_without_its_suffix(suffix):
+    assert resolvers.model_name(conf({"theta0": {"source": {"path": f"models/first{suffix}"}}}), "theta0") == "first"
 
 
 @pytest.mark.parametrize("base", [None, conf({}), conf({"theta0": None}), conf({"theta0": {"source": "x"}}), conf([1])])

@@ -1,7 +1,6 @@
 import fcntl
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from stages.pipeline import fingerprints, resume, seals
 from stages.pipeline.lockfile import content_md5
 from stages.pipeline.resume import CHECKPOINTS, compiled_folder, resumable, run_digest
 from stages.pipeline.seals import sealed_file
+from tests.pipeline.small_pipeline import run
 
 
 @pytest.fixture(autouse=True)
@@ -230,18 +230,10 @@ def test_same_run_in_two_processes_is_refused(root):
         "try:\n    with resumable('train', {}, [], Path('out')): pass\n"
         "except OSError as error: print(error)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command: Any = {
-        "args": [sys.executable, "-c", script],
-        "env": environment,
-        "capture_output": True,
-        "text": True,
-        "check": True,
-    }
     with resumable("train", {}, [], Path("out")):
-        done = subprocess.run(**command)
+        done = run(sys.executable, "-c", script)
     assert "another process is at this very run" in done.stdout
-    assert not subprocess.run(**command).stdout
+    assert not run(sys.executable, "-c", script).stdout
 
 
 def test_a_filesystem_without_locks_is_told_of_and_used(monkeypatch, capsys):
@@ -265,23 +257,19 @@ def test_compiled_code_is_never_taken_from_a_folder_that_others_may_write_to(roo
     assert f"`chmod go-w {folder}`" in capsys.readouterr().out
 
 
-def test_inductors_own_setting_counts_only_as_it_was_before_torch_was_imported(tmp_path):
+def test_inductors_own_setting_counts_only_as_it_was_before_torch_was_imported(tmp_path, monkeypatch):
     """Importing torch's parts sets it, to a folder in /tmp."""
     script = (
         "import stages.pipeline.command, torch._dynamo.package\n"
         "from stages.pipeline.config import RuntimeConfig\nfrom stages.pipeline.torch_runtime import prepare\n"
         "import os\nprepare(RuntimeConfig('cpu', 1, 'float32'))\nprint(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    for told, expected in (
-        ({}, tmp_path / "root/.checkpoints/compiled"),
-        ({"TORCHINDUCTOR_CACHE_DIR": "own"}, tmp_path / "own"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment | told, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.splitlines()[-1] == str(expected)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    untold = run(sys.executable, "-c", script)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "own")
+    told = run(sys.executable, "-c", script)
+    assert untold.stdout.splitlines()[-1] == str(tmp_path / "root/.checkpoints/compiled")
+    assert told.stdout.splitlines()[-1] == str(tmp_path / "own")
 
 
 def test_a_run_of_other_code_is_another_run(root, monkeypatch, tmp_path):
