@@ -46,7 +46,7 @@ preset: venv ## Begin a preset for checkpoints and images of your own: NAME=mine
 	$(BIN)/python -m stages.pipeline.preset $(NAME)
 
 grids: venv ## What CI runs: fetch what is missing from the DVC remote, regenerate the comparison
-	$(BIN)/python -m stages.pipeline.grids $(GRIDS)
+	$(BIN)/python -m stages.pipeline.ci.regenerate $(GRIDS)
 
 mini-world: venv ## Rebuild the small models of data/mini (hours on a CPU; says how long beforehand)
 	$(BIN)/python -m stages.mini.rebuild

@@ -19,7 +19,7 @@ from turns import Turns, wait_for_device
 
 from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters
 from stages.lora.compiling import compile_unet
-from stages.lora.settings import AdapterConfig
+from stages.lora.config import AdapterConfig
 from stages.pipeline.torch_runtime import keep_freed_memory
 
 LIMIT_COMPILED = LIMIT + COMPILED

@@ -97,9 +97,9 @@ def make_pair(options: argparse.Namespace) -> None:
     """Write two checkpoints with the true keys of SD1 and random weights, and the configs that describe them."""
     import numpy as np
 
-    from stages.checkpoints.key_maps import component_specs
-    from stages.checkpoints.tensors import LazyTensor
-    from stages.checkpoints.writing import write_safetensors
+    from stages.checkpoints.files.tensors import LazyTensor
+    from stages.checkpoints.files.writing import write_safetensors
+    from stages.checkpoints.keys.key_maps import component_specs
 
     configs = _configs(options.tiny)
     _write_configs(options.folder / "configs", configs)
@@ -123,7 +123,7 @@ def merge_ours(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     from dataclasses import replace
 
-    from stages.checkpoints.merging import MergePlan, merge_models
+    from stages.checkpoints.merging.models import MergePlan, merge_models
     from stages.checkpoints.model import read_model
     from stages.checkpoints.single_file import write_single_file
 
@@ -140,7 +140,7 @@ def compare(options: argparse.Namespace) -> None:
     """Print, as JSON, how far each result is from exact arithmetic, and how many units in the last place from ours."""
     import numpy as np
 
-    from stages.checkpoints.tensors import open_safetensors
+    from stages.checkpoints.files.tensors import open_safetensors
 
     originals = [open_safetensors(options.folder / f"{name}.safetensors") for name in SEEDS]
     results = {name: _result(options.folder, name) for name in ("ours", *options.peers)}
@@ -172,7 +172,7 @@ def _ordered(values: Any) -> Any:
 
 
 def _result(folder: Path, name: str) -> dict[str, Any]:
-    from stages.checkpoints.tensors import open_safetensors
+    from stages.checkpoints.files.tensors import open_safetensors
 
     path = folder / name if (folder / name).is_dir() else folder / f"{name}.safetensors"
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]

@@ -31,7 +31,7 @@ def make_world(work: Path, resolution: int) -> None:
     subprocess.run([sys.executable, ROOT / "benchmarks/sd1.py", work / "model", ROOT / "data/mini/base/tokenizer"], check=True)
     import torch
 
-    from stages.lora.encoded import EncodedCaptions, EncodedImages, write_encoded
+    from stages.encoding.encoded_files import EncodedCaptions, EncodedImages, write_encoded
 
     torch.manual_seed(0)
     names, width = ["1.png", "2.png"], SD1["unet"]["cross_attention_dim"]

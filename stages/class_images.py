@@ -50,8 +50,8 @@ def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: P
 
 
 def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder: Path) -> None:
-    from stages.comparison.cells import write_png
-    from stages.comparison.sampling import Sampling, draw, load_models
+    from stages.drawing.cells import write_png
+    from stages.drawing.sampling import Sampling, draw, load_models
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 

@@ -90,12 +90,12 @@ def stage(config: CompareConfig, sweep: SweepConfig, images: Path, scores: Path,
         dataset: the directory of the training images and their captions.
         out: the directory to write the report to.
     """
-    from stages.comparison.grids import Style
-    from stages.comparison.histories import read_history
-    from stages.comparison.presentation import Comparison, Presentation, read_samples, read_training_images
-    from stages.comparison.report import font_problems, write_report
-    from stages.comparison.results import read_results
-    from stages.comparison.variants import KINDS, Sweep
+    from stages.report.contents import Comparison, Presentation, read_samples, read_training_images
+    from stages.report.grids import Style
+    from stages.report.histories import read_history
+    from stages.report.report import font_problems, write_report
+    from stages.report.results import read_results
+    from stages.report.variants import KINDS, Sweep
 
     compared = Sweep(sweep.bases, sweep.alpha, {"text2img": sweep.rank, "dreambooth": sweep.dreambooth_rank})
     trained = [variant for variant in compared.variants if variant.rank is not None]

@@ -141,12 +141,12 @@ def _candidates(source: Source, scratch: Path) -> "list[Candidate]":
             return web.url_candidates(source.list, source.timeout)
         case BingSource():
             return web.search_candidates(source.query, source.limit, scratch, source.timeout)
-    from stages.dataset import hub
+    from stages.dataset import hub_sources
 
     if isinstance(source, HubFilesSource):
-        return hub.hub_file_candidates(source.repo, source.revision, source.patterns)
+        return hub_sources.hub_file_candidates(source.repo, source.revision, source.patterns)
     columns = source.image_column, source.caption_column
-    return hub.hub_dataset_candidates(source.repo, source.revision, source.split, *columns)
+    return hub_sources.hub_dataset_candidates(source.repo, source.revision, source.split, *columns)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
 
     captions = read_captions(dataset)
 
-    from stages.lora.encoded import EncodedCaptions, write_encoded
-    from stages.lora.problems import caption_problems, say_problems
-    from stages.lora.prompts import embed_prompts, load_text_encoder, token_counts
+    from stages.encoding.data_warnings import caption_problems, say_problems
+    from stages.encoding.encoded_files import EncodedCaptions, write_encoded
+    from stages.encoding.prompts import embed_prompts, load_text_encoder, token_counts
     from stages.pipeline.torch_runtime import prepare
 
     tokenizer, text_encoder = load_text_encoder(model, prepare(runtime))

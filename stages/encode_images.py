@@ -51,10 +51,10 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
     if not paths:
         raise ValueError(f"{images}: no .png images in it; run the stage download first")
 
-    from stages.lora.buckets import bucket_sizes, nearest_bucket
-    from stages.lora.encoded import EncodedImages, write_encoded
-    from stages.lora.latents import encode_mixed, image_size, load_vae, say_sizes, vae_scale_factor
-    from stages.lora.problems import say_problems, size_problems
+    from stages.encoding.buckets import bucket_sizes, nearest_bucket
+    from stages.encoding.data_warnings import say_problems, size_problems
+    from stages.encoding.encoded_files import EncodedImages, write_encoded
+    from stages.encoding.latents import encode_mixed, image_size, load_vae, say_sizes, vae_scale_factor
     from stages.pipeline.torch_runtime import prepare
 
     autoencoder = load_vae(vae, prepare(runtime))

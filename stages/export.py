@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stages.checkpoints.lora_names import LORA_FILE
+from stages.checkpoints.file_names import LORA_FILE
 from stages.pipeline.command import run
 from stages.pipeline.config import strict
 from stages.pipeline.outputs import atomic_file
@@ -59,7 +59,7 @@ def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = Non
 
 
 def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight: float) -> None:
-    from stages.checkpoints.fusing import fuse
+    from stages.checkpoints.merging.fusing import fuse
     from stages.checkpoints.model import read_model
     from stages.checkpoints.single_file import unsaid, write_single_file
 
@@ -74,8 +74,8 @@ def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight
 
 
 def _write_lora(lora: Path, part: Path, dtype: str) -> None:
-    from stages.checkpoints.kohya import write_kohya
-    from stages.checkpoints.lora_files import read_lora
+    from stages.checkpoints.adapters.kohya import write_kohya
+    from stages.checkpoints.adapters.lora_files import read_lora
 
     read = read_lora(lora)
     if "DoRA" in read.kinds():

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from stages.checkpoints.lora_names import lora_file
+from stages.checkpoints.file_names import lora_file
 from stages.pipeline.command import run
 from stages.pipeline.config import RuntimeConfig, SamplingConfig, Seed, Text, strict
 from stages.pipeline.outputs import atomic_directory
@@ -53,8 +53,8 @@ def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path
         out: the directory to write the images to.
         lora: a LoRA for the model, its file or the directory of its training; left out for none.
     """
-    from stages.checkpoints.tensors import sha256
-    from stages.comparison import cells, sampling
+    from stages.checkpoints.files.tensors import sha256
+    from stages.drawing import cells, sampling
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 

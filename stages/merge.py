@@ -40,7 +40,7 @@ class MergeConfig:
     """How to merge.
 
     Attributes:
-        method: What is computed; conf/merge has the formulas, stages/checkpoints/methods.py their sources.
+        method: What is computed; conf/merge has the formulas, stages/checkpoints/merging/methods.py their sources.
         component_alpha: Weights of theta1 for whole components.
         blocks: Weights of theta1 for blocks of the UNet: some by name, or all in a list; null for none.
         density: Part of a difference that ties and dare keep, in (0, 1].
@@ -72,9 +72,9 @@ def stage(
         out: the directory to write the merge to.
         theta2: the directory of the third model; left out, or no directory, where the method needs none.
     """
-    from stages.checkpoints.merging import MergePlan, merge_models
+    from stages.checkpoints.files.writing import check_space, written_size
+    from stages.checkpoints.merging.models import MergePlan, merge_models
     from stages.checkpoints.model import Reading, read_model, write_model
-    from stages.checkpoints.writing import check_space, written_size
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha: given {alpha}: a number from 0 (theta0 alone) to 1 (theta1 alone)")

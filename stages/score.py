@@ -48,21 +48,21 @@ def stage(config: ScoreConfig, runtime: RuntimeConfig, images: Path, references:
         references: the directory of the .png images that they are compared with.
         out: the .csv file to write.
     """
-    from stages.comparison.cells import read_cells
-    from stages.comparison.scores import write_scores
+    from stages.drawing.cells import read_cells
+    from stages.report.scores import write_scores
 
     cells = read_cells(images)
     reference_files = sorted(references.glob("*.png"))
     if not reference_files:
         raise FileNotFoundError(f"{references}: holds no PNG files to compare with")
 
-    from stages.comparison import metrics
+    from stages.drawing import embeddings
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    scorer = metrics.load_scorer(
+    scorer = embeddings.load_scorer(
         config.scorer.path or str(config.scorer.repo), config.scorer.revision, prepare(runtime), weight_dtype(runtime)
     )
-    scores = metrics.score_cells(scorer, images, cells, reference_files, config.batch_size)
+    scores = embeddings.score_cells(scorer, images, cells, reference_files, config.batch_size)
     with atomic_file(out) as part:
         write_scores(part, scores)
 

@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from stages.lora.settings import TrainingConfig
+from stages.lora.config import TrainingConfig
 from stages.pipeline.command import run
 from stages.pipeline.config import NonNegative, RuntimeConfig, Text, strict
 
@@ -66,12 +66,12 @@ def stage(
     if rank < 1:
         raise ValueError(f"--rank: given {rank}: must be at least 1")
 
+    from stages.encoding.data_warnings import say_problems
+    from stages.encoding.encoded_files import read_encoded_images
     from stages.lora.dreambooth import Subject, dreambooth_streams, read_class_images
-    from stages.lora.encoded import read_encoded_images
-    from stages.lora.problems import say_problems
-    from stages.lora.samples import SampleSize
+    from stages.lora.previews import SampleSize
+    from stages.lora.run import Place, tune
     from stages.lora.text_encoder import TrainedPrompts
-    from stages.lora.tuning import Place, tune
     from stages.pipeline.resume import resumable
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 

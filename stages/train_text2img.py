@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from stages.lora.settings import TrainingConfig
+from stages.lora.config import TrainingConfig
 from stages.pipeline.command import run
 from stages.pipeline.config import Fraction, RuntimeConfig, strict
 
@@ -48,11 +48,11 @@ def stage(
     if rank < 1:
         raise ValueError(f"--rank: given {rank}: must be at least 1")
 
+    from stages.encoding.data_warnings import say_problems
+    from stages.encoding.encoded_files import pair_captions, read_encoded_captions, read_encoded_images
     from stages.lora.batches import Stream
-    from stages.lora.encoded import pair_captions, read_encoded_captions, read_encoded_images
-    from stages.lora.problems import say_problems
-    from stages.lora.samples import SampleSize
-    from stages.lora.tuning import Place, tune
+    from stages.lora.previews import SampleSize
+    from stages.lora.run import Place, tune
     from stages.pipeline.resume import resumable
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 

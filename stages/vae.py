@@ -52,7 +52,7 @@ def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
         out: the directory to write the VAE to.
     """
     from stages.checkpoints.components import check_latents, read_vae
-    from stages.checkpoints.merging import merge_vaes
+    from stages.checkpoints.merging.models import merge_vaes
     from stages.checkpoints.model import write_component
     from stages.checkpoints.sources import locate
 
@@ -75,7 +75,7 @@ def stage(config: VaeConfig, theta0: Path, theta1: Path, out: Path) -> None:
 
 def _check_held(source: str, thetas: Mapping[str, Path]) -> None:
     """Refuse to take the VAE of an original that has none, which `base` has said."""
-    from stages.checkpoints.weight_files import find_weights
+    from stages.checkpoints.files.weight_files import find_weights
 
     for name, folder in thetas.items():
         if source in (name, "merged") and not find_weights(folder / "vae"):

@@ -7,7 +7,7 @@ import yaml
 
 from stages.compare import CompareConfig, Names, stage
 from stages.pipeline.config import ParamsError, SweepConfig, validate
-from tests.comparison.small_comparison import NAMES, write_world
+from tests.report.small_comparison import NAMES, write_world
 
 ROOT = Path(__file__).parents[1]
 SWEEP = SweepConfig(alpha=(0.7,), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"))
@@ -49,7 +49,7 @@ def test_every_template_is_a_dependency_of_the_stage():
     """A fingerprint covers Python alone."""
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compare"]["deps"]
     templates = [path for path in (ROOT / "stages" / "comparison").iterdir() if path.suffix not in (".py", "")]
-    assert {f"stages/comparison/{path.name}" for path in templates} == {dep for dep in deps if dep.startswith("stages/")}
+    assert {f"stages/report/{path.name}" for path in templates} == {dep for dep in deps if dep.startswith("stages/")}
 
 
 @pytest.mark.parametrize("spoil", ["scores/theta1.csv", "lora/text2img-a0.7-r4/history.csv", "images/a0.7/p0-s3.png"])

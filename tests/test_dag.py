@@ -202,7 +202,7 @@ def test_a_plain_experiment_stays_with_the_preset(baseline):
 def test_comparison_that_fails_leaves_the_old_report(baseline):
     files = [path for path in (baseline.root / "data/report").rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
-    baseline.edit("stages/comparison/report.html.jinja", "<main>", "<main>{{ no_such_name }}")
+    baseline.edit("stages/report/report.html.jinja", "<main>", "<main>{{ no_such_name }}")
     failed = baseline.dvc("repro", check=False)
     assert failed.returncode != 0
     assert executed(failed.stdout) == {"sync", "compare"}
@@ -238,10 +238,10 @@ def test_ci_fetches_only_what_it_needs(repository, tmp_path):
     repository.git("commit", "-qm", "remote and lock")
     repository.git("clone", "-q", ".", str(clone))
     fresh = Repository(clone)
-    done = fresh.run(sys.executable, "-m", "stages.pipeline.grids")
+    done = fresh.run(sys.executable, "-m", "stages.pipeline.ci.regenerate")
     assert executed(done.stdout) <= {"sync"}
     fresh.compose("generate.prompts=[another asuka]")
-    done = fresh.run(sys.executable, "-m", "stages.pipeline.grids", "--before", "HEAD", "--comment", "comment.md")
+    done = fresh.run(sys.executable, "-m", "stages.pipeline.ci.regenerate", "--before", "HEAD", "--comment", "comment.md")
     ran = executed(done.stdout) - {"sync"}
     assert {name.split("@")[0].split("_")[0] for name in ran} == {"generate", "score", "compare"}
     assert not (clone / "data/encoded").exists()
@@ -257,7 +257,7 @@ def test_ci_refuses_a_gpu_stage(repository, tmp_path):
     repository.git("clone", "-q", ".", str(clone))
     fresh = Repository(clone)
     fresh.compose("runtime.device=cuda")
-    done = fresh.run(sys.executable, "-m", "stages.pipeline.grids", check=False)
+    done = fresh.run(sys.executable, "-m", "stages.pipeline.ci.regenerate", check=False)
     assert done.returncode != 0
     assert "runtime.device: cuda asked for and there is no GPU" in done.stdout + done.stderr
     assert re.search(r"grids: stage \w+ had to run here and could not", done.stderr)

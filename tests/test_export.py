@@ -59,7 +59,7 @@ def test_something_else_is_refused(tmp_path):
 
 @pytest.mark.parametrize("setting", ["init_lora_weights", "use_dora"])
 def test_what_is_not_all_that_was_trained_is_not_written(tmp_path, setting):
-    from tests.checkpoints.foreign_loras import save_incomplete
+    from tests.checkpoints.adapters.foreign_loras import save_incomplete
 
     (tmp_path / "lora").mkdir()
     save_incomplete(tmp_path / "lora", setting)
@@ -100,8 +100,8 @@ def test_other_tools_compute_from_the_file_what_was_trained(tmp_path, model, nam
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import CLIPTextModel
 
-    from stages.checkpoints.lora_files import kohya_name
-    from tests.checkpoints.foreign_loras import added
+    from stages.checkpoints.adapters.lora_files import kohya_name
+    from tests.checkpoints.adapters.foreign_loras import added
 
     torch.manual_seed(0)
     make = LoHaConfig if name.startswith("LoHa") else LoKrConfig
@@ -182,7 +182,7 @@ def draw(pipeline):
 
 
 # Not alpha_pattern: diffusers 0.42 applies one alpha to all modules of a kohya file (its alphas' keys end in
-# `processor.to_q_lora.down.weight`, which match no module); tests/checkpoints/test_kohya.py covers it.
+# `processor.to_q_lora.down.weight`, which match no module); tests/checkpoints/adapters/test_kohya.py covers it.
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"(to_q|q_proj)": 2}}])
 def test_diffusers_draws_the_same_with_the_kohya_file(tmp_path, model, settings):
     import torch
@@ -259,7 +259,7 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path, model, weight):
 
 @pytest.mark.parametrize("weight", [0.5, 0.0, math.nan])
 def test_a_weight_without_a_lora_to_fuse_is_refused(tmp_path, model, weight):
-    from tests.checkpoints.foreign_loras import save
+    from tests.checkpoints.adapters.foreign_loras import save
 
     (tmp_path / "lora").mkdir()
     save(tmp_path, "no alpha").rename(tmp_path / "lora" / "pytorch_lora_weights.safetensors")

@@ -22,9 +22,9 @@ RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
 
 @pytest.mark.stage
 def test_cells_are_drawn_and_say_how(tmp_path):
-    from stages.checkpoints.tensors import sha256
-    from stages.comparison.cells import read_cells, read_png_text
-    from tests.comparison.tiny_models import save_tiny_checkpoint
+    from stages.checkpoints.files.tensors import sha256
+    from stages.drawing.cells import read_cells, read_png_text
+    from tests.drawing.tiny_models import save_tiny_checkpoint
 
     model = save_tiny_checkpoint(tmp_path / "model")
     for name in ("one", "two"):
@@ -43,7 +43,7 @@ def test_cells_are_drawn_and_say_how(tmp_path):
 
 @pytest.mark.stage
 def test_failed_drawing_leaves_nothing(tmp_path):
-    from tests.comparison.tiny_models import save_tiny_checkpoint
+    from tests.drawing.tiny_models import save_tiny_checkpoint
 
     model = save_tiny_checkpoint(tmp_path / "model")
     with pytest.raises(ValueError, match="clip_skip: given 7"):

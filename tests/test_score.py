@@ -11,9 +11,9 @@ SCORER = {"path": ".", "repo": None, "revision": None, "file": None, "sha256": N
 def test_every_cell_gets_a_score(tmp_path):
     from PIL import Image
 
-    from stages.comparison.cells import plan_cells, write_cells
-    from stages.comparison.scores import read_scores
-    from tests.comparison.tiny_models import save_tiny_scorer
+    from stages.drawing.cells import plan_cells, write_cells
+    from stages.report.scores import read_scores
+    from tests.drawing.tiny_models import save_tiny_scorer
 
     cells = plan_cells(["a cat", "hat"], [0, 5])
     for name in ("images", "references"):
@@ -33,7 +33,7 @@ def test_every_cell_gets_a_score(tmp_path):
 
 
 def test_nothing_to_compare_with_is_an_error(tmp_path):
-    from tests.comparison.small_comparison import write_world
+    from tests.report.small_comparison import write_world
 
     images = write_world(tmp_path) / "images" / "theta0"
     config = validate("score", ScoreConfig, {"scorer": SCORER, "batch_size": 1})

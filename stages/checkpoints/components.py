@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints.architecture import architecture, refuse_other_kinds
-from stages.checkpoints.config_values import check_config
-from stages.checkpoints.conformance import conform
-from stages.checkpoints.dialects import is_diffusers, normalise_diffusers, normalise_vae_file, without_nesting
-from stages.checkpoints.files import read_json, shown
-from stages.checkpoints.key_maps import TensorSpec, component_specs, from_ldm
-from stages.checkpoints.tensors import LazyTensors, Recipe, read_recipe, sha256
-from stages.checkpoints.weight_files import WEIGHT_FILES, Weights, find_weights, open_weights
+from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_recipe, sha256
+from stages.checkpoints.files.weight_files import WEIGHT_FILES, Weights, find_weights, open_weights
+from stages.checkpoints.keys.architecture import architecture, refuse_other_kinds
+from stages.checkpoints.keys.checking import conform
+from stages.checkpoints.keys.config_values import check_config
+from stages.checkpoints.keys.key_maps import TensorSpec, component_specs, from_ldm
+from stages.checkpoints.keys.spellings import is_diffusers, normalise_diffusers, normalise_vae_file, without_nesting
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints.architecture import architecture
 from stages.checkpoints.components import COMPONENTS, Component, named, read_component, read_config
-from stages.checkpoints.dialects import without_nesting
-from stages.checkpoints.files import read_json, shown
+from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.files.weight_files import find_weights, open_weights
+from stages.checkpoints.files.writing import NotFiniteError, write_safetensors
+from stages.checkpoints.keys.architecture import architecture
+from stages.checkpoints.keys.spellings import without_nesting
 from stages.checkpoints.prediction import Prediction, prediction
 from stages.checkpoints.single_file_parts import read_parts
-from stages.checkpoints.weight_files import find_weights, open_weights
-from stages.checkpoints.writing import NotFiniteError, write_safetensors
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",

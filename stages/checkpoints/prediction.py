@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from stages.checkpoints.files import read_json, read_text, refuse_stand_in, shown
-from stages.checkpoints.tensors import read_metadata
+from stages.checkpoints.files.reading import read_json, read_text, refuse_stand_in, shown
+from stages.checkpoints.files.tensors import read_metadata
 
 _SPELLINGS = {
     "eps": "epsilon",

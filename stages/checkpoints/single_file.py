@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from stages.checkpoints.components import Component
-from stages.checkpoints.files import read_json, shown
-from stages.checkpoints.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
+from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.files.tensors import LazyTensor
+from stages.checkpoints.files.writing import write_safetensors
+from stages.checkpoints.keys.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
 from stages.checkpoints.model import SCHEDULER, Model
-from stages.checkpoints.tensors import LazyTensor
-from stages.checkpoints.writing import write_safetensors
 
 # The noise schedule of SD1 and SD2, which every program takes that reads a single file; and what diffusers takes where the
 # scheduler's config says nothing.

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from stages.checkpoints.tensors import sha256
-from stages.checkpoints.weight_files import FILE_SUFFIXES, find_weights
+from stages.checkpoints.files.tensors import sha256
+from stages.checkpoints.files.weight_files import FILE_SUFFIXES, find_weights
 
 # What this room reads of a repository in the diffusers layout: no other formats and no safety checker.
 _CONFIGS = ("model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
@@ -73,7 +73,7 @@ def locate(origin: Origin, *, weights: bool = True) -> Location:
 
 
 def _download(origin: Origin, weights: bool) -> Location:
-    from stages.pipeline.hub import damage, hub_access
+    from stages.pipeline.hub.client import damage, hub_access
 
     with hub_access(f"{origin.repo} at {origin.revision}: not fetched from the hub"):
         is_file = origin.file is not None and origin.file.endswith(FILE_SUFFIXES)
@@ -92,7 +92,7 @@ def _download_file(origin: Origin) -> tuple[Path, Path]:
     """One file, and the config of its training if that lies beside it; the second path is the repository's."""
     from huggingface_hub import hf_hub_download
 
-    from stages.pipeline.hub import fetch_if_there
+    from stages.pipeline.hub.client import fetch_if_there
 
     path = Path(hf_hub_download(str(origin.repo), str(origin.file), revision=origin.revision))
     root = path.parents[len(Path(str(origin.file)).parts) - 1]

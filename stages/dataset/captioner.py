@@ -10,7 +10,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-from stages.pipeline.hub import hub_access
+from stages.pipeline.hub.client import hub_access
 
 
 def load_blip(

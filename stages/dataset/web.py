@@ -15,7 +15,7 @@ from urllib.response import addinfourl
 from stages.dataset.images import RefusedImageError, looks_like_image
 from stages.dataset.own_captions import tidy
 from stages.dataset.sources import Candidate
-from stages.pipeline import transfers
+from stages.pipeline.hub import transfers
 from stages.pipeline.tables import read_table
 
 MAX_BYTES = 64 * 2**20

@@ -14,10 +14,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.checkpoints.lora_names import METADATA_KEY, first_pattern
+from stages.checkpoints.adapters.lora_patterns import first_pattern
+from stages.checkpoints.file_names import LORA_METADATA_KEY
+from stages.lora.config import AdapterConfig
 from stages.lora.fused import FusedLinear
 from stages.lora.pointwise import use_matrix_products
-from stages.lora.settings import AdapterConfig
 
 
 def load_unet(model: Path) -> UNet2DConditionModel:
@@ -163,7 +164,7 @@ def write_lora(
         settings[f"{part}.base_model_name_or_path"] = None
         if f"{part}.lora_dropout" in settings:
             settings[f"{part}.lora_dropout"] = 0.0  # diffusers' loader would go on dropping while it draws
-    save_file(weights, path, metadata={METADATA_KEY: json.dumps(settings, sort_keys=True, default=str)})
+    save_file(weights, path, metadata={LORA_METADATA_KEY: json.dumps(settings, sort_keys=True, default=str)})
 
 
 def _settings_of(model: Any) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stages.comparison.cells import read_png_text
+from stages.drawing.cells import read_png_text
+from stages.encoding.encoded_files import EncodedImages
+from stages.encoding.latents import encode_images, load_vae
+from stages.encoding.prompts import embed_prompts, load_text_encoder, token_counts
 from stages.lora.batches import Examples, Stream
-from stages.lora.encoded import EncodedImages
-from stages.lora.latents import encode_images, load_vae
-from stages.lora.prompts import embed_prompts, load_text_encoder, token_counts
 from stages.pipeline.progress import track
 
 CLASS_BATCH_SIZE = 8

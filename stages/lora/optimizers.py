@@ -8,7 +8,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
-from stages.lora.settings import OPTIMIZER_PACKAGES, OptimizerConfig
+from stages.lora.config import OPTIMIZER_PACKAGES, OptimizerConfig
 
 
 def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

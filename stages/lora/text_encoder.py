@@ -10,8 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from stages.comparison.prompts import last_layer, tokenize
-from stages.lora.prompts import load_text_encoder
+from stages.encoding.prompts import last_layer, load_text_encoder, tokenize
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The text encoder's attention; what diffusers' DreamBooth script trains."""

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stages.comparison.prompts import tokenize
+from stages.encoding.prompts import tokenize
 from stages.mini.draw_sets import read_array
 from stages.mini.drawings import ATTRIBUTES, STYLES, caption
 from stages.mini.fitting import generator_of

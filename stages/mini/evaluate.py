@@ -163,7 +163,7 @@ def _image_set(folder: Path) -> tuple[NDArray[np.uint8], list[dict[str, str]]]:
 
 def measure_scorer(world: World) -> Figures:
     """Retrieval among 50 captions, and the true caption against one with one attribute changed."""
-    from stages.comparison.metrics import load_scorer
+    from stages.drawing.embeddings import load_scorer
     from stages.mini.scoring import ranked_above_changed, retrieved
 
     scorer = load_scorer(world.mini / "scorer", None, world.device, torch.float32)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.checkpoints.merging import MergePlan, merge_models
+from stages.checkpoints.merging.models import MergePlan, merge_models
 from stages.checkpoints.model import read_model, write_model
-from stages.comparison.sampling import Models, Sampling, encode_prompt, load_models, sample
+from stages.drawing.sampling import Models, Sampling, encode_prompt, load_models, sample
 from stages.mini.captions import words_of
 from stages.mini.drawings import CHANCES, STYLES, caption
 from stages.pipeline.progress import track

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from stages.checkpoints.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
+from stages.checkpoints.keys.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
 from stages.pipeline.outputs import atomic_file
 
 OLD_TEXT_ENCODER_PREFIX = TEXT_ENCODER_PREFIX.removesuffix("text_model.")

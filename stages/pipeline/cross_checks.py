@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.checkpoints.methods import MERGE_METHODS
+from stages.checkpoints.merging.methods import MERGE_METHODS
 from stages.dataset.folders import count_images
-from stages.lora.settings import OPTIMIZER_PACKAGES
+from stages.lora.config import OPTIMIZER_PACKAGES
 
 Configs = Mapping[str, Any]
 """The checked settings by section."""

@@ -15,8 +15,8 @@ MOST_SECONDS, MOST_MEGABYTES = 1, 200
 READ_ALL = """
 import json, resource, sys, time
 from pathlib import Path
-from stages.checkpoints import pickles
-from stages.checkpoints.weight_files import open_weights
+from stages.checkpoints.files import pickles
+from stages.checkpoints.files.weight_files import open_weights
 
 def megabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)

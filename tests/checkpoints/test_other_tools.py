@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints.key_maps import VAE_PREFIX
-from stages.checkpoints.merging import MergePlan, merge_models
+from stages.checkpoints.keys.key_maps import VAE_PREFIX
+from stages.checkpoints.merging.models import MergePlan, merge_models
 from stages.checkpoints.model import read_model
 from stages.checkpoints.single_file import write_single_file
 from tests.checkpoints.tiny import CONFIGS, UNET, ldm_weights, random_weights, save_configs, save_diffusers

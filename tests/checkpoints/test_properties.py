@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from stages.checkpoints.key_maps import component_specs
-from stages.checkpoints.merging import MergePlan, merge_models
+from stages.checkpoints.keys.key_maps import component_specs
+from stages.checkpoints.merging.models import MergePlan, merge_models
 from stages.checkpoints.model import Model, read_model, write_component
 from tests.checkpoints.hostile import safetensors
 from tests.checkpoints.tiny import CONFIGS, TEXT_ENCODER, UNET, VAE, WEIGHTS, WIDTH, save_configs

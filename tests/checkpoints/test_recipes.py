@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from stages.checkpoints.__main__ import main
-from stages.checkpoints.merging import MergePlan, merge_models
+from stages.checkpoints.merging.models import MergePlan, merge_models
 from stages.checkpoints.model import read_model, write_model
 from stages.checkpoints.recipes import recipes_of
 from stages.checkpoints.single_file import write_single_file

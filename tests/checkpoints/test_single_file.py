@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints.merging import MergePlan, merge_models
+from stages.checkpoints.merging.models import MergePlan, merge_models
 from stages.checkpoints.model import Reading, read_model, write_model
 from stages.checkpoints.single_file import write_single_file
 from tests.checkpoints.tiny import SCHEDULER, ldm_weights, random_weights, save_configs, save_diffusers

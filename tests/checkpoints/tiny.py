@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from stages.checkpoints.key_maps import component_specs, to_ldm
+from stages.checkpoints.keys.key_maps import component_specs, to_ldm
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,"
 VOCABULARY = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]

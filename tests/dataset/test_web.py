@@ -12,7 +12,7 @@ import pytest
 
 from stages.dataset import web
 from stages.dataset.images import RefusedImageError
-from stages.pipeline import transfers
+from stages.pipeline.hub import transfers
 from tests.dataset.pictures import encoded, noise
 
 DATA = encoded(noise(0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from stages.lora.settings import AdapterConfig, TrainingConfig
+from stages.lora.config import AdapterConfig, TrainingConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 

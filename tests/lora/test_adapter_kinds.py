@@ -7,14 +7,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from stages.checkpoints.lora_files import read_lora
-from stages.checkpoints.lora_names import LORA_FILE
-from stages.comparison.adapters import attach
-from stages.comparison.sampling import load_lora, load_models
+from stages.checkpoints.adapters.lora_files import read_lora
+from stages.checkpoints.file_names import LORA_FILE
+from stages.drawing.lora_loading import attach
+from stages.drawing.sampling import load_lora, load_models
+from stages.encoding.prompts import load_text_encoder
 from stages.lora.adapters import add_adapter, idle_patterns, load_unet, trained_parameters, write_lora
-from stages.lora.prompts import load_text_encoder
 from stages.lora.text_encoder import TARGET_MODULES
-from tests.comparison.tiny_models import save_tiny_checkpoint
+from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 from tests.lora.test_adapters import TARGETS, fresh_unet, pipeline_of, predict, shake, trained_unet
 

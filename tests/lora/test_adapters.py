@@ -7,9 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from stages.checkpoints.lora_names import LORA_FILE
+from stages.checkpoints.file_names import LORA_FILE
 from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
-from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
+from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 
 TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
@@ -116,7 +116,7 @@ def test_same_bytes_whatever_the_hash_seed_and_the_folder(model, tmp_path):
 
     script = (
         "import sys; from pathlib import Path; from tests.lora.test_adapters import *;"
-        "from tests.comparison.tiny_models import save_tiny_checkpoint;"
+        "from tests.drawing.tiny_models import save_tiny_checkpoint;"
         "here = Path(sys.argv[1]); save_tiny_checkpoint(here); write_lora({'unet': trained_unet(here)}, here / 'lora')"
     )
     digests = set()

@@ -10,7 +10,7 @@ from torch import nn
 from stages.lora import fused
 from stages.lora.adapters import add_adapter, load_unet, trained_parameters
 from stages.lora.fused import FusedLinear, lora_product
-from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
+from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 
 SHAPES = [(3, 6), (2, 5, 6), (2, 1, 3, 6)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.lora.adapters import move, trained_parameters
-from tests.comparison.tiny_models import WIDTH, save_tiny_checkpoint
+from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.test_adapter_kinds import KINDS
 from tests.lora.test_adapters import trained_unet
 

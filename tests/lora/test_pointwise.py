@@ -6,7 +6,7 @@ from torch import nn
 
 from stages.lora.adapters import load_unet
 from stages.lora.pointwise import PointwiseConv2d, use_matrix_products
-from tests.comparison.tiny_models import save_tiny_checkpoint
+from tests.drawing.tiny_models import save_tiny_checkpoint
 
 
 def make_pair(**settings) -> tuple[Any, Any]:

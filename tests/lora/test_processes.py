@@ -10,11 +10,11 @@ from diffusers import DDPMScheduler
 from stages.lora import processes
 from stages.lora.adapters import trained_parameters
 from stages.lora.batches import batch_at
+from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
-from stages.lora.training import fit
-from tests.comparison.tiny_models import save_tiny_checkpoint
+from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import training_config
-from tests.lora.test_training import DRAWS, make_stream, make_unet
+from tests.lora.test_loop import DRAWS, make_stream, make_unet
 
 SETTINGS = {"max_train_steps": 4, "train_batch_size": 3, "logging_steps": 2, "gradient_accumulation_steps": 2}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.comparison.metrics import embed_images, embed_texts, load_scorer
 from stages.dataset.captioner import generate_captions, load_blip
+from stages.drawing.embeddings import embed_images, embed_texts, load_scorer
 from stages.mini import draw_sets, evaluate, train_captioner, train_judge, train_scorer
 from stages.mini.drawings import STYLES
 from stages.mini.judge import load_judge

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.checkpoints.pickles import open_ckpt
-from stages.checkpoints.tensors import open_safetensors
+from stages.checkpoints.files.pickles import open_ckpt
+from stages.checkpoints.files.tensors import open_safetensors
 from stages.mini import draw_sets, train_ancestor, train_finetune, train_vae
 from stages.mini.drawings import STYLES
 

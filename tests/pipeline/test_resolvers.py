@@ -1,7 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from stages.checkpoints.weight_files import FILE_SUFFIXES
+from stages.checkpoints.files.weight_files import FILE_SUFFIXES
 from stages.pipeline import resolvers
 
 

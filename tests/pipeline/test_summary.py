@@ -1,9 +1,9 @@
 import pytest
 
-from stages.comparison.report import write_report
-from stages.comparison.variants import Variant
 from stages.pipeline.summary import main
-from tests.comparison.small_comparison import leak, read_world, write_world
+from stages.report.report import write_report
+from stages.report.variants import Variant
+from tests.report.small_comparison import leak, read_world, write_world
 
 
 @pytest.fixture

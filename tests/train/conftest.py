@@ -12,7 +12,7 @@ from tests.train.running import RESOLUTION, run_stage, write_params
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A folder with images, captions and a model, in which the stages run."""
-    from tests.comparison.tiny_models import save_tiny_checkpoint
+    from tests.drawing.tiny_models import save_tiny_checkpoint
 
     root = tmp_path_factory.mktemp("world")
     save_tiny_checkpoint(root / "model")

@@ -36,9 +36,9 @@ def test_last_images_on_the_way_are_what_the_file_draws(encoded):
     """With the text encoder trained, at the run's settings, from the written file."""
     import torch
 
-    from stages.comparison.cells import read_png_text
-    from stages.comparison.sampling import Sampling, draw, load_lora, load_models
-    from stages.lora.samples import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
+    from stages.drawing.cells import read_png_text
+    from stages.drawing.sampling import Sampling, draw, load_lora, load_models
+    from stages.lora.previews import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
 
     write_params(
         encoded,

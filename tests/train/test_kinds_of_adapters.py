@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from stages.checkpoints.components import read_component
-from stages.checkpoints.fusing import fuse
-from stages.checkpoints.lora_names import LORA_FILE
+from stages.checkpoints.file_names import LORA_FILE
+from stages.checkpoints.merging.fusing import fuse
 from stages.checkpoints.model import Model
 from stages.checkpoints.prediction import Prediction
-from stages.comparison.sampling import load_lora, load_models
+from stages.drawing.sampling import load_lora, load_models
 from stages.export import ExportConfig
 from stages.export import stage as export
 from tests.train.running import TEXT2IMG, run_stage, write_params

@@ -108,7 +108,7 @@ def test_full_disk_is_seen_before_training(encoded, capsys, monkeypatch):
 def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
     import torch
 
-    from stages.comparison.sampling import load_lora, load_models
+    from stages.drawing.sampling import load_lora, load_models
 
     write_params(encoded, train_text2img={"tuned": "full", "learning_rate": 1e-4})
     run_stage("train_text2img", **TEXT2IMG, out="full")
@@ -128,7 +128,7 @@ def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
 def test_dreambooth_with_its_text_encoder(encoded):
     import torch
 
-    from stages.comparison.sampling import encode_prompt, load_lora, load_models
+    from stages.drawing.sampling import encode_prompt, load_lora, load_models
 
     write_params(
         encoded, class_images={"num_class_images": 3}, train_dreambooth={"train_text_encoder": True, "max_train_steps": 40}

@@ -1,0 +1,149 @@
+"""Images as the VAE sees them: loading, resizing, and the posterior of each image and its mirror image."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from stages.encoding.buckets import Size, cover
+from stages.pipeline.progress import track
+
+
+def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
+    """Load a VAE in float32, whatever it is stored in: in float16 some SD1 VAEs overflow (A1111#12624)."""
+    vae: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    return vae.to(device).requires_grad_(False).eval()
+
+
+def image_size(path: Path) -> Size:
+    """Width and height of an image file, from its header."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def vae_scale_factor(vae: AutoencoderKL) -> int:
+    """Pixels of the image for each pixel of the latents, along one side."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def say_sizes(sizes: Mapping[Path, Size]) -> None:
+    """Print how many images get which size."""
+    counts = Counter(sizes.values())
+    print(", ".join(f"{count} images at {width}x{height}" for (width, height), count in sorted(counts.items())), flush=True)
+
+
+def load_image(path: Path, size: Size, interpolation: str) -> Tensor:
+    """Load an image, resize it until it just covers `size`, and crop the middle.
+
+    For a square the same as torchvision's Resize, CenterCrop, ToTensor and Normalize(0.5, 0.5), to the bit.
+
+    Args:
+        path: an image file.
+        size: width and height of the result.
+        interpolation: "lanczos", "bicubic" or "bilinear".
+
+    Returns:
+        (3, height, width) in [-1, 1].
+
+    Raises:
+        OSError: the file cannot be decoded; it is named.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise OSError(f"{path}: cannot be decoded as an image: {error}") from error
+    resized = cover(image.size, size)
+    image = image.resize(resized, Image.Resampling[interpolation.upper()])
+    left, top = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
+    image = image.crop((left, top, left + size[0], top + size[1]))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    return (pixels / 255 - 0.5) / 0.5
+
+
+@torch.inference_mode()
+def encode_images(
+    vae: AutoencoderKL, paths: Iterable[Path], size: Size, interpolation: str, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Encode images and their mirror images.
+
+    Args:
+        vae: from `load_vae`.
+        paths: image files; those of a batch are taken when it is their turn.
+        size: see `load_image`.
+        interpolation: see `load_image`.
+        batch_size: images that are encoded together. The last bits of the result depend on it.
+
+    Returns:
+        mean: (N, 2, C, h, w), of the posterior, not times the scaling factor.
+        std: the same shape.
+
+    Raises:
+        ValueError: the VAE made NaN or infinity of an image; it is named.
+    """
+    means, stds = [], []
+    waiting = iter(paths)
+    while chunk := list(islice(waiting, batch_size)):
+        images = torch.stack([load_image(path, size, interpolation) for path in chunk]).to(vae.device)
+        posteriors = [vae.encode(view, return_dict=False)[0] for view in (images, images.flip(3))]
+        means.append(torch.stack([posterior.mean for posterior in posteriors], dim=1).cpu())
+        stds.append(torch.stack([posterior.std for posterior in posteriors], dim=1).cpu())
+        _check_finite(chunk, means[-1], stds[-1])
+    return torch.cat(means), torch.cat(stds)
+
+
+def encode_mixed(
+    vae: AutoencoderKL, sizes: Mapping[Path, Size], interpolation: str, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Encode images of several sizes, each batch of one size.
+
+    Args:
+        vae: from `load_vae`.
+        sizes: of each image.
+        interpolation: see `load_image`.
+        batch_size: see `encode_images`.
+
+    Returns:
+        mean and std as `encode_images` gives them, and None, where all sizes are the same. Otherwise mean and std are
+        (N, 2, C, L), where h and w are made one dimension and padded with zeros, and then shapes (N, 2) with each h and w.
+    """
+    groups: dict[Size, list[int]] = {}
+    for number, size in enumerate(sizes.values()):
+        groups.setdefault(size, []).append(number)
+    paths = list(sizes)
+    ordered = [paths[number] for numbers in groups.values() for number in numbers]
+    with closing(track(ordered, "images encoded")) as waiting:
+        encoded = {
+            size: encode_images(vae, islice(waiting, len(numbers)), size, interpolation, batch_size)
+            for size, numbers in groups.items()
+        }
+        next(waiting, None)  # so that it says it is done
+    if len(groups) == 1:
+        (only,) = encoded.values()
+        return *only, None
+    channels = vae.config["latent_channels"]
+    length = max(mean.shape[3] * mean.shape[4] for mean, _ in encoded.values())
+    parts = torch.zeros(2, len(paths), 2, channels, length)
+    shapes = torch.zeros(len(paths), 2, dtype=torch.int64)
+    for size, numbers in groups.items():
+        shapes[numbers] = torch.tensor(encoded[size][0].shape[3:])
+        for part, tensor in zip(parts, encoded[size], strict=True):
+            flat = tensor.flatten(3)
+            part[numbers, ..., : flat.shape[3]] = flat
+    return parts[0], parts[1], shapes
+
+
+def _check_finite(paths: Sequence[Path], mean: Tensor, std: Tensor) -> None:
+    """Raise a ValueError that names the first image whose posterior is not finite."""
+    finite = (mean.isfinite() & std.isfinite()).flatten(1).all(dim=1)
+    for path, good in zip(paths, finite.tolist(), strict=True):
+        if not good:
+            raise ValueError(f"{path}: the VAE makes NaN of it; its weights are broken, or overflowed when they were converted")

@@ -1,0 +1,1 @@
+"""What CI runs on a pull request: fetch, regenerate the comparison, comment on it."""

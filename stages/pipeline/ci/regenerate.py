@@ -1,0 +1,82 @@
+"""Regenerate the comparison in CI: fetch from the DVC remote what is missing, run what has changed, compare.
+
+Only the cells and what a changed stage reads are fetched; where nothing has changed no model is. A stage that needs a GPU
+refuses to run without one, and the message says which stage it is and what has changed for it.
+
+    python -m stages.pipeline.ci.regenerate                                         # regenerate
+    python -m stages.pipeline.ci.regenerate --before origin/main --comment out.md   # and write before/after as Markdown
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stages.pipeline import lockfile
+from stages.pipeline.ci.comment import write_comment
+from stages.pipeline.config import SweepConfig, load_params
+from stages.pipeline.lockfile import locked_outs
+
+REPORT = Path("data/report")
+CELLS = re.compile(r"(data/(?:images|lora|scores)/)(.+)")
+RUNNING = re.compile(r"Running stage '([^']+)'")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fetch, run, and write the comment if one is asked for; the status is that of `dvc repro`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", metavar="REV", help="git revision whose grid is shown beside the new one")
+    parser.add_argument("--comment", type=Path, metavar="FILE", help="Markdown file to write")
+    options = parser.parse_args(argv)
+    lockfile.main()
+    cells = sorted(locked_cells(Path("dvc.lock"), load_params("sweep", SweepConfig)))
+    if cells and has_remote():
+        _dvc("pull", "--allow-missing", *cells)
+    status, last = _repro()
+    if status:
+        print(f"grids: stage {last} had to run here and could not; what has changed for it:", file=sys.stderr, flush=True)
+        _dvc("status", last)
+        return status
+    if not REPORT.exists() and has_remote():  # nothing that it reads has changed, so it was not made here
+        _dvc("pull", "--allow-missing", str(REPORT))
+    if options.comment:
+        write_comment(options.comment, REPORT, options.before)
+    return 0
+
+
+def locked_cells(lock: Path, sweep: SweepConfig) -> Iterator[str]:
+    """The stages of dvc.lock that made cells of the present sweep: the comparison reads all of these, changed or not."""
+    for out in locked_outs(lock):
+        found = CELLS.fullmatch(out.path.as_posix())
+        if found and found[2].removesuffix(".csv") in sweep.variants:
+            yield out.stage
+
+
+def has_remote() -> bool:
+    """Whether a default DVC remote is configured."""
+    return bool(subprocess.run(["dvc", "config", "core.remote"], capture_output=True, check=False).stdout.strip())
+
+
+def _repro() -> tuple[int, str]:
+    """Run `dvc repro`, passing its output on; the status, and the stage that ran last."""
+    last = "?"
+    command = ["dvc", "--wait-for-lock", "repro", *(("--pull", "--allow-missing") if has_remote() else ())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            found = RUNNING.search(line)
+            last = found[1] if found else last
+    return process.returncode, last
+
+
+def _dvc(*arguments: str) -> int:
+    return subprocess.run(["dvc", "--wait-for-lock", *arguments], check=False).returncode
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The Hugging Face hub, held to limits that its client does not have."""

@@ -1,0 +1,29 @@
+"""Every chart of the page as an SVG file of its own, for `dvc plots` and for other documents. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.report.contents import COLOURS, Comparison
+from stages.report.effects import METRIC_NAMES
+from stages.report.page import forest, training
+from stages.report.rendering import template
+
+COURSES = {"Loss": "loss", "Learning rate": "learning_rate", "Gradient norm": "grad_norm"}
+"""For each course of a training the name of its file."""
+
+
+def write_charts(comparison: Comparison, folder: Path) -> None:
+    """Write scores-<metric>.svg, and for each kind of LoRA loss-<kind>.svg, learning_rate-<kind>.svg, grad_norm-<kind>.svg."""
+    macros: Any = template("charts.svg.jinja").module
+    for metric, name in METRIC_NAMES.items():
+        drawn = forest(comparison, metric)
+        _write(folder / f"scores-{metric}.svg", macros.forest_file(drawn, name, drawn["legend"]))
+    for kind in comparison.results.sweep.kinds:
+        for name, chart in training(comparison, kind)["charts"].items():
+            title = f"{comparison.presentation.names[kind]}: {name.lower()}"
+            _write(folder / f"{COURSES[name]}-{kind}.svg", macros.course_file(chart, title, COLOURS[kind]))
+
+
+def _write(path: Path, svg: str) -> None:
+    lines = (line.strip() for line in str(svg).splitlines())
+    path.write_text("\n".join(filter(None, lines)) + "\n", encoding="utf-8")

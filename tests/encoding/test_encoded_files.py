@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from stages.encoding.encoded_files import (
+    EncodedCaptions,
+    EncodedImages,
+    pair_captions,
+    read_encoded_captions,
+    read_encoded_images,
+    write_encoded,
+)
+
+
+def make_images(names):
+    mean = torch.arange(len(names)).float().view(-1, 1, 1, 1, 1).expand(-1, 2, 4, 2, 2)
+    return EncodedImages(list(names), mean, torch.ones_like(mean), 0.18215, 64)
+
+
+def make_captions(names):
+    captions = [f"caption of {name}" for name in names]
+    return EncodedCaptions(list(names), captions, torch.randn(len(names), 7, 3), torch.zeros(7, 3), 1)
+
+
+def test_round_trip_and_same_bytes(tmp_path):
+    images, captions = make_images("ab"), make_captions("ba")
+    for name in ("one", "two"):
+        write_encoded(images, tmp_path / f"images-{name}")
+        write_encoded(captions, tmp_path / f"captions-{name}")
+    assert (tmp_path / "images-one").read_bytes() == (tmp_path / "images-two").read_bytes()
+    assert (tmp_path / "captions-one").read_bytes() == (tmp_path / "captions-two").read_bytes()
+    back = read_encoded_images(tmp_path / "images-one")
+    assert (back.file_names, back.scaling_factor, back.resolution) == (["a", "b"], 0.18215, 64)
+    assert torch.equal(back.mean, images.mean)
+    back = read_encoded_captions(tmp_path / "captions-one")
+    assert (back.captions, back.clip_skip) == (["caption of b", "caption of a"], 1)
+
+
+def test_other_files_are_refused(tmp_path):
+    write_encoded(make_images("ab"), tmp_path / "images")
+    (tmp_path / "text").write_text("no safetensors")
+    for name in ("images", "text"):
+        with pytest.raises(ValueError, match=f"{name}: not a file of encoded captions"):
+            read_encoded_captions(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_encoded_images(tmp_path / "nothing")
+
+
+def test_captions_find_their_images_by_name():
+    captions = make_captions("ca")
+    examples = pair_captions(make_images("abc"), captions)
+    assert examples.mean[:, 0, 0, 0, 0].tolist() == [2, 0]
+    assert torch.equal(examples.prompt_embeds, captions.prompt_embeds)
+    with pytest.raises(ValueError, match="d has a caption and was not encoded"):
+        pair_captions(make_images("abc"), make_captions("ad"))

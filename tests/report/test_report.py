@@ -1,0 +1,265 @@
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from stages.report.figures import COURSES
+from stages.report.grids import draw_grid
+from stages.report.page import render_page
+from stages.report.rendering import bounds, data_uri, number, signed
+from stages.report.report import grids, main_grid, write_report
+from stages.report.results import read_results
+from stages.report.scores import Interval
+from stages.report.variants import Sweep, Variant
+from tests.report.small_comparison import (
+    COLOURS,
+    NAMES,
+    SWEEP,
+    leak,
+    read_world,
+    write_samples,
+    write_training_images,
+    write_variant,
+    write_world,
+)
+
+WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (4, 2), "dreambooth": ()})
+VOID = {"meta", "img", "input", "br", "line", "circle"}
+
+
+class Page(HTMLParser):
+    """Collects a page's words, its addresses and its unclosed elements."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words, self.addresses, self.open = "", [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        self.words += " "
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def wide_world(tmp_path_factory) -> Path:
+    return write_world(tmp_path_factory.mktemp("wide"), WIDE)
+
+
+@pytest.fixture(scope="module")
+def page(world) -> Page:
+    return Page(render_page(read_world(world)))
+
+
+def words(page: Page) -> str:
+    return re.sub(r"\s+", " ", page.words)
+
+
+def test_page_needs_no_other_file(page):
+    assert page.addresses
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert page.open == []
+
+
+def test_page_shows_every_image_and_the_training_images(page):
+    images = [address for address in page.addresses if address.startswith("data:")]
+    assert len(images) == 5 * 2 * 3 + 3
+    assert len(set(images)) == 5 * 2 + 3
+
+
+def test_page_says_what_was_gained_where_it_was_asked_for(page):
+    assert re.search(
+        r"text2img LoRA rank 4, compared with the same model without it .* \+0\.100 0\.453 → 0\.553, clearly higher: good",
+        words(page),
+    )
+    assert re.search(r"DreamBooth LoRA rank 4.* \+0\.300 0\.453 → 0\.753, clearly higher: good", words(page))
+    assert "higher in 3 of 3" in words(page)
+    assert re.search(r"images, on prompts that do not ask for it 0\.000 .*? not told apart from 0 by these seeds", words(page))
+
+
+def test_page_calls_harm_harm_in_words_and_in_colour(tmp_path):
+    leak(write_world(tmp_path, WIDE), Variant("text2img", 0.7, 4))
+    html = render_page(read_world(tmp_path, WIDE))
+    said = words(Page(html))
+    assert re.search(
+        r"images, on prompts that do not ask for it \+0\.400 0\.153 → 0\.553, clearly higher: harm, it leaks", said
+    )
+    assert re.search(r"Likeness to the prompt, on prompts that do not ask for it −0\.200 .*?, clearly lower: harm", said)
+    assert '<strong class="harm">+0.400</strong>' in html
+    assert '<strong class="good">+0.100</strong>' in html
+    assert said.count("○ +0.400 harm") == 1, "the forest names it beside its row"
+    assert re.search(r"to images, other prompts \+0\.40 harm to prompt, other prompts −0\.20 harm", said), "and the sweep"
+    assert re.search(r"higher is harm, it leaks .* lower than without a LoRA is harm", said)
+
+
+def test_one_seed_gives_no_verdict(tmp_path):
+    for variant in SWEEP.variants:
+        write_variant(tmp_path, variant, seeds=[3])
+    write_training_images(tmp_path)
+    said = words(Page(render_page(read_world(tmp_path))))
+    assert "+0.100 0.430 → 0.530 higher in 1 of 1" in said
+    assert not re.search(r"clearly|not told apart from|95 % intervals over the", said)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, WCAG 2.2."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_colours_of_words_can_be_read():
+    """Contrast of at least 4.5 (WCAG AA), in the light and in the dark scheme."""
+    css = Path("stages/report/report.css").read_text()
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)]
+    assert len(schemes) == 2
+    for scheme in schemes:
+        for ground in ("paper", "ground"):
+            for ink in ("ink", "muted", "good", "harm"):
+                dark, light = sorted((luminance(scheme[ink]), luminance(scheme[ground])))
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+
+
+def test_charts_are_svg_files_that_need_nothing_else(tmp_path):
+    leak(write_world(tmp_path), Variant("text2img", 0.7, 4))
+    comparison = read_world(tmp_path)
+    named = replace(comparison.presentation, names={**NAMES, "text2img": "<b>LoRA</b> & " + "x" * 60})
+    (tmp_path / "report").mkdir()
+    write_report(replace(comparison, presentation=named), tmp_path / "report")
+    charts = sorted((tmp_path / "report" / "charts").glob("*.svg"))
+    assert len(charts) == 2 + 2 * 3
+    for chart in charts:
+        text = chart.read_text()
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert set(re.findall(r"https?://[^\"<]*", text)) == {"http://www.w3.org/2000/svg"}
+        assert not re.search(r"href|url\(|@import|src=", text)
+    likeness = (tmp_path / "report" / "charts" / "scores-reference_similarity.svg").read_text()
+    assert "○ +0.400 harm" in likeness
+    assert "higher is harm, it leaks" in likeness
+    assert "Dashed: images that are not trained on" in (tmp_path / "report" / "charts" / "loss-text2img.svg").read_text()
+
+
+def test_page_shows_text_as_text(page):
+    assert "asuka, <green> background" in page.words
+    assert "Two & one" in page.words
+    assert "0.3 toon + 0.7 anime" in page.words
+    assert "the weight of theta1: 0 is toon alone, 1 is anime alone" in page.words
+
+
+def test_page_shows_settings_of_the_pictures(page):
+    assert re.search(r"Steps 25", words(page))
+    assert "abababababababab" in page.words
+
+
+def test_single_variant_offers_a_sweep_and_a_sweep_is_shown(page, wide_world):
+    assert "dvc exp run" in page.words
+    wide = words(Page(render_page(read_world(wide_world, WIDE))))
+    assert "dvc exp run" not in wide
+    assert re.search(r"no LoRA merge rank 2 text2img LoRA rank 4 text2img LoRA 0\.7 toon \+ 0\.3 anime", wide)
+
+
+def test_report_is_the_same_bytes_again(world, tmp_path):
+    digests = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_report(read_world(world), folder)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        digests.append({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+    assert digests[0] == digests[1]
+    assert set(digests[0]) == {
+        "grid.png",
+        "charts/sweep-text2img.png",
+        "charts/sweep-dreambooth.png",
+        "charts/scores-prompt_similarity.svg",
+        "charts/scores-reference_similarity.svg",
+        *(f"charts/{name}-{kind}.svg" for name in COURSES.values() for kind in ("text2img", "dreambooth")),
+        "scores.csv",
+        "variants.csv",
+        "metrics.json",
+        "loss.csv",
+        "validation_loss.csv",
+        "learning_rate.csv",
+        "grad_norm.csv",
+        "index.html",
+    }
+
+
+def test_page_shows_the_courses_of_training_and_what_was_drawn_on_the_way(tmp_path):
+    root = write_world(tmp_path)
+    write_samples(root / "lora" / "text2img-a0.7-r4" / "samples")
+    page = Page(render_page(read_world(root)))
+    said = words(page)
+    assert re.search(r"text2img LoRA, rank 4: drawn on the way, from the same noise a portrait step 50 step 100 asuka", said)
+    assert "DreamBooth LoRA, rank 4: drawn on the way" not in said
+    assert said.count("Dashed: images that are not trained on") == 1
+    assert said.count("LoRA gradient norm") == 2
+    images = [address for address in page.addresses if address.startswith("data:")]
+    assert len(images) == 5 * 2 * 3 + 3 + 4
+
+
+def test_page_does_not_say_where_it_was_made(world):
+    assert str(world) not in render_page(read_world(world))
+
+
+def test_grid_shows_every_variant(world):
+    comparison = read_world(world)
+    image = draw_grid(main_grid(comparison), comparison.presentation.style)
+    shown = {colour for _, colour in image.getcolors(image.width * image.height) or []}
+    assert set(COLOURS.values()) <= shown
+
+
+def test_our_own_headings_can_be_drawn_by_any_font(wide_world):
+    texts = [text for grid in grids(read_world(wide_world, WIDE)).values() for text in grid.texts]
+    assert len(texts) > 10
+    assert all(text.isascii() for text in texts)
+
+
+def test_removed_variant_is_left_out(wide_world):
+    narrow = render_page(read_world(wide_world, Sweep(("theta0",), (0.7,), {"text2img": (4,)})))
+    assert "rank 2" not in narrow
+    assert "anime" not in narrow
+
+
+def test_other_prompts_in_one_variant_are_refused(tmp_path):
+    write_variant(tmp_path, Variant("theta0"))
+    write_variant(tmp_path, Variant("merge", 0.7), seeds=[3, 5, 9])
+    with pytest.raises(ValueError, match=r"a0\.7: has other prompts or seeds"):
+        read_results(Sweep(("theta0",), (0.7,), {}), tmp_path / "images", tmp_path / "scores")
+
+
+def test_large_pictures_are_reduced(tmp_path):
+    Image.effect_noise((600, 600), 50).save(tmp_path / "large.png")
+    assert data_uri(tmp_path / "large.png").startswith("data:image/webp;base64,")
+    assert len(data_uri(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.1234, "+0.123"), (-0.5, "−0.500"), (-0.0001, "0.000"), (0.0, "0.000")])
+def test_differences_carry_their_sign(value, text):
+    assert signed(value) == text
+
+
+def test_numbers_in_words():
+    assert number(-0.0001) == "0.000"
+    assert bounds(Interval(0, -0.1, 0.1)) == "−0.100 to 0.100"
+    assert bounds(Interval(0, None, None)) == ""
