@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["tests.training.world"]
+
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -16,14 +16,8 @@ from stages.pipeline.command import run
 from tests.lora.settings import conf_values
 
 ROOT = Path(__file__).parents[2]
-
-
 RESOLUTION = 32
-
-
 PROMPTS = {"instance_prompt": "asuka", "clip_skip": 0}
-
-
 TEXT2IMG: dict[str, Any] = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
 
 
@@ -55,6 +49,11 @@ def run_stage(name: str, **options) -> None:
     run(module.stage, arguments(**options))
 
 
+def environment() -> dict[str, str]:
+    """That of a stage in a process of its own."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
 def digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -63,9 +62,8 @@ def digests(folder: Path) -> dict[str, str]:
 def kill_at_a_checkpoint(root: Path, name: str, patience: float = 0.0, **options) -> None:
     """Run a stage in processes of its own and end them with SIGKILL, `patience` seconds after the first checkpoint."""
     command = [sys.executable, "-m", f"stages.{name}", *arguments(**options)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     before = newest_checkpoint(root)
-    process = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, cwd=root, env=environment(), start_new_session=True)
     until = time.monotonic() + 600
     while newest_checkpoint(root) == before:
         assert process.poll() is None
@@ -79,3 +77,9 @@ def kill_at_a_checkpoint(root: Path, name: str, patience: float = 0.0, **options
 def newest_checkpoint(root: Path) -> int:
     """When the last checkpoint was written; 0 where there is none."""
     return max((path.stat().st_mtime_ns for path in (root / ".checkpoints").rglob("checkpoint.pt")), default=0)
+
+
+def folder_of(root: Path, out: str) -> Path:
+    """Where the run that writes `out` keeps what it needs to go on."""
+    (folder,) = (path for path in (root / ".checkpoints/train_text2img" / out).iterdir() if path.name != "damaged")
+    return folder

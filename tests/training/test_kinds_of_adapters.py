@@ -11,9 +11,9 @@ from stages.checkpoints.prediction import Prediction
 from stages.drawing.sampling import load_lora, load_models
 from stages.export import ExportConfig
 from stages.export import stage as export
-from tests.train.running import TEXT2IMG, run_stage, write_params
+from tests.training.running import TEXT2IMG, run_stage, write_params
 
-pytestmark = pytest.mark.stage
+pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
 LAYERS = ["to_q", "proj_in", "conv1"]
 KINDS = {

@@ -1,12 +1,12 @@
-"""Images drawn while training."""
+"""Previews: images drawn while training."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.running import RESOLUTION, TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
+from tests.training.running import RESOLUTION, TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
 
-pytestmark = pytest.mark.stage
+pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
 
 SAMPLES = {"sample_prompts": ["a portrait", "asuka"], "sample_steps": 5}
@@ -15,7 +15,7 @@ SAMPLES = {"sample_prompts": ["a portrait", "asuka"], "sample_steps": 5}
 DRAWN = {f"samples/p{index}-step{step:06d}.png" for index in range(2) for step in (5, 10, 12)}
 
 
-def test_images_on_the_way_change_nothing_and_survive_a_kill(encoded):
+def test_previews_change_nothing_and_survive_a_kill(encoded):
     """The weights learnt are the same without them; those drawn before a SIGKILL are there at the end."""
     write_params(encoded, train_text2img={"lora_dropout": 0.2, "max_train_steps": 12})
     run_stage("train_text2img", **TEXT2IMG, out="unseen")
@@ -32,7 +32,7 @@ def test_images_on_the_way_change_nothing_and_survive_a_kill(encoded):
     assert digests(encoded / "cut") == seen
 
 
-def test_last_images_on_the_way_are_what_the_file_draws(encoded):
+def test_last_previews_are_what_the_file_draws(encoded):
     """With the text encoder trained, at the run's settings, from the written file."""
     import torch
 
@@ -58,7 +58,7 @@ def test_last_images_on_the_way_are_what_the_file_draws(encoded):
         assert read_png_text(path) == {"prompt": ["a portrait", "asuka"][index], "step": "12", "seed": "0"}
 
 
-def test_images_on_the_way_in_half_precision(encoded):
+def test_previews_in_half_precision(encoded):
     write_params(encoded, runtime={"dtype": "bfloat16"}, train_text2img=SAMPLES | {"max_train_steps": 2})
     run_stage("train_text2img", **TEXT2IMG, out="half")
     assert len(list((encoded / "half/samples").iterdir())) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.running import RESOLUTION, run_stage, write_params
+from tests.training.running import RESOLUTION, run_stage, write_params
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,15 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def in_the_world(world, monkeypatch):
+@pytest.fixture
+def in_the_world(world, monkeypatch) -> None:
+    """The stages run in the world; for modules that ask for it."""
     monkeypatch.chdir(world)
     monkeypatch.setenv("DVC_ROOT", str(world))
 
 
 @pytest.fixture
-def encoded(world) -> Path:
+def encoded(world, in_the_world) -> Path:
     """The world with its images and captions encoded."""
     write_params(world)
     if not (world / "images.safetensors").exists():

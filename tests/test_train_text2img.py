@@ -1,34 +1,14 @@
-"""The stages from encoded images to LoRA files, on tiny random models."""
+"""The stage train_text2img on tiny random models."""
 
 import csv
-import os
 import random
 import re
-import subprocess
-import sys
-from typing import Any
 
 import pytest
 
-from tests.train.running import (
-    ROOT,
-    TEXT2IMG,
-    digests,
-    kill_at_a_checkpoint,
-    run_stage,
-    write_params,
-)
+from tests.training.running import TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
 
-pytestmark = pytest.mark.stage
-
-
-def test_captions_that_are_cut_are_named(encoded, capsys):
-    run_stage("encode_captions", dataset="dataset", model="model", out="again.safetensors")
-    problem = "warning: 1 captions have more than 77 tokens; the rest is cut off: 0006.png (92)"
-    assert problem in capsys.readouterr().err
-    run_stage("train_text2img", **TEXT2IMG, out="told-again")
-    assert problem in capsys.readouterr().err
-    assert (encoded / "again.safetensors").read_bytes() == (encoded / "captions.safetensors").read_bytes()
+pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
 
 def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys):
@@ -49,19 +29,6 @@ def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys)
     run_stage("train_text2img", **TEXT2IMG, out="resumed")
     assert "going on after step" in capsys.readouterr().out
     assert digests(encoded / "resumed") == digests(encoded / "whole")
-
-
-def test_dreambooth_with_and_without_class_images(encoded, capsys):
-    for count, name in ((0, "none"), (3, "some")):
-        write_params(encoded, class_images={"num_class_images": count})
-        run_stage("class_images", model="model", out=f"class-{name}")
-        assert len(list((encoded / f"class-{name}").glob("*.png"))) == count
-        assert any((encoded / f"class-{name}").iterdir()), "of an empty folder DVC warns at each look"
-        options = {"images": "images.safetensors", "class_images": f"class-{name}", "model": "model", "rank": 2}
-        capsys.readouterr()
-        run_stage("train_dreambooth", **options, out=f"dreambooth-{name}")
-        assert ("and 3 class images" in capsys.readouterr().out) == (count == 3)
-    assert digests(encoded / "dreambooth-none") != digests(encoded / "dreambooth-some")
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(encoded):
@@ -125,26 +92,6 @@ def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
     assert str(encoded).encode() not in b"".join(path.read_bytes() for path in (encoded / "full").rglob("*.json"))
 
 
-def test_dreambooth_with_its_text_encoder(encoded):
-    import torch
-
-    from stages.drawing.sampling import encode_prompt, load_lora, load_models
-
-    write_params(
-        encoded, class_images={"num_class_images": 3}, train_dreambooth={"train_text_encoder": True, "max_train_steps": 40}
-    )
-    run_stage("class_images", model="model", out="class-prior")
-    options: dict[str, Any] = {"images": "images.safetensors", "class_images": "class-prior", "model": "model", "rank": 2}
-    run_stage("train_dreambooth", **options, out="prompts-one")
-    kill_at_a_checkpoint(encoded, "train_dreambooth", **options, out="prompts-two")
-    run_stage("train_dreambooth", **options, out="prompts-two")
-    assert digests(encoded / "prompts-one") == digests(encoded / "prompts-two")
-    models = load_models(encoded / "model", torch.device("cpu"))
-    before = encode_prompt(models, "asuka")
-    load_lora(models, encoded / "prompts-one")
-    assert not torch.allclose(encode_prompt(models, "asuka"), before, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -161,24 +108,3 @@ def test_wrong_inputs_are_one_line(encoded, capsys, options, message):
     assert exit.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
     assert not (encoded / "wrong").exists()
-
-
-def test_light_parts_need_no_torch(world):
-    """The help of every stage here, and class images where there are none."""
-    write_params(world)
-    script = """
-import sys
-for name in sys.argv[1:]:
-    module = __import__(f"stages.{name}", fromlist=["stage"])
-    try:
-        module.run(module.stage, ["--help"])
-    except SystemExit:
-        pass
-module.run(module.stage, ["--model", "model", "--out", "class-empty"])
-assert "torch" not in sys.modules
-"""
-    stages = ("encode_images", "encode_captions", "train_text2img", "train_dreambooth", "class_images")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script, *stages], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.count("It is a stage of its own because") == len(stages)
-    assert not list((world / "class-empty").glob("*.png"))

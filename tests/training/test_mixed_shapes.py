@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.train.running import TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
+from tests.training.running import TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
 
-pytestmark = pytest.mark.stage
+pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
 
 BUCKETS = {"resolution": 64, "max_aspect_ratio": 3}
@@ -34,7 +34,7 @@ def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
 
 
 def test_two_processes_killed_at_a_random_moment_end_with_the_same_bytes(mixed):
-    """Images of several shapes, held-out images and images on the way included; the whole group is killed."""
+    """Images of several shapes, held-out images and previews included; the whole group is killed."""
     settings = {"num_processes": 2, "train_batch_size": 3, "max_train_steps": 40, "lora_dropout": 0.2, "checkpointing_steps": 1}
     settings |= {"validation_images": 2, "validation_steps": 10, "sample_prompts": ["a portrait"], "sample_steps": 15}
     write_params(mixed, encode_images=BUCKETS, train_text2img=settings)
