@@ -16,31 +16,12 @@ from stages.lora.adapters import add_adapter, idle_patterns, load_unet, trained_
 from stages.lora.text_encoder import TARGET_MODULES
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import adapter_config
-from tests.lora.test_adapters import TARGETS, fresh_unet, pipeline_of, predict, shake, trained_unet
+from tests.lora.tiny_adapters import KINDS, MID, TARGETS, fresh_unet, pipeline_of, predict, shake, trained_unet
 
 CPU = torch.device("cpu")
 FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_in", "proj_in"]
 LAYERS = {"attention": TARGETS, "feed-forward": FEED_FORWARD, "convolutions": CONVOLUTIONS}
-MID = "mid_block.attentions.0.transformer_blocks.0"
-KINDS = {
-    "lora": {},
-    "dropout": {"lora_dropout": 0.5},
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "lokr": {"peft_type": "lokr"},
-    "loha": {"peft_type": "loha"},
-    "kaiming": {"init_lora_weights": "kaiming"},
-    "patterns": {"rank_pattern": {"attn1.to_q": 1, "conv1": 3}, "alpha_pattern": {"attn2.to_k": 3.0, "ff.net.2": 5.0}},
-    "overlapping patterns": {
-        "rank_pattern": {"to_q": 6, "attn1.to_q": 2, "ff.net.2": 3, "conv1": 1},
-        "alpha_pattern": {f"{MID}.attn1.to_q": 64.0, "attn1.to_q": 0.5, "net.2": 3.0, "ff.net.2": 5.0, "v1": 2.0, "conv1": 9.0},
-    },
-    "lokr overlapping": {"peft_type": "lokr", "rank_pattern": {"to_q": 6, "attn1.to_q": 1, "conv1": 1}},
-    "loha overlapping": {"peft_type": "loha", "alpha_pattern": {"attn1.to_q": 6.0, "to_q": 1.0, "ff.net.2": 3.0, "net.2": 1.0}},
-    "lokr patterns": {"peft_type": "lokr", "rank_pattern": {"attn1.to_q": 1}, "alpha_pattern": {"attn2.to_k": 3.0}},
-    "alpha follows the patterns": {"lora_alpha": "rank", "rank_pattern": {"attn1.to_q": 1}},
-}
 FOR_DIFFUSERS = [kind for kind, settings in KINDS.items() if "peft_type" not in settings]
 ON_CHANGED_WEIGHTS = ("pissa", "olora")
 

@@ -1,56 +1,20 @@
 import hashlib
 import json
-from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from stages.checkpoints.file_names import LORA_FILE
 from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters, write_lora
-from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
+from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import adapter_config
-
-TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
+from tests.lora.tiny_adapters import TARGETS, fresh_unet, pipeline_of, predict, trained_unet
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@torch.no_grad()
-def predict(unet):
-    generator = torch.Generator().manual_seed(5)
-    latents, embeds = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, WIDTH, generator=generator)
-    return unet(latents, torch.tensor([3, 700]), embeds, return_dict=False)[0]
-
-
-def pipeline_of(**parts: Any) -> Any:
-    """A pipeline of these parts alone."""
-    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
-    return StableDiffusionPipeline(**dict.fromkeys(names) | parts, requires_safety_checker=False)  # pyright: ignore
-
-
-def fresh_unet(model, rank=2, targets=TARGETS, seed=0, **settings):
-    unet = load_unet(model)
-    add_adapter(unet, rank, adapter_config(**settings), targets, seed)
-    return unet
-
-
-def shake(model):
-    """Change every trained weight a little, as training does."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trained_parameters(model).values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def trained_unet(model, rank=2, targets=TARGETS, **settings):
-    """A UNet with an adapter that changes what it predicts."""
-    changes: dict[str, Any] = {"lora_alpha": 8.0} | settings
-    return shake(fresh_unet(model, rank, targets, **changes))
 
 
 def test_fresh_adapter_changes_nothing_and_is_all_that_is_trained(model):
@@ -115,7 +79,8 @@ def test_same_bytes_whatever_the_hash_seed_and_the_folder(model, tmp_path):
     import sys
 
     script = (
-        "import sys; from pathlib import Path; from tests.lora.test_adapters import *;"
+        "import sys; from pathlib import Path; from stages.lora.adapters import write_lora;"
+        "from tests.lora.tiny_adapters import trained_unet;"
         "from tests.drawing.tiny_models import save_tiny_checkpoint;"
         "here = Path(sys.argv[1]); save_tiny_checkpoint(here); write_lora({'unet': trained_unet(here)}, here / 'lora')"
     )

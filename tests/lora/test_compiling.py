@@ -7,7 +7,7 @@ from torch import nn
 from stages.lora.batches import validation_batches
 from stages.lora.compiling import WHOLE, CompiledForward, compile_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
-from tests.lora.test_loop import DRAWS, make_stream, make_unet, train
+from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train
 
 CPU = torch.device("cpu")
 ENOUGH = 10**9
@@ -63,7 +63,7 @@ def test_compiled_training_is_the_same_training(model, folder, monkeypatch):
     options = {"held_out": held_out, "validation_steps": 2}
     eager = train(model, stream, **options)[0]
     monkeypatch.setattr("stages.lora.compiling.WHOLE", QUICK)
-    monkeypatch.setattr("tests.lora.test_loop.make_unet", compiled_unet)
+    monkeypatch.setattr("tests.lora.tiny_training.make_unet", compiled_unet)
     first = train(model, stream, **options)[0]
     torch.testing.assert_close(first, eager, rtol=1e-3, atol=1e-4)
     assert len(list(folder.glob("unet-*"))) == 1

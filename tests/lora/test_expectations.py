@@ -8,7 +8,7 @@ from stages.lora.adapters import add_adapter, load_unet
 from stages.lora.expectations import expected_seconds, forward_flops, kept_bytes
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import training_config
-from tests.lora.test_loop import make_unet
+from tests.lora.tiny_training import make_unet
 
 CPU = torch.device("cpu")
 LATENTS = torch.Size((2, 4, 8, 8))

@@ -7,8 +7,7 @@ import torch
 
 from stages.lora.adapters import move, trained_parameters
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
-from tests.lora.test_adapter_kinds import KINDS
-from tests.lora.test_adapters import trained_unet
+from tests.lora.tiny_adapters import KINDS, trained_unet
 
 CPU = torch.device("cpu")
 LAYERS = {"linear": ["to_q"], "1x1": ["proj_in", "conv_shortcut"], "3x3": ["conv1", "conv_in"]}

@@ -14,7 +14,7 @@ from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import training_config
-from tests.lora.test_loop import DRAWS, make_stream, make_unet
+from tests.lora.tiny_training import DRAWS, make_stream, make_unet
 
 SETTINGS = {"max_train_steps": 4, "train_batch_size": 3, "logging_steps": 2, "gradient_accumulation_steps": 2}
 
