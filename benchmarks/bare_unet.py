@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from contenders import ALL_WEIGHTS, BY_PEFT, COMPILED, FORWARD, FORWARD_ADAPTERS, LIMIT
+from contenders import ALL_WEIGHTS, BY_PEFT, COMPILED, FORWARD, FORWARD_ADAPTERS, LIMIT, ROOT
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from turns import Turns, wait_for_device
 
-from stages.lora.adapters import add_adapter, cast_frozen, load_unet, trained_parameters
-from stages.lora.compiling import compile_unet
+from stages.lora.adapters import add_adapter, trained_parameters
 from stages.lora.config import AdapterConfig
+from stages.lora.model import cast_frozen, compile_blocks, load_unet, move
+from stages.pipeline.compose import group_values
 from stages.pipeline.torch_runtime import keep_freed_memory
 
 LIMIT_COMPILED = LIMIT + COMPILED
@@ -38,7 +38,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--captions", type=Path, required=True)
-    parser.add_argument("--settings", type=Path, required=True, help="the YAML file of a training's settings")
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
@@ -53,16 +52,13 @@ def prepare_unet(options: argparse.Namespace, device: torch.device) -> Any:
     if options.mode == ALL_WEIGHTS:
         unet.requires_grad_(True)
     elif options.mode != FORWARD:
-        values = yaml.safe_load(options.settings.read_text())
+        values = group_values("train_text2img", ROOT / "conf")
         config = AdapterConfig(**{name: values[name] for name in AdapterConfig.__dataclass_fields__})
         add_adapter(unet, options.rank, config, config.target_modules, seed=0)
     cast_frozen(unet, getattr(torch, options.dtype))
-    unet.to(device, memory_format=torch.channels_last)
+    move(unet, device)
     if options.mode == LIMIT_COMPILED:
-        from timed import expect_free_compiling
-
-        expect_free_compiling()
-        compile_unet(unet, options.steps, device)
+        compile_blocks(unet, device)
     return unet.train(options.mode != BY_PEFT)  # our layers are PEFT's own while they are not trained
 
 

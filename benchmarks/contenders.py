@@ -36,12 +36,14 @@ class Contender:
         words: its arguments, after those that tell it about turns.
         result: a pattern for the file with the trained weights, in the program's folder; "" for none.
         tuned: what our stage tunes.
+        compiled: whether our stage compiles the UNet.
     """
 
     program: str
     words: Sequence[str | Path]
     result: str = ""
     tuned: str = "lora"
+    compiled: bool = False
 
     def result_bytes(self, folder: Path) -> int:
         """Bytes of the file with the trained weights; 0 for none."""
@@ -93,19 +95,25 @@ def make_world(work: Path, options: argparse.Namespace) -> None:
     (work / "class_images").mkdir()
 
 
-def write_params(setup: Setup, folder: Path, tuned: str = "lora") -> None:
+def write_params(setup: Setup, folder: Path, tuned: str = "lora", compiled: bool = False) -> None:
     """Write params.yaml for our stages: the committed settings, and what the benchmark sets."""
+    from stages.pipeline.compose import group_values
+
     options = setup.options
     changes = {
         "max_train_steps": options.steps,
         "train_batch_size": options.batch_size,
         "tuned": tuned,
-        "checkpointing_steps": 10**6,
+        "compile": compiled,
     }
-    params = {"runtime": {"device": options.device, "threads": options.threads, "dtype": options.dtype}}
+    params: dict[str, Any] = {
+        "runtime": {"device": options.device, "threads": options.threads, "dtype": options.dtype},
+        "housekeeping": {"checkpointing_steps": 10**6, "logging_steps": 10},
+    }
     for name in ("encode_images", "encode_captions", "train_text2img", "train_dreambooth"):
-        params[name] = yaml.safe_load((ROOT / f"conf/{name}/default.yaml").read_text())
+        params[name] = group_values(name, ROOT / "conf")
     params["encode_images"]["resolution"] = options.resolution
+    params["encode_captions"]["clip_skip"] = 0
     params["train_text2img"] |= changes
     params["train_dreambooth"] |= changes | {"clip_skip": 0, "instance_prompt": PROMPT}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -128,9 +136,8 @@ def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -
     if kind == "text2img":
         inputs = ["--captions", setup.work / "captions"]
     common = ["--images", setup.work / "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "out"]
-    flags = ["--compiled"] if compiled else []
     result = "out/*.safetensors" if tuned == "lora" else "out/unet/*.safetensors"
-    return Contender("timed.py", [*flags, f"stages.train_{kind}", *inputs, *common], result, tuned)
+    return Contender("timed.py", [f"stages.train_{kind}", *inputs, *common], result, tuned, compiled)
 
 
 def script(setup: Setup, kind: str) -> Contender:
@@ -163,8 +170,7 @@ def bare(setup: Setup, mode: str) -> Contender:
     names = ("rank", "batch_size", "threads", "device", "dtype")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(setup.options, name)))]
     files = ["--model", setup.model, "--images", setup.work / "images", "--captions", setup.work / "captions"]
-    settings = ROOT / "conf/train_text2img/default.yaml"
-    return Contender("bare_unet.py", [mode, *files, "--settings", settings, *words])
+    return Contender("bare_unet.py", [mode, *files, *words])
 
 
 def contenders(setup: Setup, kind: str) -> dict[str, Contender]:

@@ -1,8 +1,7 @@
 """Run a training in turns (see turns.py), and write down when each of its optimizer steps ended.
 
-`python benchmarks/timed.py TIMES STEPS TURN [--compiled] TRAINING [its arguments]`, where TRAINING is a stage, as in
-stages.train_text2img, or the path of one of diffusers' example scripts, that makes so many STEPS. With --compiled the stage
-believes that compiling costs nothing.
+`python benchmarks/timed.py TIMES STEPS TURN TRAINING [its arguments]`, where TRAINING is a stage, as in stages.train_text2img,
+or the path of one of diffusers' example scripts, that makes so many STEPS.
 """
 
 import runpy
@@ -13,20 +12,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from turns import Turns
 
 
-def expect_free_compiling() -> None:
-    """Make every training long enough for compiling to pay."""
-    from stages.lora.expectations import EXPECTED, Expectation
-
-    EXPECTED.update({name: Expectation(flops=1.0, saved=1.0, cost=0.0) for name in EXPECTED})
-
-
 def main() -> None:
     """Run what the command line names."""
     turns = Turns(Path(sys.argv[1]).absolute(), int(sys.argv[2]), int(sys.argv[3]))
     sys.argv = sys.argv[4:]
-    if sys.argv[0] == "--compiled":
-        sys.argv = sys.argv[1:]
-        expect_free_compiling()
     register_optimizer_step_post_hook(turns.step_ended)
     if sys.argv[0].endswith(".py"):
         from peer import provide_transforms

@@ -11,8 +11,8 @@ the images and captions is a stage before it, once for a whole sweep, and is sho
 and backward, through the same UNet with the same adapters, and nothing else.
 
 --sd1 takes a model of Stable Diffusion 1.5's size with random weights, and fits the other settings to it: 512 px, batch 1 on a
-CPU, there one process after the other for want of memory, and 4 on a GPU, there in bfloat16. --compiled adds ours with the
-UNet compiled, whether or not the stage would do it for so few steps, and the limit likewise.
+CPU, there one process after the other for want of memory, and 4 on a GPU, there in bfloat16. --compiled adds ours with
+`compile: true`, and the limit likewise.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def make_racer(setup: Setup, contender: Contender, folder: Path) -> Racer:
     """A process for a contender, in a new folder of its own."""
     options = setup.options
     folder.mkdir()
-    write_params(setup, folder, contender.tuned)
+    write_params(setup, folder, contender.tuned, contender.compiled)
     turns = ["times.json", str(options.steps), str(options.turn)]
     command = [ROOT / "benchmarks" / contender.program, *turns, *contender.words]
     return Racer(command, folder, setup.environment | {"DVC_ROOT": str(folder)})

@@ -13,8 +13,9 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from stages.drawing.config import SamplingConfig
 from stages.pipeline.command import run
-from stages.pipeline.config import RuntimeConfig, SamplingConfig, Seed, Text, strict
+from stages.pipeline.config import RuntimeConfig, Seed, Text, strict
 from stages.pipeline.outputs import atomic_directory, write_nothing
 
 
@@ -50,14 +51,14 @@ def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: P
 
 
 def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder: Path) -> None:
-    from stages.drawing.cells import write_png
-    from stages.drawing.sampling import Sampling, draw, load_models
+    from stages.drawing.sampling import draw, load_models
+    from stages.pipeline.png_text import write_png
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     models = load_models(model, prepare(runtime), weight_dtype(runtime))
     seeds = range(config.seed, config.seed + config.num_class_images)
-    images = draw(models, [config.class_prompt], seeds, Sampling(**config.sampling), config.negative_prompt)
+    images = draw(models, [config.class_prompt], seeds, config)
     digits = max(4, len(str(len(seeds))))
     drawn = track(images, "class images", total=len(seeds))
     for number, (seed, image) in enumerate(zip(seeds, drawn, strict=True), start=1):

@@ -8,13 +8,14 @@ encoder.
 """
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import Count, RuntimeConfig, strict
+from stages.pipeline.config import ClipSkip, RuntimeConfig, strict
+
+BATCH_SIZE = 32
+"""Captions that are embedded together; no setting, because the last bits of the result depend on it."""
 
 
 @dataclass(frozen=True, config=strict)
@@ -22,12 +23,10 @@ class EncodeCaptionsConfig:
     """How captions are embedded.
 
     Attributes:
-        clip_skip: layers left out at the end of the text encoder; 0 is what A1111 calls 1. Set `generate.clip_skip` alike.
-        batch_size: captions that are embedded together; the last bits of the result depend on it.
+        clip_skip: layers left out at the end of the text encoder; 0 uses all (A1111 calls that 1).
     """
 
-    clip_skip: Annotated[int, Field(ge=0, le=11)]
-    batch_size: Count
+    clip_skip: ClipSkip
 
 
 def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, model: Path, out: Path) -> None:
@@ -53,7 +52,7 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
     texts = list(captions.values())
     problems = caption_problems(captions, token_counts(tokenizer, texts), tokenizer.model_max_length)
     say_problems(problems)
-    embeds = embed_prompts(tokenizer, text_encoder, ["", *texts], config.clip_skip, config.batch_size)
+    embeds = embed_prompts(tokenizer, text_encoder, ["", *texts], config.clip_skip, BATCH_SIZE)
     encoded = EncodedCaptions(list(captions), texts, embeds[1:], embeds[0], config.clip_skip, tuple(problems))
     write_encoded(encoded, out)
 

@@ -16,8 +16,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.checkpoints.file_names import lora_file
+from stages.drawing.config import SamplingConfig
 from stages.pipeline.command import run
-from stages.pipeline.config import RuntimeConfig, SamplingConfig, Seed, Text, strict
+from stages.pipeline.config import RuntimeConfig, Seed, Text, refuse_twice, strict
 from stages.pipeline.outputs import atomic_directory
 
 
@@ -28,22 +29,19 @@ class GenerateConfig(SamplingConfig):
     Attributes:
         prompts: the rows of the grid.
         seeds: one image a prompt for each.
-        lora_scale: the factor on what a LoRA adds.
     """
 
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    lora_scale: Annotated[float, Field(ge=-10, le=10)]
 
     def __post_init__(self) -> None:
         """Refuse what would be drawn twice."""
-        for name in ("prompts", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name}: {list(values)} holds a value twice")
+        refuse_twice(prompts=self.prompts, seeds=self.seeds)
 
 
-def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path, lora: Path | None = None) -> None:
+def stage(
+    config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path, lora: Path | None = None, lora_scale: float = 1.0
+) -> None:
     """Draw the images of the variant that `model` and `lora` make.
 
     Args:
@@ -52,25 +50,26 @@ def stage(config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path
         model: the directory of the model that draws, in the diffusers layout.
         out: the directory to write the images to.
         lora: a LoRA for the model, its file or the directory of its training; left out for none.
+        lora_scale: the factor on what the LoRA adds; 0 is the model without it.
     """
     from stages.checkpoints.files.tensors import sha256
     from stages.drawing import cells, sampling
+    from stages.pipeline.png_text import write_png
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    plan = cells.plan_cells(config.prompts, config.seeds)
-    settings = sampling.Sampling(**config.sampling)
+    drawn = cells.cells_of(config.prompts, config.seeds)
     models = sampling.load_models(model, prepare(runtime), weight_dtype(runtime))
     if lora is not None:
-        sampling.load_lora(models, lora, config.lora_scale)
-    text = sampling.describe(models, settings, config.negative_prompt)
+        sampling.load_lora(models, lora, lora_scale)
+    text = sampling.describe(models, config)
     if lora is not None:
-        text |= {"lora_scale": f"{config.lora_scale:g}", "lora_sha256": sha256(lora_file(lora))}
-    images = sampling.draw(models, config.prompts, config.seeds, settings, config.negative_prompt)
+        text |= {"lora_scale": f"{lora_scale:g}", "lora_sha256": sha256(lora_file(lora))}
+    images = sampling.draw(models, config.prompts, config.seeds, config)
     with atomic_directory(out) as folder:
-        for cell, image in zip(plan, track(images, "images", total=len(plan)), strict=True):
-            cells.write_png(image, folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
-        cells.write_cells(folder, plan)
+        for cell, image in zip(drawn, track(images, "images", total=len(drawn)), strict=True):
+            write_png(image, folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
+        cells.write_cells(folder, drawn)
 
 
 if __name__ == "__main__":

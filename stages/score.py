@@ -15,8 +15,11 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import Count, RuntimeConfig, Source, strict
+from stages.pipeline.config import RuntimeConfig, Source, strict
 from stages.pipeline.outputs import atomic_file
+
+BATCH_SIZE = 32
+"""Images that are embedded together; no setting, because the last digits of a score depend on it."""
 
 
 @dataclass(frozen=True, config=strict)
@@ -25,11 +28,9 @@ class ScoreConfig:
 
     Attributes:
         scorer: CLIP, a directory or a hub id with its commit.
-        batch_size: images at once. The last digits of a score depend on it.
     """
 
     scorer: Source
-    batch_size: Count
 
     def __post_init__(self) -> None:
         """Refuse a single file: a scorer is a directory of weights, tokenizer and image settings."""
@@ -62,7 +63,7 @@ def stage(config: ScoreConfig, runtime: RuntimeConfig, images: Path, references:
     scorer = embeddings.load_scorer(
         config.scorer.path or str(config.scorer.repo), config.scorer.revision, prepare(runtime), weight_dtype(runtime)
     )
-    scores = embeddings.score_cells(scorer, images, cells, reference_files, config.batch_size)
+    scores = embeddings.score_cells(scorer, images, cells, reference_files, BATCH_SIZE)
     with atomic_file(out) as part:
         write_scores(part, scores)
 

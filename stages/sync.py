@@ -33,7 +33,7 @@ from stages.pipeline.config import (
 from stages.pipeline.cross_checks import look
 from stages.pipeline.fingerprints import fingerprint, read_pins
 from stages.pipeline.lockfile import LOCK, cache_folder, cached, content_md5, gone_stages, locked_outs
-from stages.pipeline.outputs import atomic_file, remove
+from stages.pipeline.outputs import atomic_directory, remove
 from stages.pipeline.provenance import check
 
 LOCK_FILE = Path("requirements.lock")
@@ -44,10 +44,10 @@ OF_THE_TRIGGER = (
     "download.source.query",
     "generate.prompts",
     "train_dreambooth.instance_prompt",
-    "train_dreambooth.sample_prompts",
-    "train_text2img.sample_prompts",
+    "train_dreambooth.preview_prompts",
+    "train_text2img.preview_prompts",
 )
-"""Leaves that derive from the trigger, and are not to be set where that is what is missing."""
+"""Settings that derive from the trigger, and are not to be set where that is what is missing."""
 
 
 def stage_modules() -> dict[str, ModuleType]:
@@ -72,16 +72,17 @@ def stage(conf: Path, cells: Path, out: Path) -> None:
     print(describe(configs))
     root = Path(stages.__path__[0]).parent
     pins = read_pins(LOCK_FILE)
-    for name in stage_modules():
-        with atomic_file(out / name) as part:
-            part.write_text(fingerprint(f"stages.{name}", root, pins) + pattern_order(params.get(name)) + "\n")
+    with atomic_directory(out) as folder:
+        for name in stage_modules():
+            content = fingerprint(f"stages.{name}", root, pins) + pattern_order(params.get(name))
+            (folder / name).write_text(f"{content}\n")
     prune(cells, params)
 
 
 def pattern_order(section: Any) -> str:
     """The order of the patterns in a stage's section, of which the first that fits counts: DVC compares them without it."""
-    leaves = ((leaf, section.get(leaf) or {}) for leaf in PATTERNS) if isinstance(section, Mapping) else ()
-    return "".join(f"\n{leaf}: {', '.join(patterns)}" for leaf, patterns in leaves if len(patterns) > 1)
+    settings = ((name, section.get(name) or {}) for name in PATTERNS) if isinstance(section, Mapping) else ()
+    return "".join(f"\n{name}: {', '.join(patterns)}" for name, patterns in settings if len(patterns) > 1)
 
 
 def validate_all(params: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def describe(configs: Mapping[str, Any]) -> str:
     merged = f"{names.theta0} and {names.theta1} merged at alpha {', '.join(map(str, sweep.alpha))}"
     model = merged if configs["base"].theta1 else names.merge
     taught = f", taught {above.trigger!r}" if above.trigger else ""
-    return f"experiment {above.name}: {model}{taught}; {len(sweep.variants)} variants"
+    return f"experiment {above.name}: {model}{taught}; {len(configs['cells'].variants)} variants"
 
 
 def prune(cells: Path, params: dict[str, object]) -> None:

@@ -35,7 +35,7 @@ assert "torch" not in sys.modules
 
 
 def test_seeds_count_up_and_each_image_says_what_it_was_drawn_from(world):
-    from stages.drawing.cells import read_png_text
+    from stages.pipeline.png_text import read_png_text
 
     write_params(world, class_images={"num_class_images": 3, "seed": 7})
     run_stage("class_images", model="model", out="three")

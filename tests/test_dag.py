@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-ONE_CELL = {"generate_text2img@0.7-4", "score_text2img@0.7-4", "export_text2img@0.7-4"}
+TEXT2IMG, DREAMBOOTH = "text2img-a0.7-r4", "dreambooth-a0.7-r4"
+ONE_CELL = {f"generate@{TEXT2IMG}", f"score@{TEXT2IMG}", f"export@{TEXT2IMG}"}
 
 pytestmark = pytest.mark.stage
 
@@ -76,7 +77,7 @@ def repository(tmp_path_factory) -> Repository:
     """The experiment at its smallest size, run once."""
     repository = copy_tree(tmp_path_factory.mktemp("clone"))
     ran = repository.repro()
-    assert {"download", "merge@0.7", "train_text2img@0.7-4", "compare", "export_model@0.7"} <= ran
+    assert {"download", "merge@0.7", "train_text2img@0.7-4", "compare", "export@model-a0.7"} <= ran
     assert repository.repro() == set()
     return repository
 
@@ -99,15 +100,30 @@ def test_comment_in_a_shared_module_runs_only_sync(baseline):
     assert executed(output) == {"sync"}
 
 
-def test_comment_in_conf_is_refused_until_composed_and_then_runs_nothing(baseline):
+def test_comment_in_conf_and_a_preset_that_is_not_composed_run_nothing(baseline):
     with (baseline.root / "conf/config.yaml").open("a") as file:
         file.write("# a comment\n")
+    baseline.edit("conf/experiment/asuka.yaml", "min_size: 256", "min_size: 512")
+    assert baseline.repro() == set()
+
+
+def test_a_value_of_conf_is_refused_until_it_is_composed(baseline):
+    baseline.edit("conf/experiment/mini.yaml", "learning_rate: 0.003", "learning_rate: 0.004")
     refused = baseline.dvc("repro", check=False)
     assert refused.returncode != 0
     assert executed(refused.stdout) == {"sync"}
     assert "python -m stages.pipeline.compose experiment=smoke" in refused.stderr
-    baseline.compose()
+
+
+def test_what_cannot_change_a_result_runs_nothing(baseline):
+    baseline.compose("housekeeping.checkpointing_steps=1", "housekeeping.logging_steps=1")
     assert baseline.repro() == set()
+
+
+def test_the_strength_of_the_loras_draws_their_images_again_and_no_others(baseline):
+    baseline.compose("sweep.lora_scale=0.5")
+    loras = (TEXT2IMG, DREAMBOOTH)
+    assert baseline.repro() == {f"{verb}@{lora}" for verb in ("generate", "score") for lora in loras} | {"compare"}
 
 
 def test_what_could_not_work_is_refused_before_any_work(baseline):
@@ -152,22 +168,15 @@ def test_a_config_beside_a_single_file_is_read_again_when_it_is_edited(baseline)
 
 def test_prompt(baseline):
     baseline.compose("generate.prompts=[another asuka]")
-    kinds = ("base@theta0", "merged@0.7", "text2img@0.7-4", "dreambooth@0.7-4")
-    assert baseline.repro() == {f"{verb}_{kind}" for verb in ("generate", "score") for kind in kinds} | {"compare"}
+    variants = ("theta0", "a0.7", TEXT2IMG, DREAMBOOTH)
+    assert baseline.repro() == {f"{verb}@{name}" for verb in ("generate", "score") for name in variants} | {"compare"}
 
 
 def test_one_alpha_more_and_one_less(baseline):
     baseline.compose("sweep.alpha=[0.7,0.3]")
-    new = {
-        "merge@0.3",
-        "encode_captions@0.3",
-        "class_images@0.3",
-        "export_model@0.3",
-        "generate_merged@0.3",
-        "score_merged@0.3",
-    }
+    new = {"merge@0.3", "encode_captions@0.3", "class_images@0.3", "export@model-a0.3", "generate@a0.3", "score@a0.3"}
     for kind in ("text2img", "dreambooth"):
-        new |= {f"{verb}_{kind}@0.3-4" for verb in ("train", "generate", "score", "export")}
+        new |= {f"train_{kind}@0.3-4", *(f"{verb}@{kind}-a0.3-r4" for verb in ("generate", "score", "export"))}
     assert baseline.repro() == {*new, "compare"}
     baseline.compose("sweep.alpha=[0.3]")
     assert baseline.repro() == {"compare"}
@@ -181,14 +190,14 @@ def test_caption_editing_leaves_dreambooth_alone(baseline):
 
 def test_code_edit_runs_its_users_only(baseline):
     baseline.edit("stages/export.py", "def stage(", "UNUSED = 1\n\n\ndef stage(")
-    assert baseline.repro() == {"export_model@0.7", "export_text2img@0.7-4", "export_dreambooth@0.7-4"}
+    assert baseline.repro() == {"export@model-a0.7", f"export@{TEXT2IMG}", f"export@{DREAMBOOTH}"}
 
 
 def test_a_setting_reruns_only_what_reads_it(baseline):
     baseline.compose("export.dtype=float32", "class_images.class_prompt=something else")
-    assert baseline.repro() == {"export_model@0.7", "class_images@0.7"}
+    assert baseline.repro() == {"export@model-a0.7", "class_images@0.7"}
     baseline.compose("export.lora_dtype=float16")
-    assert baseline.repro() == {"export_text2img@0.7-4", "export_dreambooth@0.7-4"}
+    assert baseline.repro() == {f"export@{TEXT2IMG}", f"export@{DREAMBOOTH}"}
 
 
 def test_a_plain_experiment_stays_with_the_preset(baseline):
@@ -243,7 +252,7 @@ def test_ci_fetches_only_what_it_needs(repository, tmp_path):
     fresh.compose("generate.prompts=[another asuka]")
     done = fresh.run(sys.executable, "-m", "stages.pipeline.ci.regenerate", "--before", "HEAD", "--comment", "comment.md")
     ran = executed(done.stdout) - {"sync"}
-    assert {name.split("@")[0].split("_")[0] for name in ran} == {"generate", "score", "compare"}
+    assert {name.split("@")[0] for name in ran} == {"generate", "score", "compare"}
     assert not (clone / "data/encoded").exists()
     assert not (clone / "data/vae").exists()
     assert not (clone / "data/class_images").exists()

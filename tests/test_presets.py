@@ -1,7 +1,6 @@
-"""conf/, dvc.yaml and the stages' configs fit together; every wrong leaf is refused by its name."""
+"""conf/, dvc.yaml and the stages' configs fit together; every wrong setting is refused by its name."""
 
 import copy
-import dataclasses
 import re
 import shlex
 import shutil
@@ -24,11 +23,8 @@ PRESETS = sorted(file.stem for file in (ROOT / "conf/experiment").rglob("*.yaml"
 UNSET = {"asuka": {"download.source": {"repo": "someone/something", "revision": "0" * 40}}}
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
-UNREAD = {  # leaves of a stage's section that the commands of this name make no use of
-    **{key: {"generate.lora_scale"} for key in ("generate_base", "generate_merged")},
-    **{key: {"export.dtype"} for key in ("export_text2img", "export_dreambooth")},
-    "export_model": {"export.lora_dtype"},
-}
+NEUTRAL = {"housekeeping"}
+"""Sections that cannot change a result: no stage of dvc.yaml depends on them."""
 
 
 @pytest.fixture(scope="module", params=PRESETS)
@@ -48,7 +44,7 @@ def test_a_config_beside_a_single_file_is_watched(tmp_path):
         compose(tmp_path / "params.yaml", [f"base.theta0.source.path={model}"])
         watched.append(yaml.safe_load((tmp_path / "params.yaml").read_text())["inputs"]["base"]["theta0"]["neighbour"])
         model.with_suffix(".yaml").touch()
-    assert watched == ["LICENSE", str(tmp_path / "model.yaml")]
+    assert watched == ["data/code/base", str(tmp_path / "model.yaml")]
     assert "${item.neighbour}" in STAGES["base"]["deps"]
 
 
@@ -96,7 +92,7 @@ def wrong_values(path: tuple, value: Any) -> list[Any]:
     return []
 
 
-def test_every_wrong_path_hub_id_and_number_is_one_line_that_names_its_leaf(preset):
+def test_every_wrong_path_hub_id_and_number_is_one_line_that_names_its_setting(preset):
     name, params = preset
     params = filled(name, params)
     sections = {section for section in params if section in stage_modules() or section in ("sweep", "runtime")}
@@ -118,24 +114,22 @@ def test_every_wrong_path_hub_id_and_number_is_one_line_that_names_its_leaf(pres
 
 
 def test_sync_writes_a_fingerprint_for_every_stage():
-    outs = {next(iter(out)) for out in STAGES["sync"]["outs"]}
-    assert outs == {f"data/code/{name}" for name in stage_modules()}
+    assert [next(iter(out)) for out in STAGES["sync"]["outs"]] == ["data/code"]
+    read = {dep for stage in STAGES.values() for dep in stage["deps"] if dep.startswith("data/code/")}
+    assert read == {f"data/code/{name}" for name in stage_modules()}
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "sync"])
-def test_every_stage_lists_its_code_and_all_its_leaves(name):
+def test_every_stage_lists_its_code_and_all_its_settings(name):
     stage = STAGES[name]
     module = stage["cmd"].split()[2]
     assert stage["cmd"].startswith("sh stages/run ")
     assert stage["desc"]
     assert f"data/code/{module}" in stage["deps"]
-    expected = set()
-    for parameter, schema in config_schemas(stage_modules()[module].stage).items():
-        section = module if parameter == "config" else parameter
-        expected |= {f"{section}.{field.name}" for field in dataclasses.fields(schema)}
-    if module == "base":
-        expected = {"base.${key}", "base.dtype"}
-    assert set(stage["params"]) == expected - UNREAD.get(name, set())
+    parameters = config_schemas(stage_modules()[module].stage)
+    expected = {module if parameter == "config" else parameter for parameter in parameters} - NEUTRAL
+    expected = {"base": {"base.${key}", "base.dtype"}, "export": {"${item.setting}"}}.get(module, expected)
+    assert set(stage["params"]) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "sync"])
@@ -146,23 +140,35 @@ def test_every_path_of_a_command_is_declared(name):
         word.replace("{", "${item.").replace("$${item.", "${") for word in stage["cmd"].split() if word.startswith("data/")
     ]
     assert words
-    assert set(words) <= {*stage["deps"], *outs}
+    assert set(words) <= {*stage["deps"], *outs}, "and what is composed, ${item.model}, stands among the dependencies as it is"
+    assert set(re.findall(r"\$\{item\.(?:model|source)\}", stage["cmd"])) <= set(stage["deps"])
     assert all(out in words for out in outs)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_values_reach_a_shell_only_where_dvc_quotes_them(name):
-    written = re.findall(r"\$\{([^}]*)\}", STAGES[name]["cmd"])
-    assert set(written) <= ({"key"} if name == "base" else {"item"})  # the keys of base stand in dvc.yaml itself
-    assert isinstance(DVC["stages"]["base"]["foreach"], dict)
+    written = set(re.findall(r"\$\{([^}]*)\}", STAGES[name]["cmd"]))
+    composed = {"generate": {"key", "item.model", "item.lora"}, "export": {"key", "item.source"}}
+    assert written <= {"base": {"key"}, "score": {"key"}, **composed}.get(name, {"item"})
+    assert isinstance(DVC["stages"]["base"]["foreach"], dict), "its keys stand in dvc.yaml itself"
+    for composer in ("variants", "exports"):
+        assert f"${{{composer}:${{sweep}}}}" in (ROOT / "conf/config.yaml").read_text(), "the others are composed, of numbers"
+
+
+def test_names_and_paths_of_variants_are_made_of_numbers_alone(tmp_path):
+    """They stand in commands without quotes."""
+    hostile = "'; touch hacked'"
+    compose(tmp_path / "params.yaml", [f"sweep.alpha=[{hostile},0.5]", f"sweep.bases=[{hostile}]", f"sweep.rank=[{hostile},2]"])
+    cells = yaml.safe_load((tmp_path / "params.yaml").read_text())["cells"]
+    assert list(cells["variants"]) == ["a0.5", "text2img-a0.5-r2", "dreambooth-a0.5-r2"]
+    assert "touch" not in yaml.safe_dump({name: cells[name] for name in ("variants", "exports")})
 
 
 HOSTILE = "0.5; touch hacked; $(touch hacked) `touch hacked` ' \" touch"
 
 
 def test_a_hostile_value_is_one_word_of_a_command(tmp_path):
-    for name in ("dvc.yaml", "LICENSE"):
-        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
     compose(tmp_path / "params.yaml")
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
     params["cells"]["alpha"] = [HOSTILE]

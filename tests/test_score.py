@@ -11,11 +11,11 @@ SCORER = {"path": ".", "repo": None, "revision": None, "file": None, "sha256": N
 def test_every_cell_gets_a_score(tmp_path):
     from PIL import Image
 
-    from stages.drawing.cells import plan_cells, write_cells
+    from stages.drawing.cells import cells_of, write_cells
     from stages.report.scores import read_scores
     from tests.drawing.tiny_models import save_tiny_scorer
 
-    cells = plan_cells(["a cat", "hat"], [0, 5])
+    cells = cells_of(["a cat", "hat"], [0, 5])
     for name in ("images", "references"):
         (tmp_path / name).mkdir()
         for index, cell in enumerate(cells):

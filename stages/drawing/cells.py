@@ -5,9 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
 from stages.pipeline.tables import write_table
 
 CELLS_FILE = "cells.csv"
@@ -28,24 +25,9 @@ class Cell:
         return f"p{self.prompt_index}-s{self.seed}.png"
 
 
-def plan_cells(prompts: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+def cells_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """Every prompt with every seed, prompt by prompt."""
     return [Cell(index, prompt, seed) for index, prompt in enumerate(prompts) for seed in seeds]
-
-
-def write_png(image: Image.Image, path: Path, text: Mapping[str, str]) -> None:
-    """Write a PNG with text chunks that any image viewer shows; the same picture and text always give the same bytes."""
-    chunks = PngInfo()
-    for key in sorted(text):
-        chunks.add_text(key, text[key])
-    image.save(path, "PNG", pnginfo=chunks, optimize=False, compress_level=6)
-
-
-def read_png_text(path: Path) -> dict[str, str]:
-    """Text chunks of a PNG."""
-    with Image.open(path) as image:
-        image.load()
-        return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def write_cells(folder: Path, cells: Iterable[Cell]) -> None:

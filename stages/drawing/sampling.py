@@ -1,8 +1,8 @@
-"""Text-to-image sampling from a folder in diffusers layout.
+"""Text-to-image sampling by `StableDiffusionPipeline`, from a folder in diffusers layout.
 
-The same images as `StableDiffusionPipeline`, from its parts: the initial latents depend on the seed alone, so variants of a
-model that are given the same seeds start from the same noise. Images of one prompt never share a batch with another
-prompt's, so editing one prompt leaves the bytes of the others alone.
+Each image has a random generator of its own, seeded with its seed, from which the initial noise comes first: so variants of a
+model that are given the same seeds start from the same noise. Images of one prompt never share a batch with another prompt's,
+so editing one prompt leaves the bytes of the others alone.
 """
 
 import logging
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -22,38 +22,12 @@ from transformers.utils.logging import disable_progress_bar
 from stages.checkpoints.adapters.lora_files import read_lora
 from stages.checkpoints.file_names import UNET_FILE, holds_whole_unet, lora_file
 from stages.checkpoints.files.tensors import sha256
+from stages.drawing.config import SamplingConfig
 from stages.drawing.lora_loading import ADAPTER, attach, load_tuned_unet, match
-from stages.encoding.prompts import last_layer, tokenize
+from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
+from stages.encoding.prompts import embed_prompts, token_counts
 
 logger = logging.getLogger(__name__)
-
-NOISE_SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are drawn.
-
-    Attributes:
-        noise_scheduler: a key of `NOISE_SCHEDULERS`; none of them adds noise after the initial latents.
-        num_inference_steps: denoising steps.
-        guidance_scale: weight of the prompt against the negative prompt; at 1 or less the negative prompt is not used.
-        resolution: pixels of one side.
-        batch_size: most images that are denoised together. Bytes depend on it.
-        clip_skip: layers of the text encoder left out at its end; 0 is diffusers' None and A1111's "clip skip 1".
-    """
-
-    noise_scheduler: str
-    num_inference_steps: int
-    guidance_scale: float
-    resolution: int
-    batch_size: int
-    clip_skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,111 +105,118 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
         models.unet.unload_lora()
 
 
-def describe(models: Models, sampling: Sampling, negative_prompt: str) -> dict[str, str]:
+def describe(models: Models, config: SamplingConfig) -> dict[str, str]:
     """What an image depends on besides its prompt, its seed and a LoRA, as text: settings, and the digest of the UNet."""
     return {
-        "clip_skip": str(sampling.clip_skip),
-        "guidance_scale": f"{sampling.guidance_scale:g}",
-        "negative_prompt": negative_prompt,
-        "noise_scheduler": sampling.noise_scheduler,
-        "num_inference_steps": str(sampling.num_inference_steps),
-        "resolution": str(sampling.resolution),
+        "clip_skip": str(config.clip_skip),
+        "guidance_scale": f"{config.guidance_scale:g}",
+        "negative_prompt": config.negative_prompt,
+        "noise_scheduler": config.noise_scheduler,
+        "num_inference_steps": str(config.num_inference_steps),
+        "resolution": str(config.resolution),
         "unet_sha256": sha256(models.folder / "unet" / UNET_FILE),
     }
 
 
-@torch.inference_mode()
 def encode_prompt(models: Models, prompt: str, clip_skip: int = 0) -> Tensor:
     """Embed one prompt.
 
     Returns:
-        prompt_embeds: (1, 77, D), after the text encoder's final layer norm.
+        prompt_embeds: (1, 77, D), after the text encoder's final layer norm, on its device.
     """
-    text_encoder = models.text_encoder
-    length = len(models.tokenizer(prompt).input_ids)
+    (length,) = token_counts(models.tokenizer, [prompt])
     if length > models.tokenizer.model_max_length:
         logger.warning("%d tokens are more than the text encoder reads; the end is cut off: %s", length, prompt)
-    output = text_encoder(tokenize(models.tokenizer, [prompt]).to(text_encoder.device), output_hidden_states=True)
-    return last_layer(text_encoder, output, clip_skip)
+    embeds = embed_prompts(models.tokenizer, models.text_encoder, [prompt], clip_skip, batch_size=1)
+    return embeds.to(models.text_encoder.device)
 
 
-def initial_latents(models: Models, seeds: Sequence[int], resolution: int) -> Tensor:
-    """Draw the noise that sampling starts from: (B, C, h, w), unit variance, float32, a function of each seed alone."""
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A random generator for each image, on the CPU, so that every device gets the same noise."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def initial_latents(models: Models, of_images: Sequence[torch.Generator], resolution: int) -> Tensor:
+    """Draw the noise that sampling starts from: (B, C, h, w), unit variance, float32, each image's from its own generator."""
     side = resolution // models.vae_scale_factor
     shape = (1, models.unet.config["in_channels"], side, side)
-    return torch.cat([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+    return torch.cat([torch.randn(shape, generator=generator) for generator in of_images])
 
 
-def draw(
-    models: Models, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, negative_prompt: str = ""
-) -> Iterator[Image.Image]:
+def draw(models: Models, prompts: Sequence[str], seeds: Sequence[int], config: SamplingConfig) -> Iterator[Image.Image]:
     """Draw every prompt with every seed, prompt by prompt.
 
     Raises:
         ValueError: a setting does not fit the model; raised before the first image.
     """
-    check_sampling(models, sampling)
-    negative_embeds = encode_prompt(models, negative_prompt, sampling.clip_skip)
+    if config.resolution % models.vae_scale_factor:
+        raise ValueError(f"resolution: given {config.resolution}: must be a multiple of {models.vae_scale_factor}")
+    negative_prompt_embeds = encode_prompt(models, config.negative_prompt, config.clip_skip)
     return (
         image
         for prompt in prompts
-        for prompt_embeds in [encode_prompt(models, prompt, sampling.clip_skip)]
-        for start in range(0, len(seeds), sampling.batch_size)
-        for image in sample(models, prompt_embeds, negative_embeds, seeds[start : start + sampling.batch_size], sampling)
+        for prompt_embeds in [encode_prompt(models, prompt, config.clip_skip)]
+        for start in range(0, len(seeds), config.batch_size)
+        for image in sample(models, prompt_embeds, negative_prompt_embeds, seeds[start : start + config.batch_size], config)
     )
 
 
-def check_sampling(models: Models, sampling: Sampling) -> None:
-    """Refuse settings that do not fit the model.
-
-    Raises:
-        ValueError: it names the setting, what was given and what is allowed.
-    """
-    layers = models.text_encoder.config.num_hidden_layers
-    if sampling.noise_scheduler not in NOISE_SCHEDULERS:
-        raise ValueError(f"noise_scheduler: given {sampling.noise_scheduler!r}: choose one of {', '.join(NOISE_SCHEDULERS)}")
-    if sampling.resolution % models.vae_scale_factor:
-        raise ValueError(f"resolution: given {sampling.resolution}: must be a multiple of {models.vae_scale_factor}")
-    if sampling.clip_skip >= layers:
-        raise ValueError(f"clip_skip: given {sampling.clip_skip}: the text encoder has {layers} layers, skip fewer")
+def sample(
+    models: Models, prompt_embeds: Tensor, negative_prompt_embeds: Tensor, seeds: Sequence[int], config: SamplingConfig
+) -> list[Image.Image]:
+    """Draw one prompt with several seeds in one batch."""
+    return decode_latents(models.vae, denoise(models, prompt_embeds, negative_prompt_embeds, seeds, config))
 
 
 @torch.inference_mode()
-def sample(
-    models: Models, prompt_embeds: Tensor, negative_embeds: Tensor, seeds: Sequence[int], sampling: Sampling
-) -> list[Image.Image]:
-    """Draw one prompt with several seeds in one batch.
+def denoise(
+    models: Models, prompt_embeds: Tensor, negative_prompt_embeds: Tensor, seeds: Sequence[int], config: SamplingConfig
+) -> Tensor:
+    """Latents of one prompt with several seeds, denoised together.
 
     Args:
-        models: from `load_models`.
+        models: from `load_models`; the text encoder and the tokenizer are not used.
         prompt_embeds: (1, 77, D).
-        negative_embeds: (1, 77, D), of the negative prompt.
+        negative_prompt_embeds: (1, 77, D), of the negative prompt.
         seeds: one an image.
-        sampling: `batch_size` is not used here.
+        config: `batch_size`, `negative_prompt` and `clip_skip` are not used here.
+
+    Returns:
+        latents: (B, C, h, w), times the VAE's scaling factor.
     """
-    noise_scheduler = make_noise_scheduler(models.folder, sampling.noise_scheduler)
-    noise_scheduler.set_timesteps(sampling.num_inference_steps, device=models.unet.device)
-    guided = sampling.guidance_scale > 1
-    encoder_hidden_states = prompt_embeds.expand(len(seeds), -1, -1)
-    if guided:
-        encoder_hidden_states = torch.cat([negative_embeds.expand_as(encoder_hidden_states), encoder_hidden_states])
-    latents = initial_latents(models, seeds, sampling.resolution).to(models.unet.device, models.unet.dtype)
-    latents = latents * noise_scheduler.init_noise_sigma
-    for timestep in noise_scheduler.timesteps:
-        model_input = noise_scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), timestep)
-        model_pred = models.unet(model_input, timestep, encoder_hidden_states, return_dict=False)[0]
-        if guided:
-            unconditional, conditional = model_pred.chunk(2)
-            model_pred = unconditional + sampling.guidance_scale * (conditional - unconditional)
-        latents = noise_scheduler.step(model_pred, timestep, latents, return_dict=False)[0]
-    return decode_latents(models.vae, latents)
+    of_images = generators(seeds)
+    make_pipeline: Any = StableDiffusionPipeline
+    pipeline = make_pipeline(
+        vae=models.vae,
+        text_encoder=models.text_encoder,
+        tokenizer=models.tokenizer,
+        unet=models.unet,
+        scheduler=make_noise_scheduler(models.folder, config.noise_scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt_embeds=prompt_embeds.expand(len(seeds), -1, -1),
+        negative_prompt_embeds=negative_prompt_embeds.expand(len(seeds), -1, -1),
+        latents=initial_latents(models, of_images, config.resolution).to(prompt_embeds.dtype),
+        generator=of_images,
+        height=config.resolution,
+        width=config.resolution,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        output_type="latent",
+    ).images
 
 
 def make_noise_scheduler(folder: Path, name: str) -> Any:
     """The noise scheduler called `name`, with the betas and the prediction type of the checkpoint."""
     import diffusers
 
-    return getattr(diffusers, NOISE_SCHEDULERS[name]).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    found = NOISE_SCHEDULERS[name]
+    make = getattr(diffusers, found.class_name)
+    return make.from_pretrained(folder, subfolder="scheduler", local_files_only=True, **found.settings)
 
 
 @torch.inference_mode()
@@ -245,8 +226,8 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
     Raises:
         ValueError: the VAE gave something that is no number, as some do in float16.
     """
-    images = vae.decode(latents / vae.config["scaling_factor"], return_dict=False)[0]
+    images = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
     if not images.isfinite().all():
         raise ValueError(f"an image came out as NaN in {vae.dtype}; set runtime.dtype to float32 or bfloat16")
-    pixels = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-    return [Image.fromarray(image) for image in (pixels * 255).round().astype(np.uint8)]
+    images_of: Any = VaeImageProcessor().postprocess
+    return images_of(images, output_type="pil")

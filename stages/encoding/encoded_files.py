@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.lora.batches import Examples
 from stages.pipeline.outputs import atomic_file
 
 METADATA_KEY = "encoded"
@@ -79,28 +78,6 @@ def read_encoded_images(path: Path) -> EncodedImages:
 def read_encoded_captions(path: Path) -> EncodedCaptions:
     """Read what the stage encode_captions wrote."""
     return EncodedCaptions(**_read(path, ("prompt_embeds", "empty_prompt_embeds")))
-
-
-def pair_captions(images: EncodedImages, captions: EncodedCaptions) -> Examples:
-    """Put every caption to its image, by file name; images without a caption are left out.
-
-    Raises:
-        ValueError: a caption is of an image that was not encoded.
-    """
-    index = {name: number for number, name in enumerate(images.file_names)}
-    strangers = [name for name in captions.file_names if name not in index]
-    if strangers:
-        raise ValueError(f"{strangers[0]} has a caption and was not encoded as an image: run encode_images again")
-    chosen = [index[name] for name in captions.file_names]
-    return Examples(
-        images.mean[chosen],
-        images.std[chosen],
-        images.scaling_factor,
-        captions.prompt_embeds,
-        captions.empty_prompt_embeds,
-        tuple(captions.file_names),
-        None if images.shapes is None else images.shapes[chosen],
-    )
 
 
 def _read(path: Path, tensors: tuple[str, ...]) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,14 +16,6 @@ from stages.checkpoints.adapters.lora_patterns import first_pattern
 from stages.checkpoints.file_names import LORA_METADATA_KEY
 from stages.lora.config import AdapterConfig
 from stages.lora.fused import FusedLinear
-from stages.lora.pointwise import use_matrix_products
-
-
-def load_unet(model: Path) -> UNet2DConditionModel:
-    """Load the UNet alone of a model in diffusers layout, frozen, in float32, on the CPU; ready for fast training."""
-    unet: Any = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32, local_files_only=True)
-    use_matrix_products(unet)
-    return unet.requires_grad_(False)
 
 
 def add_adapter(
@@ -111,26 +101,6 @@ def idle_patterns(model: nn.Module, config: AdapterConfig) -> list[str]:
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def move(model: nn.Module, device: torch.device) -> None:
-    """Move a model to where it is trained, with channels last, in which convolutions are faster.
-
-    The factors of DoRA stay as they are: PEFT takes views of them that other memory does not allow.
-    """
-    moved: Any = model
-    moved.to(device, memory_format=torch.channels_last)
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and layer.lora_variant:
-            for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
-                parameter.data = parameter.data.contiguous()
-
-
-def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the frozen weights; the trained ones stay in float32, because their updates are lost in 16 bits."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
 
 
 def write_lora(

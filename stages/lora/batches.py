@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-VALIDATION_TIMESTEPS = 4
+HELD_OUT_TIMESTEPS = 4
 """At how many timesteps each held-out image is looked at: the loss depends on them more than on the image."""
 
 
@@ -272,22 +272,22 @@ def hold_out(examples: Examples, count: int, seed: int) -> tuple[Examples, Examp
     """
     total = len(examples)
     if count >= total:
-        raise ValueError(f"validation_images: given {count}: there are {total} images, and some must be left to train on")
+        raise ValueError(f"held_out_images: given {count}: there are {total} images, and some must be left to train on")
     order = torch.randperm(total, generator=seeded_generator(seed, "held out")).tolist()
     return examples.chosen(sorted(order[count:])), examples.chosen(sorted(order[:count]))
 
 
-def validation_batches(examples: Examples, draws: Draws, batch_size: int) -> list[Batch]:
-    """Each example at `VALIDATION_TIMESTEPS` timesteps, evenly spread, with noise that is the same at every call.
+def held_out_batches(examples: Examples, draws: Draws, batch_size: int) -> list[Batch]:
+    """Each example at `HELD_OUT_TIMESTEPS` timesteps, evenly spread, with noise that is the same at every call.
 
     The batches weigh as much as they have samples, so that the mean of their losses is the mean over samples.
     """
     fixed = replace(draws, random_flip=False, noise_offset=0.0)
-    spread = [(2 * part + 1) * draws.num_train_timesteps // (2 * VALIDATION_TIMESTEPS) for part in range(VALIDATION_TIMESTEPS)]
+    spread = [(2 * part + 1) * draws.num_train_timesteps // (2 * HELD_OUT_TIMESTEPS) for part in range(HELD_OUT_TIMESTEPS)]
     parts = []
     for bucket, images in examples.buckets.items():
-        whole = make_batch(Stream("held out", examples), range(len(images) * VALIDATION_TIMESTEPS), fixed, bucket)
+        whole = make_batch(Stream("held out", examples), range(len(images) * HELD_OUT_TIMESTEPS), fixed, bucket)
         whole = replace(whole, timesteps=torch.tensor(spread).repeat_interleave(len(images)))
         parts += [whole.samples(slice(start, start + batch_size)) for start in range(0, len(whole.timesteps), batch_size)]
-    weight = len(parts) / (len(examples) * VALIDATION_TIMESTEPS)
+    weight = len(parts) / (len(examples) * HELD_OUT_TIMESTEPS)
     return [replace(part, weights=torch.full_like(part.weights, weight)) for part in parts]

@@ -1,11 +1,11 @@
-"""What one training run is told: the leaves that both LoRA stages have. Imports no torch."""
+"""What one training is told: the settings that both kinds of LoRA share, and those of either. Imports no torch."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from stages.pipeline.config import Count, NonNegative, Positive, Seed, Text, strict
+from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Seed, Text, strict
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """What an optimizer needs besides torch."""
@@ -134,13 +134,13 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         noise_offset: strength of a shift of the noise that a whole channel shares; 0 for none, 0.1 is usual.
         random_flip: show half of the images as their mirror images.
         gradient_checkpointing: compute activations twice instead of keeping them: slower, and less memory.
-        validation_images: how many images are held out of training, to see over-fitting by their loss; 0 for none.
-        validation_steps: optimizer steps between two looks at them.
-        sample_prompts: what is drawn with the weights as they are, to see over-fitting; none for no images.
-        sample_steps: optimizer steps between two such drawings; there is one at the end, too.
-        sample_guidance_scale: weight of the prompt in them.
-        checkpointing_steps: optimizer steps between two checkpoints of an unfinished run.
-        logging_steps: optimizer steps between two rows of history.csv.
+        compile: whether the blocks that the UNet repeats are compiled (torch.compile): minutes before the first step, and
+            less time for each; on a CPU this takes a C++ compiler. The last bits of the weights depend on it.
+        held_out_images: how many images are held out of training, to see over-fitting by their loss; 0 for none.
+        held_out_steps: optimizer steps between two measurements of that loss; there is one at the end, too.
+        preview_prompts: what is drawn while training, with the weights as they are, to see over-fitting; none for no images.
+        preview_steps: optimizer steps between two such drawings; there is one at the end, too.
+        preview_guidance_scale: weight of the prompt in them.
     """
 
     seed: Seed
@@ -152,13 +152,12 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     noise_offset: NonNegative
     random_flip: bool
     gradient_checkpointing: bool
-    validation_images: Annotated[int, Field(ge=0)]
-    validation_steps: Count
-    sample_prompts: tuple[Text, ...]
-    sample_steps: Count
-    sample_guidance_scale: NonNegative
-    checkpointing_steps: Count
-    logging_steps: Count
+    compile: bool
+    held_out_images: Annotated[int, Field(ge=0)]
+    held_out_steps: Count
+    preview_prompts: tuple[Text, ...]
+    preview_steps: Count
+    preview_guidance_scale: NonNegative
 
     def __post_init__(self) -> None:
         """Both halves' checks."""
@@ -172,11 +171,55 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         """Images of one optimizer step."""
         return self.train_batch_size * self.gradient_accumulation_steps
 
-    @property
-    def forward_passes(self) -> int:
-        """Of the whole run."""
-        return self.max_train_steps * self.gradient_accumulation_steps
+    def measures_held_out(self, step: int) -> bool:
+        """Whether the loss of the held-out images is measured when so many optimizer steps are done."""
+        return self.held_out_images > 0 and (step == self.max_train_steps or step % self.held_out_steps == 0)
 
-    def samples_after(self, step: int) -> bool:
-        """Whether images are drawn when so many optimizer steps are done."""
-        return bool(self.sample_prompts) and (step == self.max_train_steps or step % self.sample_steps == 0)
+    def draws_previews(self, step: int) -> bool:
+        """Whether previews are drawn when so many optimizer steps are done."""
+        return bool(self.preview_prompts) and (step == self.max_train_steps or step % self.preview_steps == 0)
+
+
+@dataclass(frozen=True, config=strict)
+class Text2imgConfig(TrainingConfig):
+    """A training on images with captions.
+
+    Attributes:
+        caption_dropout: share of the images that are trained with the empty caption, for classifier-free guidance.
+    """
+
+    caption_dropout: Fraction
+
+
+@dataclass(frozen=True, config=strict)
+class DreamboothConfig(TrainingConfig):
+    """A training on images of one subject, under one prompt.
+
+    Attributes:
+        instance_prompt: names the subject; the only prompt that its images are trained with. Null where nothing is trained.
+        prior_loss_weight: of the class images in the loss; 1 counts them as much as the subject.
+        clip_skip: layers left out at the end of the text encoder.
+        train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
+            the prompts at each step.
+    """
+
+    instance_prompt: Text | None
+    prior_loss_weight: NonNegative
+    clip_skip: ClipSkip
+    train_text_encoder: bool
+
+    def __post_init__(self) -> None:
+        """Refuse two things that exclude each other."""
+        TrainingConfig.__post_init__(self)
+        if self.train_text_encoder and self.tuned == "full":
+            raise ValueError("train_text_encoder: given True: only with tuned=lora")
+
+
+def check_rank(rank: int) -> None:
+    """Refuse a rank that no adapter has.
+
+    Raises:
+        ValueError: it is less than 1.
+    """
+    if rank < 1:
+        raise ValueError(f"--rank: given {rank}: must be at least 1")

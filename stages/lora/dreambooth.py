@@ -2,18 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stages.drawing.cells import read_png_text
 from stages.encoding.encoded_files import EncodedImages
 from stages.encoding.latents import encode_images, load_vae
 from stages.encoding.prompts import embed_prompts, load_text_encoder, token_counts
 from stages.lora.batches import Examples, Stream
+from stages.lora.config import DreamboothConfig
+from stages.pipeline.png_text import read_png_text
 from stages.pipeline.progress import track
 
 CLASS_BATCH_SIZE = 8
@@ -32,25 +32,15 @@ class ClassImages(NamedTuple):
     prompts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What the subject is called.
+def prompts_of(config: DreamboothConfig, class_images: ClassImages) -> list[str]:
+    """The prompts in the order of their numbers: the instance prompt and, where there are class images, theirs.
 
-    Attributes:
-        instance_prompt: of all of its images.
-        prior_loss_weight: of the class images in the loss.
-        clip_skip: layers left out at the end of the text encoder.
-        train_text_encoder: give the examples the numbers of their prompts (instance 0, class 1) in place of embeddings.
+    Raises:
+        ValueError: there is no instance prompt.
     """
-
-    instance_prompt: str
-    prior_loss_weight: float
-    clip_skip: int
-    train_text_encoder: bool
-
-    def prompts(self, class_images: ClassImages) -> list[str]:
-        """The prompts in the order of their numbers: the instance prompt and, where there are class images, theirs."""
-        return [self.instance_prompt, *class_images.prompts]
+    if config.instance_prompt is None:
+        raise ValueError("instance_prompt: is null: name the subject")
+    return [config.instance_prompt, *class_images.prompts]
 
 
 def read_class_images(folder: Path) -> ClassImages:
@@ -67,26 +57,27 @@ def read_class_images(folder: Path) -> ClassImages:
 
 
 def dreambooth_streams(
-    instance: EncodedImages, class_images: ClassImages, model: Path, subject: Subject, device: torch.device
+    instance: EncodedImages, class_images: ClassImages, model: Path, config: DreamboothConfig, device: torch.device
 ) -> list[Stream]:
     """Embed the prompts and encode the class images; the text encoder and the VAE are let go of afterwards.
 
     Args:
-        instance: images of the subject.
+        instance: images of the config.
         class_images: of the class; none of them leaves prior preservation out.
         model: in diffusers layout.
-        subject: what it is called.
+        config: names the subject; where the text encoder is trained, the examples get the numbers of their prompts (instance 0,
+            class 1) in place of embeddings.
         device: to encode on.
     """
-    prompts = subject.prompts(class_images)
+    prompts = prompts_of(config, class_images)
     tokenizer, text_encoder = load_text_encoder(model, device)
     for prompt, tokens in zip(prompts, token_counts(tokenizer, prompts), strict=True):
         if tokens > tokenizer.model_max_length:
             print(f"warning: {tokens} tokens, {tokenizer.model_max_length} are read: {prompt}", file=sys.stderr)
     embeds = (
         torch.arange(len(prompts))
-        if subject.train_text_encoder
-        else embed_prompts(tokenizer, text_encoder, prompts, subject.clip_skip, batch_size=1)
+        if config.train_text_encoder
+        else embed_prompts(tokenizer, text_encoder, prompts, config.clip_skip, batch_size=1)
     )
     examples = _under_one_prompt(instance, embeds[0])
     streams = [Stream("instance", examples)]
@@ -98,7 +89,7 @@ def dreambooth_streams(
         names = [path.name for path in class_images.paths]
         encoded = EncodedImages(names, mean, std, vae.config["scaling_factor"], instance.resolution)
         examples = _under_one_prompt(encoded, embeds[1])
-        streams.append(Stream("class", examples, subject.prior_loss_weight))
+        streams.append(Stream("class", examples, config.prior_loss_weight))
     return streams
 
 

@@ -2,10 +2,10 @@
 
 import math
 import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +16,11 @@ from torch.nn.utils import clip_grad_norm_
 from stages.lora.adapters import trained_parameters
 from stages.lora.batches import AnyBatch, Batch, seeded_number
 from stages.lora.config import TrainingConfig
-from stages.lora.estimates import STEPS_BEFORE_ESTIMATE, describe_time, peak_memory
+from stages.lora.estimates import Estimate
+from stages.lora.history import HistoryRow
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
 from stages.lora.processes import add_up, any_process, own_samples, process_number, wait_for_all
+from stages.lora.run import Run
 from stages.pipeline.interruption import Interrupted, Interruption, postponed
 from stages.pipeline.progress import say, track
 from stages.pipeline.seals import sealed_file
@@ -38,25 +40,6 @@ class DivergedError(ValueError):
         self.step = step
 
 
-@dataclass(frozen=True)
-class HistoryRow:
-    """The course of training over the optimizer steps since the row before.
-
-    Attributes:
-        step: optimizer steps done.
-        loss: mean over these steps.
-        learning_rate: of the last of them.
-        grad_norm: mean over these steps, before clipping.
-        validation_loss: after the last of them, of images that are not trained on; None where it was not measured.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    validation_loss: float | None = None
-
-
 class TrainingState:
     """All that changes while training: what a checkpoint holds."""
 
@@ -67,37 +50,34 @@ class TrainingState:
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
         self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=scale_gradients)
         self.step = 0
-        self.learning_rate = config.learning_rate
         self.history: list[HistoryRow] = []
-        self.losses: list[Tensor] = []  # of the steps since the last row; numbers on the device, so that no step waits
-        self.grad_norms: list[Tensor] = []
+        # Of the steps since the history's last row: learning rate, loss and norm, still on the device, so that no step waits.
+        self.pending: list[tuple[float, Tensor, Tensor]] = []
 
     def update(self, loss: Tensor, max_grad_norm: float | None) -> None:
         """Make an optimizer step with the gradients that are there, the loss they are of being `loss`."""
-        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = self.optimizer.param_groups[0]["lr"]
         self.scaler.unscale_(self.optimizer)
-        self.losses.append(loss)
-        self.grad_norms.append(clip_grad_norm_(self.parameters.values(), max_grad_norm or math.inf))
+        self.pending.append((learning_rate, loss, clip_grad_norm_(self.parameters.values(), max_grad_norm or math.inf)))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
 
-    def log(self, validation_loss: float | None) -> None:
-        """Close a row of the history; `DivergedError` if a loss in it is not finite."""
-        losses, grad_norms = torch.stack(self.losses).tolist(), torch.stack(self.grad_norms).tolist()
-        self._check_finite(losses)
-        self.history.append(
-            HistoryRow(
-                step=self.step,
-                loss=math.fsum(losses) / len(losses),
-                learning_rate=self.learning_rate,
-                grad_norm=_finite_mean(grad_norms),
-                validation_loss=validation_loss,
-            )
-        )
-        self.losses, self.grad_norms = [], []
+    def log(self, held_out_loss: float | None = None) -> None:
+        """Bring the history up to date; `DivergedError` if a loss is not finite."""
+        if self.pending:
+            rates, losses, norms = zip(*self.pending, strict=True)
+            numbers = torch.stack([torch.stack(losses), torch.stack(norms)]).tolist()
+            first = self.step - len(rates) + 1
+            for step, (rate, loss, norm) in enumerate(zip(rates, *numbers, strict=True), start=first):
+                if not loss < LOSS_LIMIT:
+                    raise DivergedError(loss, step)
+                self.history.append(HistoryRow(step, loss, rate, norm))
+            self.pending = []
+        if held_out_loss is not None:
+            self.history[-1] = replace(self.history[-1], held_out_loss=held_out_loss)
 
     def describe_loss(self) -> str:
         """The loss of the history's last row, in words; "" before there is one."""
@@ -105,7 +85,7 @@ class TrainingState:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all; `DivergedError` instead of one that is no good."""
-        self.check_finite()
+        self.log()
         with sealed_file(path) as part:
             torch.save(
                 {
@@ -115,8 +95,6 @@ class TrainingState:
                     "lr_scheduler": self.lr_scheduler.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "history": [asdict(row) for row in self.history],
-                    "losses": self.losses,
-                    "grad_norms": self.grad_norms,
                 },
                 part,
             )
@@ -130,83 +108,84 @@ class TrainingState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.step, self.losses, self.grad_norms = saved["step"], saved["losses"], saved["grad_norms"]
+        self.step = saved["step"]
         self.history = [HistoryRow(**row) for row in saved["history"]]
-
-    def check_finite(self) -> None:
-        """`DivergedError` if a loss since the last row of the history is not finite."""
-        if self.losses:
-            self._check_finite(torch.stack(self.losses).tolist())
-
-    def _check_finite(self, losses: list[float]) -> None:
-        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
-            if not loss < LOSS_LIMIT:
-                raise DivergedError(loss, step)
 
 
 def fit(
+    run: Run,
     model: nn.Module,
     batches: Callable[[int], AnyBatch],
     loss_fn: Callable[[Any, AnyBatch], Tensor],
-    config: TrainingConfig,
-    dtype: torch.dtype = torch.float32,
-    checkpoint: Path | None = None,
     held_out: Sequence[Batch] = (),
-    draw_samples: Callable[[int], None] | None = None,
+    draw_previews: Callable[[int], None] | None = None,
 ) -> list[HistoryRow]:
     """Train the parameters of `model` that require a gradient.
 
     Args:
+        run: its settings, and the folder of the checkpoint: a run that was interrupted goes on from there, to the same bytes.
         model: on its device; changed in place.
         batches: the n-th batch of the run, n counting forward passes from 0.
         loss_fn: a scalar for a batch.
-        config: the run's settings.
-        dtype: of the computation; other than float32, it is autocast.
-        checkpoint: a file that a run which was interrupted goes on from, to the same bytes, and that is written every
-            `checkpointing_steps`; None for neither.
-        held_out: batches that are never trained on; every `validation_steps` and at the end, the mean of their losses goes
-            into the history.
-        draw_samples: called with the step wherever `config.samples_after` says so; None for no samples.
+        held_out: batches that are never trained on; the mean of their losses goes into the history.
+        draw_previews: called with the number of steps done.
 
     Returns:
-        A row every `logging_steps` optimizer steps, and one for each validation and for the end.
+        A row an optimizer step.
 
     Raises:
         DivergedError: the loss is not finite.
         Interrupted: a signal asked for it; the step under way was finished, and the checkpoint written.
     """
-    state = TrainingState(model, config, scale_gradients=dtype == torch.float16)
-    speaks = process_number() == 0
+    config, checkpoint, speaks = run.config, run.checkpoint, process_number() == 0
+    state = TrainingState(model, config, scale_gradients=run.dtype == torch.float16)
     if checkpoint is not None and checkpoint.is_file():
         state.load(checkpoint)
         if speaks:
             say(f"going on after step {state.step}")
-    loss_of_batch = _autocast(loss_fn, model, dtype)
+    loss_of_batch = _autocast(run, loss_fn, model)
     model.train()
-    estimate = Estimate(state.step, config.max_train_steps, next(model.parameters()).device)
+    estimate = Estimate(state.step, config.max_train_steps, run.device)
     left = range(state.step, config.max_train_steps)
-    shown = (
-        track(left, "training", config.max_train_steps, state.step, state.describe_loss) if speaks else (step for step in left)
-    )
+    shown = track(left, "training", config.max_train_steps, state.step, state.describe_loss) if speaks else _plain(left)
     with postponed() as interruption, closing(shown):
         for step in shown:
             state.update(_backward(state, batches, loss_of_batch, step, config), config.max_grad_norm)
-            last = state.step == config.max_train_steps
-            validates = bool(held_out) and (last or state.step % config.validation_steps == 0)
-            logs = last or validates or state.step % config.logging_steps == 0
-            if logs:
-                state.log(mean_loss(model, held_out, loss_of_batch) if validates else None)
-            if draw_samples is not None and config.samples_after(state.step):
-                state.check_finite()
-                draw_samples(state.step)
-            stops = any_process(interruption.signal_number is not None, estimate.device, waits=logs)
-            if checkpoint is not None and speaks and (stops or (not last and state.step % config.checkpointing_steps == 0)):
+            logs = _look(run, state, partial(mean_loss, model, held_out, loss_of_batch), draw_previews)
+            stops = any_process(interruption.signal_number is not None, run.device, waits=logs)
+            if checkpoint is not None and speaks and (stops or _saves(run, state.step)):
                 state.save(checkpoint)
             if stops:
                 _leave(state, interruption, checkpoint)
             if speaks:
                 estimate.after(state.step)
     return state.history
+
+
+def _look(
+    run: Run, state: TrainingState, held_out_loss: Callable[[], float], draw_previews: Callable[[int], None] | None
+) -> bool:
+    """After a step, log, measure the held-out loss and draw, where it is time for that; whether the loss was looked at."""
+    config, step = run.config, state.step
+    measures = config.measures_held_out(step)
+    draws = draw_previews is not None and config.draws_previews(step)
+    logs = measures or draws or step == config.max_train_steps or step % run.housekeeping.logging_steps == 0
+    if logs:
+        state.log()
+    if measures:
+        state.log(held_out_loss())
+    if draw_previews is not None and draws:
+        draw_previews(step)
+    return logs
+
+
+def _saves(run: Run, step: int) -> bool:
+    """Whether a checkpoint is due; at the end there is the result."""
+    return step < run.config.max_train_steps and step % run.housekeeping.checkpointing_steps == 0
+
+
+def _plain(steps: range) -> Generator[int, None, None]:
+    yield from steps
 
 
 def _backward(
@@ -240,19 +219,12 @@ def mean_loss(model: nn.Module, batches: Sequence[Batch], loss_of_batch: Callabl
     return math.fsum(losses) / len(losses)
 
 
-def _finite_mean(values: list[float]) -> float:
-    """The mean without infinities: float16 makes some in the steps that the gradient scaler skips."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.inf
-
-
-def _autocast(loss_fn: Callable[[Any, AnyBatch], Tensor], model: nn.Module, dtype: torch.dtype) -> Callable[[AnyBatch], Tensor]:
-    """The loss of a batch, computed on the model's device and in `dtype`."""
-    device = next(model.parameters()).device
+def _autocast(run: Run, loss_fn: Callable[[Any, AnyBatch], Tensor], model: nn.Module) -> Callable[[AnyBatch], Tensor]:
+    """The loss of a batch, computed on the run's device and in its dtype."""
 
     def loss_of_batch(batch: AnyBatch) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return loss_fn(model, batch.to(device))
+        with run.autocast():
+            return loss_fn(model, batch.to(run.device))
 
     return loss_of_batch
 
@@ -262,33 +234,6 @@ def _leave(state: TrainingState, interruption: Interruption, checkpoint: Path | 
     wait_for_all()
     kept = "" if checkpoint is None else ", and its checkpoint written; the same command goes on from there"
     raise Interrupted(interruption.signal_number or signal.SIGTERM, f"step {state.step} is done{kept}")
-
-
-class Estimate:
-    """What the first steps say of the rest.
-
-    Args:
-        first: steps done before this process began.
-        total: steps of the whole run.
-        device: where it runs.
-    """
-
-    def __init__(self, first: int, total: int, device: torch.device) -> None:
-        self.first, self.total, self.device = first, total, device
-        self.started = time.perf_counter()
-
-    def after(self, step: int) -> None:
-        """Print, after some steps, how long the rest takes at their pace, and what memory they took."""
-        if step == self.first + 1:
-            self.started = time.perf_counter()  # without the first step, which may have compiled
-        if step != self.first + STEPS_BEFORE_ESTIMATE:
-            return
-        pace = (time.perf_counter() - self.started) / (STEPS_BEFORE_ESTIMATE - 1)
-        left = self.total - step
-        say(
-            f"{pace * 1000:.0f} ms a step: about {describe_time(pace * left)} for the {left} steps left; "
-            f"peak memory so far {peak_memory(self.device) / 2**30:.2f} GiB"
-        )
 
 
 def steps_done(checkpoint: Path | None) -> int:

@@ -1,7 +1,5 @@
 """A UNet trained together with the text encoder that it listens to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +9,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from stages.encoding.prompts import last_layer, load_text_encoder, tokenize
+from stages.lora.run import TrainedPrompts
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The text encoder's attention; what diffusers' DreamBooth script trains."""
-
-
-@dataclass(frozen=True)
-class TrainedPrompts:
-    """The few prompts of a run that trains its text encoder.
-
-    Attributes:
-        prompts: the n-th is what the number n in `Batch.encoder_hidden_states` stands for.
-        clip_skip: layers left out at the end of the text encoder.
-    """
-
-    prompts: Sequence[str]
-    clip_skip: int
 
 
 class UNetWithTextEncoder(nn.Module):

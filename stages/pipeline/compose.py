@@ -9,26 +9,41 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.pipeline.config import PARAMS_FILE
 from stages.pipeline.outputs import atomic_file
 
-PLUGINS = Path(__file__).parent / "plugins"
 CONF = Path("conf")
 _CHOICE = re.compile(r"^(\s*- experiment: *)(\S+)", flags=re.MULTILINE)
 
 
 def compose(out: Path, overrides: Sequence[str] = (), conf: Path = CONF) -> None:
-    """Write the composed parameters to `out`; `overrides` are in Hydra's grammar."""
-    from dvc.utils.hydra import compose_and_dump
+    """Write the composed parameters to `out`, as `dvc exp run` does; `overrides` are in Hydra's grammar."""
+    from hydra import compose as compose_config
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
 
+    from stages.pipeline.resolvers import register
+
+    register()
+    with initialize_config_dir(str(conf.resolve()), version_base=None):
+        composed = compose_config("config", overrides=list(overrides))
+    OmegaConf.resolve(composed)
     with atomic_file(out) as part:
-        composed = part.with_suffix(".yaml")
-        try:
-            compose_and_dump(str(composed), str(conf.resolve()), None, "config", str(PLUGINS), list(overrides))
-            composed.replace(part)
-        finally:
-            composed.unlink(missing_ok=True)
+        part.write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
+
+
+def group_values(group: str, conf: Path = CONF) -> dict[str, Any]:
+    """The values of one group as its default.yaml composes alone, for programs that are no stage; `${…}` stays as it is."""
+    from hydra import compose as compose_config
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf.resolve()), version_base=None):
+        composed = compose_config(f"{group}/default")
+    values: Any = OmegaConf.to_container(composed[group], resolve=False)
+    return values
 
 
 def choose(overrides: Sequence[str], conf: Path = CONF) -> None:
@@ -59,7 +74,7 @@ def presets(conf: Path = CONF) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compose into params.yaml; an unknown leaf or preset ends with one line and status 1."""
+    """Compose into params.yaml; an unknown setting or preset ends with one line and status 1."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError

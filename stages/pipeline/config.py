@@ -6,7 +6,7 @@ its path, what was given and what is allowed.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,6 +48,19 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
 Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 """Pixels of one side; a multiple of 8, the reduction of Stable Diffusion's VAE."""
+ClipSkip = Annotated[int, Field(ge=0, le=31)]
+"""Layers of the text encoder left out at its end; 0 uses all (A1111 calls that 1)."""
+
+
+def refuse_twice(**lists: Collection[Any]) -> None:
+    """Refuse lists, by the names of their settings, in which a value stands twice.
+
+    Raises:
+        ValueError: it names the setting.
+    """
+    for name, values in lists.items():
+        if len(set(values)) != len(values):
+            raise ValueError(f"{name}: {list(values)} holds a value twice")
 
 
 def _exists(path: Path) -> Path:
@@ -57,6 +70,12 @@ def _exists(path: Path) -> Path:
 
 
 ExistingPath = Annotated[Path, AfterValidator(_exists)]
+
+FINGERPRINTS = Path("data/code")
+"""Where `sync` writes the fingerprints of the stages' code: what a stage depends on in place of an input that it has not."""
+
+Watched = Annotated[Path, AfterValidator(lambda path: path if path.parent == FINGERPRINTS else _exists(path))]
+"""What DVC watches: a file or folder that is there, or a fingerprint that `sync` is about to write."""
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
@@ -68,7 +87,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class ParamsError(ValueError):
-    """params.yaml does not hold what a stage's config allows; the message is one line a leaf."""
+    """params.yaml does not hold what a stage's config allows; the message is one line a setting."""
 
 
 @dataclass(frozen=True, config=strict)
@@ -123,32 +142,16 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, config=strict)
-class SamplingConfig:
-    """How images are drawn, by every stage that draws some.
+class HousekeepingConfig:
+    """How work is saved and shown while it goes on. None of it can change a result, so a change reruns nothing.
 
     Attributes:
-        negative_prompt: what to steer away from, with every prompt; "" for nothing.
-        noise_scheduler: the sampler; none of these adds noise on the way.
-        num_inference_steps: denoising steps.
-        guidance_scale: weight of the prompt; at 1 or less the negative prompt has no effect and an image costs half.
-        resolution: pixels of one side.
-        batch_size: images at once, always of one prompt. Bytes depend on it.
-        clip_skip: layers of the text encoder left out at its end; 0 uses all (A1111 calls that 1).
+        checkpointing_steps: optimizer steps between two checkpoints of an unfinished training.
+        logging_steps: optimizer steps between two looks at the loss of a training: it is shown, and refused if it is no number.
     """
 
-    negative_prompt: str
-    noise_scheduler: Literal["ddim", "dpmsolver++", "euler", "pndm"]
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
-    guidance_scale: NonNegative
-    resolution: Resolution
-    batch_size: Count
-    clip_skip: Annotated[int, Field(ge=0, le=31)]
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """The arguments of `comparison.sampling.Sampling`."""
-        names = ("noise_scheduler", "num_inference_steps", "guidance_scale", "resolution", "batch_size", "clip_skip")
-        return {name: getattr(self, name) for name in names}
+    checkpointing_steps: Count
+    logging_steps: Count
 
 
 @dataclass(frozen=True, config=strict)
@@ -160,59 +163,66 @@ class SweepConfig:
         rank: LoRA ranks of the text-to-image LoRA.
         dreambooth_rank: LoRA ranks of the DreamBooth LoRA; an empty list leaves DreamBooth out.
         bases: which originals get images of their own: theta0, theta1, both or none.
+        lora_scale: the factor on what the LoRAs add to their merge, in the images; 0 is the merge without them.
     """
 
     alpha: Annotated[tuple[Alpha, ...], Field(min_length=1)]
     rank: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
     dreambooth_rank: tuple[Annotated[int, Field(ge=1, le=1024)], ...]
     bases: tuple[Literal["theta0", "theta1"], ...]
+    lora_scale: Annotated[float, Field(ge=-10, le=10)]
 
     def __post_init__(self) -> None:
         """Refuse a value that stands twice: its stages would have the same name."""
-        for name in ("alpha", "rank", "dreambooth_rank", "bases"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name}: {list(values)} holds a value twice")
+        refuse_twice(alpha=self.alpha, rank=self.rank, dreambooth_rank=self.dreambooth_rank, bases=self.bases)
 
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Names of all variants that are compared: originals, merges, and either LoRA on each merge."""
-        return (
-            *self.bases,
-            *(f"a{alpha}" for alpha in self.alpha),
-            *(f"text2img-a{alpha}-r{rank}" for alpha in self.alpha for rank in self.rank),
-            *(f"dreambooth-a{alpha}-r{rank}" for alpha in self.alpha for rank in self.dreambooth_rank),
-        )
+
+@dataclass(frozen=True, config=strict)
+class VariantCell:
+    """What dvc.yaml takes of a variant: the folders of its model and of its LoRA (or of the model again), and LoRA options."""
+
+    model: Path
+    trained: Path
+    lora: dict[Literal["lora", "lora-scale"], str | float]
+
+
+@dataclass(frozen=True, config=strict)
+class ExportCell:
+    """What dvc.yaml takes of an export: the folder that is exported, and the setting of `export` that it depends on."""
+
+    source: Path
+    setting: Literal["export.dtype", "export.lora_dtype"]
 
 
 @dataclass(frozen=True, config=strict)
 class CellsConfig:
-    """The sweep as dvc.yaml's matrix stages take it; the values are those of `SweepConfig`, which is checked."""
+    """The sweep as dvc.yaml's stages take it; the values are those of `SweepConfig`, which is checked."""
 
     alpha: tuple[Alpha, ...]
     rank: tuple[int, ...]
     dreambooth_rank: tuple[int, ...]
-    bases: tuple[str, ...]
+    variants: dict[str, VariantCell]
+    exports: dict[str, ExportCell]
 
 
 @dataclass(frozen=True, config=strict)
 class OriginalInputs:
-    """The local files and folders that an original is read from; a file that never changes stands for none."""
+    """The local files and folders that an original is read from; the fingerprint of `base` stands for none."""
 
-    config: ExistingPath
-    source: ExistingPath
-    neighbour: ExistingPath
+    config: Watched
+    source: Watched
+    neighbour: Watched
 
 
 @dataclass(frozen=True, config=strict)
 class InputsConfig:
-    """The local files and folders that DVC watches; a file that never changes stands for none."""
+    """The local files and folders that DVC watches; the fingerprint of the stage that would read them stands for none."""
 
-    images: ExistingPath
-    captioner: ExistingPath
+    images: Watched
+    captioner: Watched
     base: dict[Literal["theta0", "theta1", "theta2"], OriginalInputs]
-    vae: ExistingPath
-    scorer: ExistingPath
+    vae: Watched
+    scorer: Watched
 
 
 @dataclass(frozen=True, config=strict)
@@ -223,11 +233,13 @@ class ExperimentConfig:
         name: of the preset, as its file in conf/experiment is called.
         trigger: what the LoRAs shall learn to show when it is named; null for none.
         resolution: pixels of one side, of the training images and of the generated ones, where their stages say no other.
+        clip_skip: layers of the text encoder left out at its end, where stages say no other.
     """
 
     name: Text
     trigger: Text | None
     resolution: Resolution
+    clip_skip: ClipSkip
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
@@ -247,12 +259,12 @@ def validate(section: str, schema: type[T], values: object) -> T:
     """Check one section of the parameters against its schema: types as JSON tells them apart, so that `true` is no number.
 
     Raises:
-        ParamsError: one line for each wrong leaf: its path, what was given, what is allowed.
+        ParamsError: one line for each wrong setting: its path, what was given, what is allowed.
     """
-    unset = [".".join(filter(None, (section, leaf))) for leaf in _unset(values)]
+    unset = [".".join(filter(None, (section, setting))) for setting in _unset(values)]
     if unset:
         raise ParamsError(
-            "\n".join(f"{leaf}: is mandatory and not set yet; see the comment beside it in conf/" for leaf in unset)
+            "\n".join(f"{setting}: is mandatory and not set yet; see the comment beside it in conf/" for setting in unset)
         )
     try:
         return TypeAdapter(schema).validate_json(to_json(values, inf_nan_mode="constants", fallback=str), strict=True)
@@ -262,7 +274,7 @@ def validate(section: str, schema: type[T], values: object) -> T:
 
 
 def _unset(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """The leaves that hold Hydra's mark of a mandatory value."""
+    """The settings that hold Hydra's mark of a mandatory value."""
     items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         if value == MANDATORY:
@@ -286,7 +298,7 @@ def _is_consequence(item: Mapping[str, Any], error: ValidationError) -> bool:
     )
 
 
-def _leaf(location: tuple[int | str, ...], values: Any) -> list[str]:
+def _setting(location: tuple[int | str, ...], values: Any) -> list[str]:
     """The path of an error as it stands in the values; pydantic adds the kinds of unions to it."""
     path = []
     for number, part in enumerate(location):
@@ -309,16 +321,16 @@ def _left_behind(given: Any) -> str:
 
 
 def _explain(section: str, item: Mapping[str, Any], values: Any) -> str:
-    """Write one pydantic error as `leaf: given …: what is allowed`."""
-    leaf = ".".join([*filter(None, [section]), *_leaf(item["loc"], values)])
+    """Write one pydantic error as `setting: given …: what is allowed`."""
+    setting = ".".join([*filter(None, [section]), *_setting(item["loc"], values)])
     message = str(item["msg"]).removeprefix("Value error, ")
     message += _left_behind(item["input"])
     if item["type"] == "value_error" and isinstance(item["input"], dict):
-        return f"{leaf}: {message}" if ": " not in message else f"{leaf}.{message}"
+        return f"{setting}: {message}" if ": " not in message else f"{setting}.{message}"
     if item["type"] == "unexpected_keyword_argument":
-        return f"{leaf}: no such parameter"
+        return f"{setting}: no such parameter"
     if item["type"] in ("missing", "missing_argument"):
-        return f"{leaf}: is missing"
+        return f"{setting}: is missing"
     if item["type"] in ("tuple_type", "list_type"):
-        return f"{leaf}: given {item['input']!r}: a list is needed, [{item['input']}]"
-    return f"{leaf}: given {item['input']!r}: {message}"
+        return f"{setting}: given {item['input']!r}: a list is needed, [{item['input']}]"
+    return f"{setting}: given {item['input']!r}: {message}"

@@ -18,7 +18,7 @@ Configs = Mapping[str, Any]
 """The checked settings by section."""
 
 TRAININGS = {"train_text2img": "rank", "train_dreambooth": "dreambooth_rank"}
-"""The stages that train, with the leaf of `sweep` that their ranks come from."""
+"""The stages that train, with the setting of `sweep` that their ranks come from."""
 SMALL_WORLD = Path("data/mini")
 
 
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
     """Something that the settings say together.
 
     Attributes:
-        text: The leaf, what is wrong with it, and what to do.
+        text: The setting, what is wrong with it, and what to do.
         refused: Whether the experiment cannot work so; else it may not be what was meant.
     """
 
@@ -49,8 +49,13 @@ def _note(text: str) -> Finding:
 
 
 def _sweep_is_composed(configs: Configs) -> Iterator[Finding]:
-    for name in ("alpha", "rank", "dreambooth_rank", "bases"):
-        given, used = getattr(configs["sweep"], name), getattr(configs["cells"], name)
+    sweep, cells = configs["sweep"], configs["cells"]
+    pairs = {
+        "alpha": (sweep.alpha, cells.alpha),
+        "rank": (sweep.rank, cells.rank),
+        "dreambooth_rank": (sweep.dreambooth_rank, cells.dreambooth_rank),
+    }
+    for name, (given, used) in pairs.items():
         if list(given) != list(used):
             yield _no(f"cells.{name}: {list(used)} is not sweep.{name}, {list(given)}: leave cells as conf/config.yaml has it")
 
@@ -107,9 +112,9 @@ def _idle_values(configs: Configs) -> Iterator[Finding]:
             yield _no(f"sweep.alpha: given {list(sweep.alpha)}: passthrough merges nothing, so one value is enough")
         if merge.blocks is not None or own.unet is not None or own.text_encoder is not None:
             yield _note("merge.blocks, merge.component_alpha: have no effect with passthrough, which merges nothing")
-    for stage, leaf in TRAININGS.items():
-        if configs[stage].tuned == "full" and len(getattr(sweep, leaf)) > 1:
-            yield _no(f"sweep.{leaf}: {stage}.tuned is full, which has no rank: one value is enough")
+    for stage, setting in TRAININGS.items():
+        if configs[stage].tuned == "full" and len(getattr(sweep, setting)) > 1:
+            yield _no(f"sweep.{setting}: {stage}.tuned is full, which has no rank: one value is enough")
     if configs["class_images"].num_class_images and not sweep.dreambooth_rank:
         yield _note("class_images.num_class_images: nothing reads class images where sweep.dreambooth_rank is empty")
 
@@ -120,8 +125,8 @@ def _instance_prompt(configs: Configs) -> Iterator[Finding]:
 
 
 def _optimizers(configs: Configs) -> Iterator[Finding]:
-    for stage, leaf in TRAININGS.items():
-        config, ranks = configs[stage], getattr(configs["sweep"], leaf)
+    for stage, setting in TRAININGS.items():
+        config, ranks = configs[stage], getattr(configs["sweep"], setting)
         package = OPTIMIZER_PACKAGES.get(config.optimizer)
         if ranks and package and importlib.util.find_spec(package) is None:
             yield _no(f"{stage}.optimizer: given {config.optimizer!r}: pip install {package}, or take adamw_fused")
@@ -130,13 +135,13 @@ def _optimizers(configs: Configs) -> Iterator[Finding]:
 
 
 def _ranks(configs: Configs) -> Iterator[Finding]:
-    for stage, leaf in TRAININGS.items():
+    for stage, setting in TRAININGS.items():
         config = configs[stage]
         if config.peft_type == "lora" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
-            ranks = {f"sweep.{leaf}": getattr(configs["sweep"], leaf), f"{stage}.rank_pattern": config.rank_pattern.values()}
-            for place, values in ranks.items():
-                if odd := [rank for rank in values if rank % 2]:
-                    yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {place} has {odd[0]}")
+            of_sweep, patterns = getattr(configs["sweep"], setting), config.rank_pattern.values()
+            for name, ranks in ((f"sweep.{setting}", of_sweep), (f"{stage}.rank_pattern", patterns)):
+                if odd := [rank for rank in ranks if rank % 2]:
+                    yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {name} has {odd[0]}")
 
 
 def _images(configs: Configs) -> Iterator[Finding]:
@@ -146,23 +151,25 @@ def _images(configs: Configs) -> Iterator[Finding]:
     if most is not None and most < download.min_images:
         yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {most} images")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
-    for stage, leaf in TRAININGS.items():
-        held_out = configs[stage].validation_images
-        if most is not None and held_out >= most and getattr(configs["sweep"], leaf):
-            yield _no(f"{stage}.validation_images: given {held_out}: of at most {most} images, some must be left to train on")
+    for stage, setting in TRAININGS.items():
+        held_out = configs[stage].held_out_images
+        if most is not None and held_out >= most and getattr(configs["sweep"], setting):
+            yield _no(f"{stage}.held_out_images: given {held_out}: of at most {most} images, some must be left to train on")
 
 
 def _layers(configs: Configs) -> Iterator[Finding]:
     """Layers of the text encoder that cannot all be left out."""
     layers = _text_layers(configs["base"].theta0)
     dreambooth = ("train_dreambooth", "class_images") if configs["sweep"].dreambooth_rank else ()
-    for stage in ("encode_captions", "generate", *dreambooth):
+    stages = ("encode_captions", *dreambooth, "generate")
+    for stage in stages:
         skipped = configs[stage].clip_skip
         if layers is not None and skipped >= layers:
             yield _no(f"{stage}.clip_skip: given {skipped}: theta0's text encoder has {layers} layers")
-    if configs["generate"].clip_skip != configs["encode_captions"].clip_skip:
-        trained, drawn = configs["encode_captions"].clip_skip, configs["generate"].clip_skip
-        yield _note(f"generate.clip_skip: {drawn}, and the LoRAs are trained with encode_captions.clip_skip {trained}")
+    common = configs[""].clip_skip
+    for stage in stages:
+        if (skipped := configs[stage].clip_skip) != common:
+            yield _note(f"{stage}.clip_skip: {skipped}, and clip_skip is {common}: training and drawing should read one layer")
 
 
 def _text_layers(original: Any) -> int | None:
@@ -181,15 +188,16 @@ def _looking_models(configs: Configs) -> Iterator[Finding]:
     """Models that look at images: whether they are there, and whether these are images that they know."""
     images = getattr(configs["download"].source, "path", None)
     foreign = images is None or not _is_below(images, SMALL_WORLD)
-    for leaf, source in (("caption.model", configs["caption"].model), ("score.scorer", configs["score"].scorer)):
+    for setting, source in (("caption.model", configs["caption"].model), ("score.scorer", configs["score"].scorer)):
         path = source and source.path
         if path and not (path / "config.json").is_file():
-            yield _no(f"{leaf}.path: {path} is no model in the transformers layout: config.json is missing in it")
+            yield _no(f"{setting}.path: {path} is no model in the transformers layout: config.json is missing in it")
         if path and foreign and _is_below(path, SMALL_WORLD):
-            if leaf == "caption.model":
-                yield _no(f"{leaf}: {path} knows the drawings of {SMALL_WORLD} and nothing else: take caption/model=blip_base")
+            if setting == "caption.model":
+                alone = f"{path} knows the drawings of {SMALL_WORLD} and nothing else"
+                yield _no(f"{setting}: {alone}: take caption/model=blip_base")
             else:
-                yield _note(f"{leaf}: {path} knows the drawings of {SMALL_WORLD} alone: its scores will mean nothing")
+                yield _note(f"{setting}: {path} knows the drawings of {SMALL_WORLD} alone: its scores will mean nothing")
 
 
 def _is_below(path: Path, folder: Path) -> bool:

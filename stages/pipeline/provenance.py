@@ -10,18 +10,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stages.pipeline.config import ParamsError
 
 SECTION = "provenance"
 
 
-def conf_digest(conf: Path) -> str:
-    """sha256 over the names and texts of all YAML files below `conf`."""
+def conf_digest(conf: Path, preset: str) -> str:
+    """sha256 over the names and the values of the YAML files below `conf`; comments and layout are not part of it.
+
+    Args:
+        conf: the folder.
+        preset: the experiment's name; of conf/experiment its file counts, and those that it inherits from. All of them count
+            where there is no file of that name.
+    """
+    presets = conf / "experiment"
+    used = _inherited(presets, preset)
     digest = hashlib.sha256()
     for file in sorted(conf.rglob("*.yaml")):
-        text = file.read_bytes()
-        digest.update(f"{file.relative_to(conf).as_posix()} {len(text)}\n".encode() + text)
+        if used and file.is_relative_to(presets) and file not in used:
+            continue
+        values = json.dumps(_read(file), default=str)
+        digest.update(f"{file.relative_to(conf).as_posix()} {values}\n".encode())
     return digest.hexdigest()
+
+
+def _inherited(presets: Path, preset: str) -> set[Path]:
+    """The file of a preset and those that its defaults name, directly or not; nothing where there is none."""
+    found: set[Path] = set()
+    waiting = [preset]
+    while waiting:
+        file = presets / f"{waiting.pop()}.yaml"
+        if file.is_file() and file not in found:
+            found.add(file)
+            values = _read(file)
+            defaults = values.get("defaults") if isinstance(values, dict) else None
+            waiting += [name for name in defaults or () if isinstance(name, str)]
+    return found
+
+
+def _read(file: Path) -> Any:
+    """The values of a YAML file; its text where it is none, which Hydra then refuses."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return text
 
 
 def values_digest(params: Mapping[str, Any]) -> str:
@@ -38,7 +73,7 @@ def check(params: Mapping[str, Any], conf: Path) -> None:
     """
     given = params.get(SECTION) or {}
     mend = f"run `python -m stages.pipeline.compose experiment={params.get('name', 'mini')}` (or `make params`)"
-    if given.get("conf") != conf_digest(conf):
+    if given.get("conf") != conf_digest(conf, str(params.get("name"))):
         raise ParamsError(f"params.yaml is stale: {conf}/ has changed since it was composed: {mend}")
     if given.get("values") != values_digest(params):
-        raise ParamsError(f"params.yaml was edited by hand: change {conf}/ or use `dvc exp run -S leaf=value`, then {mend}")
+        raise ParamsError(f"params.yaml was edited by hand: change {conf}/ or use `dvc exp run -S setting=value`, then {mend}")

@@ -9,10 +9,9 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from stages.pipeline.config import FINGERPRINTS
 from stages.pipeline.provenance import SECTION, conf_digest, values_digest
-
-NOTHING = "LICENSE"
-"""A file that never changes: what DVC watches where the config names nothing local, since a dependency cannot be left out."""
+from stages.pipeline.variants import Kind, Variant, export_cell, variant_cell
 
 ROOT = Path(__file__).parents[2]
 ORIGINALS = ("theta0", "theta1", "theta2")
@@ -21,7 +20,8 @@ ORIGINALS = ("theta0", "theta1", "theta2")
 def register() -> None:
     """Make the resolvers known to OmegaConf, and take away the one that would write secrets into params.yaml."""
     resolvers = {
-        "conf_digest": lambda: conf_digest(ROOT / "conf"),
+        "conf_digest": digest_of_conf,
+        "exports": exports,
         "listed": listed,
         "local": local,
         "merge_name": merge_name,
@@ -30,9 +30,15 @@ def register() -> None:
         "originals": originals,
         "positions": positions,
         "values_digest": digest_of_values,
+        "variants": variants,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def digest_of_conf(*, _root_: DictConfig) -> str:
+    """The digest of the files of conf/ that the experiment can be composed of."""
+    return conf_digest(ROOT / "conf", str(_root_.get("name")))
 
 
 def digest_of_values(*, _root_: DictConfig) -> str:
@@ -43,23 +49,26 @@ def digest_of_values(*, _root_: DictConfig) -> str:
     return values_digest(values)
 
 
-def local(node: Any, *leaves: str) -> str:
-    """The first of these leaves that holds a local path."""
-    found = [OmegaConf.select(node, leaf) for leaf in leaves] if isinstance(node, DictConfig) else []
-    return next((str(path) for path in found if path is not None and path != "???"), NOTHING)
+def local(stage: str, node: Any, *settings: str) -> str:
+    """The first of these settings that holds a local path.
+
+    If none does, it is the fingerprint of the stage, which it depends on anyway: DVC cannot leave a dependency out.
+    """
+    found = [OmegaConf.select(node, setting) for setting in settings] if isinstance(node, DictConfig) else []
+    return next((str(path) for path in found if path is not None and path != "???"), f"{FINGERPRINTS}/{stage}")
 
 
 def originals(base: Any) -> DictConfig:
     """What each original is read from, as DVC watches it."""
     nodes = {name: base.get(name) if isinstance(base, DictConfig) else None for name in ORIGINALS}
-    read = {name: {leaf: local(node, f"{leaf}.path") for leaf in ("config", "source")} for name, node in nodes.items()}
+    read = {name: {part: local("base", node, f"{part}.path") for part in ("config", "source")} for name, node in nodes.items()}
     return OmegaConf.create({name: {**paths, "neighbour": neighbour(paths["source"])} for name, paths in read.items()})
 
 
 def neighbour(source: str) -> str:
     """The .yaml beside a single file, which says what the model predicts."""
     beside = Path(source).with_suffix(".yaml")
-    return str(beside) if (ROOT / source).is_file() and (ROOT / beside).is_file() else NOTHING
+    return str(beside) if (ROOT / source).is_file() and (ROOT / beside).is_file() else f"{FINGERPRINTS}/base"
 
 
 def listed(value: Any) -> ListConfig:
@@ -68,12 +77,37 @@ def listed(value: Any) -> ListConfig:
     return OmegaConf.create([each for each in plain if isinstance(each, str | int | float)])
 
 
+def variants(sweep: Any) -> DictConfig:
+    """Each variant that is drawn, with what it is drawn by, as dvc.yaml takes it."""
+    scale = sweep.get("lora_scale") if isinstance(sweep, DictConfig) else None
+    return OmegaConf.create({each.name: variant_cell(each, scale) for each in _swept(sweep)})
+
+
+def exports(sweep: Any) -> DictConfig:
+    """Each merge and each LoRA, as dvc.yaml takes it for export."""
+    return OmegaConf.create(dict(export_cell(each) for each in _swept(sweep) if each.alpha is not None))
+
+
+def _swept(sweep: Any) -> list[Variant]:
+    """The variants of a sweep, so far as its values are such as may stand in names: the shell sees these."""
+    values = {name: list(listed(sweep.get(name))) for name in ("alpha", "rank", "dreambooth_rank", "bases")}
+    alphas, ranks, dreambooth_ranks = (
+        [value for value in values[name] if isinstance(value, int | float)] for name in ("alpha", "rank", "dreambooth_rank")
+    )
+    lora_ranks: dict[Kind, list[Any]] = {"text2img": ranks, "dreambooth": dreambooth_ranks}
+    return [
+        *(Variant(name) for name in ("theta0", "theta1") if name in values["bases"]),
+        *(Variant("merge", alpha) for alpha in alphas),
+        *(Variant(kind, alpha, rank) for kind, of_kind in lora_ranks.items() for alpha in alphas for rank in of_kind),
+    ]
+
+
 def model_name(base: Any, original: str) -> str:
     """What an original is called: its file or folder, or the repository that it comes from."""
     source = OmegaConf.select(base, f"{original}.source") if isinstance(base, DictConfig) else None
     if not isinstance(source, Mapping):
         return original
-    path = next((source.get(leaf) for leaf in ("path", "file", "repo") if source.get(leaf)), original)
+    path = next((source.get(part) for part in ("path", "file", "repo") if source.get(part)), original)
     path = Path(str(path))
     return path.stem if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin") else path.name
 

@@ -4,23 +4,20 @@
 one that has ended: hard links to the output's files, which take no room while the output or DVC's cache has the same files.
 """
 
-import atexit
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from stages.pipeline import TOLD_FOLDER
 from stages.pipeline.fingerprints import fingerprint, read_pins
 from stages.pipeline.lockfile import content_md5, locked_outs
 from stages.pipeline.outputs import atomic_directory, atomic_file, remove
-from stages.pipeline.seals import file_digest, is_foreign, is_own, is_whole
+from stages.pipeline.seals import file_digest, is_foreign, is_whole
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ".checkpoints"
@@ -81,27 +78,6 @@ def forget_noted() -> None:
 def checkpoints_folder() -> Path:
     """The folder of all checkpoints; in an experiment of `dvc exp run --temp` or a queue, that of the repository itself."""
     return Path(os.environ.get("DVC_ROOT", ".")) / CHECKPOINTS
-
-
-def compiled_folder() -> Path:
-    """The folder of what was compiled: inductor's own, if it was told one, or one beside all checkpoints.
-
-    Torch executes what it finds there. So if the folder is not this user's alone to write, it is a new one, for this process
-    and those that it starts.
-    """
-    folder = Path(TOLD_FOLDER or checkpoints_folder() / "compiled").absolute()
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if is_own(folder):
-            return folder
-    private = Path(tempfile.mkdtemp(prefix="compiled-"))
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
-    print(
-        f"warning: {folder}: others than this user may write there, so nothing compiled is taken from it: what is compiled now "
-        f"lies in {private} for this run; run `chmod go-w {folder}` if it is yours, or delete it",
-        flush=True,
-    )
-    return private
 
 
 def run_digest(settings: Mapping[str, object], inputs: Iterable[Path]) -> str:

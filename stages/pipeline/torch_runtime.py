@@ -3,12 +3,9 @@
 import ctypes
 import os
 
-import psutil
 import torch
 
-from stages.pipeline import CACHE_VARIABLE
 from stages.pipeline.config import RuntimeConfig
-from stages.pipeline.resume import compiled_folder
 
 MALLOC = {-1: 2**30, -2: 2**26, -3: 2**25}
 """glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, in bytes."""
@@ -24,7 +21,6 @@ def prepare(runtime: RuntimeConfig) -> torch.device:
         raise ValueError(
             "runtime.device: cuda asked for and there is no GPU; run where there is one, or set runtime.device=cpu"
         )
-    os.environ[CACHE_VARIABLE] = str(compiled_folder())
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_up_process(runtime.threads, deterministic=True)
     torch.backends.cudnn.benchmark = False
@@ -50,16 +46,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in MALLOC.items():
             mallopt(parameter, value)
-
-
-def held_memory(device: torch.device) -> int:
-    """Bytes that tensors hold on a GPU, or that this process holds in all, once what was freed is given back."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
-        trim(0)
-    return psutil.Process().memory_info().rss
 
 
 def weight_dtype(runtime: RuntimeConfig) -> torch.dtype:

@@ -3,19 +3,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stages.drawing.cells import Cell, plan_cells, read_cells, read_png_text, write_cells, write_png
+from stages.drawing.cells import Cell, cells_of, read_cells, write_cells
+from stages.pipeline.png_text import write_png
 
 
 def picture(folder: Path, cell: Cell) -> None:
     write_png(Image.new("RGB", (2, 2)), folder / cell.file_name, {})
 
 
-def test_plan_is_prompt_by_prompt():
-    assert [cell.file_name for cell in plan_cells(["a", "b"], [3, 1])] == ["p0-s3.png", "p0-s1.png", "p1-s3.png", "p1-s1.png"]
+def test_cells_come_prompt_by_prompt():
+    assert [cell.file_name for cell in cells_of(["a", "b"], [3, 1])] == ["p0-s3.png", "p0-s1.png", "p1-s3.png", "p1-s1.png"]
 
 
 def test_cells_come_back(tmp_path):
-    cells = plan_cells(["a, b", 'say "c"', "two\rlines", "a\nb", "\0"], [0, 7])
+    cells = cells_of(["a, b", 'say "c"', "two\rlines", "a\nb", "\0"], [0, 7])
     for cell in cells:
         picture(tmp_path, cell)
     write_cells(tmp_path, cells)
@@ -23,7 +24,7 @@ def test_cells_come_back(tmp_path):
 
 
 def test_missing_picture_is_named(tmp_path):
-    cells = plan_cells(["a"], [0, 1])
+    cells = cells_of(["a"], [0, 1])
     picture(tmp_path, cells[0])
     write_cells(tmp_path, cells)
     with pytest.raises(FileNotFoundError, match=r"p0-s1\.png"):
@@ -40,11 +41,3 @@ def test_wrong_table_is_refused(tmp_path, text):
     (tmp_path / "cells.csv").write_text(text)
     with pytest.raises(ValueError, match=r"cells\.csv"):
         read_cells(tmp_path)
-
-
-def test_png_keeps_text_and_bytes(tmp_path):
-    text = {"prompt": "ein Mädchen, 赤い髪", "seed": "3"}
-    for name in ("one.png", "two.png"):
-        write_png(Image.new("RGB", (4, 4), (1, 2, 3)), tmp_path / name, text)
-    assert read_png_text(tmp_path / "one.png") == text
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.drawing.cells import plan_cells
+from stages.drawing.cells import cells_of
 from stages.drawing.embeddings import (
     embed_images,
     embed_texts,
@@ -50,7 +50,7 @@ def test_embeddings_are_clips(scorer, tmp_path):
 
 
 def test_cells_are_scored_against_their_own_prompt(scorer, tmp_path):
-    cells = plan_cells(["a cat", "hat"], [0, 1])
+    cells = cells_of(["a cat", "hat"], [0, 1])
     for index, cell in enumerate(cells):
         Image.effect_noise((32, 32), 30 * index + 5).convert("RGB").save(tmp_path / cell.file_name)
     files = [tmp_path / cell.file_name for cell in cells]

@@ -1,3 +1,4 @@
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from stages.drawing.config import SamplingConfig
+from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
 from stages.drawing.sampling import (
-    NOISE_SCHEDULERS,
     Models,
-    Sampling,
     draw,
     encode_prompt,
+    generators,
     initial_latents,
     load_lora,
     load_models,
@@ -25,8 +27,9 @@ from stages.drawing.sampling import (
 from tests.drawing.tiny_models import save_tiny_checkpoint
 
 CPU = torch.device("cpu")
-SAMPLING = Sampling("ddim", num_inference_steps=4, guidance_scale=3.0, resolution=32, batch_size=2)
+SAMPLING = SamplingConfig("ugly", "ddim", num_inference_steps=4, guidance_scale=3.0, resolution=32, batch_size=2, clip_skip=0)
 SEEDS = [3, 4]
+SPACINGS = ("", "_karras", "_exponential")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def make_pipeline(models: Models, noise_scheduler: str = "ddim") -> StableDiffus
     return pipeline
 
 
-def run_pipeline(pipeline: StableDiffusionPipeline, prompt: str, sampling: Sampling) -> np.ndarray:
+def run_pipeline(pipeline: StableDiffusionPipeline, prompt: str, sampling: SamplingConfig) -> np.ndarray:
     call: Any = pipeline
     images = call(
         [prompt] * len(SEEDS),
@@ -78,13 +81,13 @@ def pixels(images) -> np.ndarray:
 def test_same_images_as_the_pipeline(models, noise_scheduler, guidance_scale):
     sampling = replace(SAMPLING, noise_scheduler=noise_scheduler, guidance_scale=guidance_scale)
     expected = run_pipeline(make_pipeline(models, noise_scheduler), "a cat", sampling)
-    drawn = pixels(draw(models, ["a cat"], SEEDS, sampling, "ugly"))
+    drawn = pixels(draw(models, ["a cat"], SEEDS, sampling))
     assert drawn.std() > 10, "a flat image would be equal to anything"
     assert np.abs(drawn - expected).max() <= 1
 
 
 def test_initial_latents_depend_on_the_seed_alone(models):
-    alone, together = initial_latents(models, [5], 32), initial_latents(models, [3, 5], 32)
+    alone, together = initial_latents(models, generators([5]), 32), initial_latents(models, generators([3, 5]), 32)
     assert torch.equal(alone[0], together[1])
     assert not torch.equal(together[0], together[1])
 
@@ -97,11 +100,28 @@ def test_another_prompt_leaves_the_images_alone(models):
 
 
 def test_negative_prompt_counts_only_with_guidance(models):
-    unguided = replace(SAMPLING, guidance_scale=1.0)
-    plain, negative = (pixels(draw(models, ["a"], SEEDS, unguided, text)) for text in ("", "zzz"))
-    assert np.array_equal(plain, negative)
-    plain, negative = (pixels(draw(models, ["a"], SEEDS, SAMPLING, text)) for text in ("", "zzz"))
-    assert not np.array_equal(plain, negative)
+    for guidance_scale in (1.0, 3.0):
+        configs = (replace(SAMPLING, guidance_scale=guidance_scale, negative_prompt=text) for text in ("", "zzz"))
+        plain, negative = (pixels(draw(models, ["a"], SEEDS, config)) for config in configs)
+        assert np.array_equal(plain, negative) == (guidance_scale == 1.0)
+
+
+ADDS_NOISE = ("ddpm", "dpm2_a", "dpm2_a_karras", "dpmsolver++_sde", "dpmsolver++_sde_karras", "euler_a", "lcm")
+
+
+@pytest.mark.parametrize("noise_scheduler", ADDS_NOISE)
+def test_noise_that_is_added_on_the_way_depends_on_the_images_own_seed(models, noise_scheduler):
+    config = replace(SAMPLING, noise_scheduler=noise_scheduler)
+    first, again = (pixels(draw(models, ["a cat"], SEEDS, config)) for _ in range(2))
+    alone = pixels(draw(models, ["a cat"], SEEDS[1:], config))
+    assert np.array_equal(first, again)
+    assert np.abs(alone[0] - first[1]).max() <= 1
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_a_spacing_of_noise_levels_is_another_scheduler(models):
+    drawn = [pixels(draw(models, ["a cat"], SEEDS, replace(SAMPLING, noise_scheduler=f"euler{end}"))) for end in SPACINGS]
+    assert not any(np.array_equal(first, second) for first, second in itertools.combinations(drawn, 2))
 
 
 def test_clip_skip_reads_an_earlier_layer(models):
@@ -125,8 +145,8 @@ def test_long_prompt_is_cut_with_a_warning(models, caplog):
     ("changed", "message"),
     [
         ({"resolution": 30}, "resolution: given 30: must be a multiple of 4"),
-        ({"clip_skip": 2}, "clip_skip: given 2: the text encoder has 2 layers"),
-        ({"noise_scheduler": "heun"}, "noise_scheduler: given 'heun': choose one of ddim"),
+        ({"clip_skip": 2}, "clip_skip: given 2: this text encoder has 2 layers"),
+        ({"noise_scheduler": "heunn"}, "choose one of ddim, ddpm, .*; with _karras or _exponential at the end of deis, "),
     ],
 )
 def test_unfit_setting_is_refused_before_drawing(models, changed, message):
@@ -179,7 +199,7 @@ def test_lora_draws_what_the_pipeline_draws_with_it(checkpoint, lora):
     expected = run_pipeline(pipeline, "a cat", SAMPLING)
     models = load_models(checkpoint, CPU)
     load_lora(models, lora)
-    drawn = pixels(draw(models, ["a cat"], SEEDS, SAMPLING, "ugly"))
+    drawn = pixels(draw(models, ["a cat"], SEEDS, SAMPLING))
     assert np.abs(plain - expected).max() > 20, "the LoRA must show"
     assert np.abs(drawn - expected).max() <= 1
 

@@ -1,24 +1,23 @@
 import pytest
 
+from stages.lora.config import DreamboothConfig, Text2imgConfig
 from stages.pipeline.config import ParamsError, validate
-from stages.train_dreambooth import TrainDreamboothConfig
-from stages.train_text2img import TrainText2imgConfig
 from tests.lora.settings import conf_values
 
 
 def test_committed_settings_are_the_labs():
-    config = validate("train_text2img", TrainText2imgConfig, conf_values("train_text2img"))
+    config = validate("train_text2img", Text2imgConfig, conf_values("train_text2img"))
     assert config.lora_alpha == 4
     assert config.target_modules == ("to_k", "to_q", "to_v", "to_out.0")
     assert config.init_lora_weights == "gaussian"
     assert (config.tuned, config.peft_type, config.optimizer) == ("lora", "lora", "adamw_fused")
-    assert (config.use_rslora, config.use_dora, config.lora_dropout, config.validation_images) == (False, False, 0, 0)
+    assert (config.use_rslora, config.use_dora, config.lora_dropout, config.held_out_images) == (False, False, 0, 0)
     assert config.max_train_steps * config.effective_batch_size == 40 * 112
 
 
-def test_dreambooth_differs_by_its_own_leaves_only():
+def test_dreambooth_differs_by_its_own_settings_only():
     values = conf_values("train_dreambooth", clip_skip=0)
-    config = validate("train_dreambooth", TrainDreamboothConfig, values)
+    config = validate("train_dreambooth", DreamboothConfig, values)
     own = {"instance_prompt", "prior_loss_weight", "clip_skip", "train_text_encoder"}
     assert set(vars(config)) >= own
     assert {name for name in values if name not in conf_values("train_text2img")} == own
@@ -49,13 +48,13 @@ def test_dreambooth_differs_by_its_own_leaves_only():
         ({"learnig_rate": 1}, "train_text2img.learnig_rate: no such parameter"),
     ],
 )
-def test_wrong_values_name_their_leaf(changes, message):
+def test_wrong_values_name_their_setting(changes, message):
     values = conf_values("train_text2img", max_train_steps=5) | changes
     with pytest.raises(ParamsError) as error:
-        validate("train_text2img", TrainText2imgConfig, values)
+        validate("train_text2img", Text2imgConfig, values)
     assert message in str(error.value)
 
 
 def test_alpha_may_follow_the_rank():
     values = conf_values("train_text2img", lora_alpha="rank")
-    assert validate("train_text2img", TrainText2imgConfig, values).lora_alpha == "rank"
+    assert validate("train_text2img", Text2imgConfig, values).lora_alpha == "rank"

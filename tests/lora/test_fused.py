@@ -8,8 +8,9 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from stages.lora import fused
-from stages.lora.adapters import add_adapter, load_unet, trained_parameters
+from stages.lora.adapters import add_adapter, trained_parameters
 from stages.lora.fused import FusedLinear, lora_product
+from stages.lora.model import load_unet
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from stages.lora.adapters import load_unet, trained_parameters
-from stages.lora.batches import Stream, batch_at, hold_out, validation_batches
+from stages.lora.adapters import trained_parameters
+from stages.lora.batches import Stream, batch_at, held_out_batches, hold_out
 from stages.lora.config import OPTIMIZER_PACKAGES
 from stages.lora.loop import DivergedError, TrainingState, fit
 from stages.lora.losses import denoising_loss
+from stages.lora.model import load_unet
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
 from tests.drawing.tiny_models import save_tiny_checkpoint
-from tests.lora.settings import training_config
+from tests.lora.settings import make_run, training_config
 from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train
 
 
@@ -33,15 +34,15 @@ def test_twice_the_same(model, stream):
     (weights, history), (again, again_history) = (train(model, stream) for _ in range(2))
     assert torch.equal(weights, again)
     assert history == again_history
-    assert [row.step for row in history] == [4, 6]
+    assert [row.step for row in history] == [1, 2, 3, 4, 5, 6]
 
 
 def test_loss_falls(model, stream):
     """On one batch, again and again."""
     fixed = batch_at([stream], DRAWS, 5, 0)
-    options = {"max_train_steps": 60, "learning_rate": 1e-2, "lr_scheduler": "constant", "logging_steps": 5}
+    options = {"max_train_steps": 60, "learning_rate": 1e-2, "lr_scheduler": "constant"}
     _, history = train(model, stream, batches=lambda number: fixed, **options)
-    assert history[-1].loss < 0.9 * history[0].loss
+    assert history[-1].loss < 0.9 * history[4].loss
 
 
 def batches_until_power_cut(stream, last):
@@ -57,9 +58,9 @@ def batches_until_power_cut(stream, last):
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_interrupted_run_ends_with_the_same_bits(model, stream, tmp_path, stop):
-    """Stopped after any step; a checkpoint every 2 steps, also in the middle of a row of the history."""
+    """Stopped after any step; a checkpoint every 2 steps, also between two looks at the loss."""
     whole, whole_history = train(model, stream, gradient_accumulation_steps=2)
-    options = {"checkpoint": tmp_path / "checkpoint.pt", "checkpointing_steps": 2, "gradient_accumulation_steps": 2}
+    options = {"folder": tmp_path, "checkpointing_steps": 2, "gradient_accumulation_steps": 2}
     with pytest.raises(KeyboardInterrupt):
         train(model, stream, batches=batches_until_power_cut(stream, 2 * stop), **options)
     assert (tmp_path / "checkpoint.pt").exists() == (stop >= 2)
@@ -81,13 +82,13 @@ RUNS = {
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(model, stream, tmp_path, kind):
-    """Twice, in any forward pass, with validation on the way."""
+    """Twice, in any forward pass, with held-out images on the way."""
     kept, held = hold_out(stream.examples, 2, seed=0)
     stream = Stream("instance", kept)
-    options = RUNS[kind] | {"gradient_accumulation_steps": 2, "validation_steps": 3}
-    options |= {"held_out": validation_batches(held, DRAWS, 3)}
+    options = RUNS[kind] | {"gradient_accumulation_steps": 2, "held_out_steps": 3}
+    options |= {"held_out": held_out_batches(held, DRAWS, 3)}
     whole, whole_history = train(model, stream, **options)
-    options |= {"checkpoint": tmp_path / "checkpoint.pt", "checkpointing_steps": 1}
+    options |= {"folder": tmp_path, "checkpointing_steps": 1}
     for last in sorted(random.Random(kind).sample(range(2, 12), 2)):
         with pytest.raises(KeyboardInterrupt):
             train(model, stream, batches=batches_until_power_cut(stream, last), **options)
@@ -99,14 +100,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(model, stream, tmp_
 def test_dropout_is_drawn_anew_at_each_pass(model, stream):
     """The same batch and weights, another loss; the same seed, the same losses."""
     fixed = batch_at([stream], DRAWS, 5, 0)
-    config = training_config(lora_dropout=0.5, logging_steps=1, learning_rate=1e-12, max_train_steps=3)
+    run = make_run(lora_dropout=0.5, learning_rate=1e-12, max_train_steps=3)
 
     def losses():
         unet = make_unet(model, lora_dropout=0.5)
         for parameter in trained_parameters(unet).values():
             parameter.data += 0.1
         loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=None)
-        return [row.loss for row in fit(unet, lambda number: fixed, loss_fn, config)]
+        return [row.loss for row in fit(run, unet, lambda number: fixed, loss_fn)]
 
     assert len(set(losses())) == 3
     assert losses() == losses()
@@ -178,7 +179,7 @@ def test_optimizer_of_another_package_trains_and_resumes(model, stream, tmp_path
     options = {"optimizer": optimizer, "learning_rate": 1.0 if optimizer == "prodigy" else 1e-2}
     whole, history = train(model, stream, **options)
     assert history[0].loss != history[-1].loss
-    options |= {"checkpoint": tmp_path / "checkpoint.pt", "checkpointing_steps": 2}
+    options |= {"folder": tmp_path, "checkpointing_steps": 2}
     with pytest.raises(KeyboardInterrupt):
         train(model, stream, batches=batches_until_power_cut(stream, 5), **options)
     assert torch.equal(train(model, stream, **options)[0], whole)
@@ -200,24 +201,24 @@ def test_full_fine_tuning_trains_every_weight(model, stream):
 def test_held_out_loss_is_that_of_the_definition(model, stream):
     """Measured before anything is learnt: the mean over images and timesteps, with noise that stays the same."""
     kept, held = hold_out(stream.examples, 2, seed=0)
-    held_out = validation_batches(held, DRAWS, 3)
+    held_out = held_out_batches(held, DRAWS, 3)
     assert sum(len(batch.timesteps) for batch in held_out) == 2 * 4
     assert sorted({timestep for batch in held_out for timestep in batch.timesteps.tolist()}) == [125, 375, 625, 875]
-    options = {"held_out": held_out, "validation_steps": 2, "max_train_steps": 3, "logging_steps": 2, "learning_rate": 1e-12}
+    options = {"held_out": held_out, "held_out_steps": 2, "max_train_steps": 3, "learning_rate": 1e-12}
     _, history = train(model, Stream("instance", kept), **options)
-    assert [row.step for row in history] == [2, 3]
+    assert [row.step for row in history if row.held_out_loss is not None] == [2, 3]
     unet, squares = load_unet(model), []
     for batch in held_out:
         noisy_latents = DDPMScheduler().add_noise(batch.latents, batch.noise, batch.timesteps)  # pyright: ignore
         model_pred = unet(noisy_latents, batch.timesteps, batch.encoder_hidden_states, return_dict=False)[0]
         squares.append((model_pred - batch.noise).square().mean(dim=(1, 2, 3)))
     expected = torch.cat(squares).mean().item()
-    assert [row.validation_loss for row in history] == pytest.approx([expected] * 2, rel=1e-5)
+    assert [row.held_out_loss for row in history if row.held_out_loss is not None] == pytest.approx([expected] * 2, rel=1e-5)
 
 
 def test_looking_at_held_out_images_changes_nothing(model, stream):
-    held_out = validation_batches(stream.examples, DRAWS, 3)
-    options = {"lora_dropout": 0.3, "validation_steps": 1}
+    held_out = held_out_batches(stream.examples, DRAWS, 3)
+    options = {"lora_dropout": 0.3, "held_out_steps": 1}
     assert torch.equal(train(model, stream, held_out=held_out, **options)[0], train(model, stream, **options)[0])
 
 
@@ -229,7 +230,7 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(model, strea
         return batch
 
     with pytest.raises(DivergedError, match="the loss is nan at step 5: try a lower learning_rate") as error:
-        train(model, stream, tmp_path / "checkpoint.pt", batches, max_train_steps=20, checkpointing_steps=3, logging_steps=20)
+        train(model, stream, batches, folder=tmp_path, max_train_steps=20, checkpointing_steps=3, logging_steps=20)
     assert error.value.step == 5
     state = TrainingState(make_unet(model), training_config(), scale_gradients=False)
     state.load(tmp_path / "checkpoint.pt")
@@ -257,7 +258,7 @@ def test_bfloat16_trains_float32_weights(model, stream):
 def test_gradient_checkpointing_changes_nothing(model, stream):
     unet = make_unet(model)
     unet.enable_gradient_checkpointing()
-    config = training_config(max_train_steps=2, train_batch_size=2, logging_steps=2)
+    run = make_run(max_train_steps=2, train_batch_size=2)
     loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=None)
-    history = fit(unet, partial(batch_at, [stream], DRAWS, 2), loss_fn, config)
-    assert history == train(model, stream, max_train_steps=2, logging_steps=2)[1]
+    history = fit(run, unet, partial(batch_at, [stream], DRAWS, 2), loss_fn)
+    assert history == train(model, stream, max_train_steps=2)[1]

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from stages.lora.adapters import add_adapter, load_unet, trained_parameters
+from stages.lora.adapters import add_adapter, trained_parameters
+from stages.lora.model import load_unet
 from tests.drawing.tiny_models import WIDTH
 from tests.lora.settings import adapter_config
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from stages.lora.adapters import add_adapter, load_unet, trained_parameters
+from stages.lora.adapters import add_adapter, trained_parameters
 from stages.lora.batches import Draws, Examples, Stream, batch_at
 from stages.lora.config import AdapterConfig
 from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
+from stages.lora.model import load_unet
 from tests.drawing.tiny_models import WIDTH
-from tests.lora.settings import adapter_config, training_config
+from tests.lora.settings import adapter_config, make_run
 
 DRAWS = Draws(seed=0, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
 ADAPTER_SETTINGS = {field.name for field in fields(AdapterConfig)}
@@ -33,14 +34,16 @@ def make_stream():
     return Stream("instance", Examples(mean, torch.full_like(mean, 0.1), 1.0, prompts, prompts[0]), caption_dropout=0.1)
 
 
-def train(model, stream, checkpoint=None, batches=None, dtype=torch.float32, held_out=(), **changes):
+def train(model, stream, batches=None, held_out=(), **changes):
     """Train a tiny UNet; the trained weights as one vector, and the history."""
-    config = training_config(**{"max_train_steps": 6, "train_batch_size": 2, "logging_steps": 4} | changes)
+    changes |= {"held_out_images": 1} if held_out else {}
+    run = make_run(model, **{"max_train_steps": 6, "train_batch_size": 2, "logging_steps": 4} | changes)
+    config = run.config
     if config.tuned == "full":
         unet: Any = load_unet(model).requires_grad_(True)
     else:
         unet = make_unet(model, **{name: value for name, value in changes.items() if name in ADAPTER_SETTINGS})
     loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=config.snr_gamma)
     batches = batches or partial(batch_at, [stream], DRAWS, config.train_batch_size)
-    history = fit(unet, batches, loss_fn, config, dtype, checkpoint, held_out)
+    history = fit(run, unet, batches, loss_fn, held_out)
     return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(unet).values()]), history

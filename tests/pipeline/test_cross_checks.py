@@ -65,10 +65,10 @@ REFUSED = [
     ({"train_dreambooth.optimizer": "prodigy"}, "train_dreambooth.optimizer: given 'prodigy': pip install prodigyopt"),
     ({"train_text2img.optimizer": "adamw_8bit"}, "train_text2img.optimizer: given 'adamw_8bit': pip install bitsandbytes"),
     ({"train_text2img.init_lora_weights": "orthogonal", "sweep.rank": [4, 3]}, "train_text2img.init_lora_weights: orthogonal"),
-    ({"train_text2img.validation_images": 112}, "train_text2img.validation_images: given 112: of at most 112 images"),
+    ({"train_text2img.held_out_images": 112}, "train_text2img.held_out_images: given 112: of at most 112 images"),
     (
-        {"train_text2img.validation_images": 5, "download.max_images": 5},
-        "train_text2img.validation_images: given 5: of at most 5",
+        {"train_text2img.held_out_images": 5, "download.max_images": 5},
+        "train_text2img.held_out_images: given 5: of at most 5",
     ),
     ({"download.min_images": 113}, "download.min_images: given 113: data/mini/asuka holds 112 images"),
     ({"generate.clip_skip": 2}, "generate.clip_skip: given 2: theta0's text encoder has 2 layers"),
@@ -123,6 +123,6 @@ def test_an_experiment_without_a_trigger_needs_none(composed):
 
 
 def test_dreambooth_settings_do_not_matter_where_there_is_no_dreambooth(composed):
-    changes = {"sweep.dreambooth_rank": [], "train_dreambooth.validation_images": 200, "train_dreambooth.instance_prompt": None}
+    changes = {"sweep.dreambooth_rank": [], "train_dreambooth.held_out_images": 200, "train_dreambooth.instance_prompt": None}
     changes |= {"train_dreambooth.clip_skip": 9, "class_images.clip_skip": 9}
     assert look(validate_all(changed(composed, changes))) == []

@@ -9,7 +9,7 @@ import pytest
 
 from stages.pipeline import fingerprints, resume, seals
 from stages.pipeline.lockfile import content_md5
-from stages.pipeline.resume import CHECKPOINTS, compiled_folder, resumable, run_digest
+from stages.pipeline.resume import CHECKPOINTS, resumable, run_digest
 from stages.pipeline.seals import sealed_file
 from tests.pipeline.small_pipeline import run
 
@@ -243,33 +243,6 @@ def test_a_filesystem_without_locks_is_told_of_and_used(monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert whole_run() is not None
     assert "cannot be locked (Function not implemented)" in capsys.readouterr().out
-
-
-def test_compiled_code_is_never_taken_from_a_folder_that_others_may_write_to(root, monkeypatch, capsys):
-    monkeypatch.setattr(resume, "TOLD_FOLDER", None)  # other tests may have imported torch first
-    folder = compiled_folder()
-    assert folder == root / CHECKPOINTS / "compiled"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)
-    private = compiled_folder()
-    assert private != folder
-    assert private.stat().st_mode & 0o777 == 0o700
-    assert f"`chmod go-w {folder}`" in capsys.readouterr().out
-
-
-def test_inductors_own_setting_counts_only_as_it_was_before_torch_was_imported(tmp_path, monkeypatch):
-    """Importing torch's parts sets it, to a folder in /tmp."""
-    script = (
-        "import stages.pipeline.command, torch._dynamo.package\n"
-        "from stages.pipeline.config import RuntimeConfig\nfrom stages.pipeline.torch_runtime import prepare\n"
-        "import os\nprepare(RuntimeConfig('cpu', 1, 'float32'))\nprint(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
-    )
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    untold = run(sys.executable, "-c", script)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "own")
-    told = run(sys.executable, "-c", script)
-    assert untold.stdout.splitlines()[-1] == str(tmp_path / "root/.checkpoints/compiled")
-    assert told.stdout.splitlines()[-1] == str(tmp_path / "own")
 
 
 def test_a_run_of_other_code_is_another_run(root, monkeypatch, tmp_path):

@@ -22,12 +22,13 @@ TEXT2IMG: dict[str, Any] = {"images": "images.safetensors", "captions": "caption
 
 
 def write_params(root: Path, **changes) -> None:
-    """params.yaml with the committed settings, made small; `changes` by section."""
-    small = {"max_train_steps": 12, "train_batch_size": 2, "logging_steps": 5, "checkpointing_steps": 2}
+    """params.yaml with the committed settings, made small; `changes` by section, those of housekeeping with a training's."""
+    small = {"max_train_steps": 12, "train_batch_size": 2}
     params = {
         "runtime": {"device": "cpu", "threads": 1, "dtype": "float32"},
+        "housekeeping": {"logging_steps": 5, "checkpointing_steps": 2},
         "encode_images": conf_values("encode_images", resolution=RESOLUTION),
-        "encode_captions": conf_values("encode_captions"),
+        "encode_captions": conf_values("encode_captions", clip_skip=0),
         "class_images": conf_values(
             "class_images", resolution=RESOLUTION, clip_skip=0, num_inference_steps=2, class_prompt="a portrait"
         ),
@@ -35,7 +36,8 @@ def write_params(root: Path, **changes) -> None:
         "train_dreambooth": conf_values("train_dreambooth", **small, **PROMPTS),
     }
     for section, values in changes.items():
-        params[section] |= values
+        for name, value in values.items():
+            params["housekeeping" if name in params["housekeeping"] else section][name] = value
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 

@@ -14,7 +14,7 @@ BUCKETS = {"resolution": 64, "max_aspect_ratio": 3}
 
 
 def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
-    settings = {"max_train_steps": 40, "validation_images": 2, "validation_steps": 10, "train_batch_size": 3}
+    settings = {"max_train_steps": 40, "held_out_images": 2, "held_out_steps": 10, "train_batch_size": 3}
     write_params(mixed, encode_images=BUCKETS, train_text2img=settings, train_dreambooth={"max_train_steps": 5})
     run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
     said = capsys.readouterr()
@@ -36,7 +36,7 @@ def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
 def test_two_processes_killed_at_a_random_moment_end_with_the_same_bytes(mixed):
     """Images of several shapes, held-out images and previews included; the whole group is killed."""
     settings = {"num_processes": 2, "train_batch_size": 3, "max_train_steps": 40, "lora_dropout": 0.2, "checkpointing_steps": 1}
-    settings |= {"validation_images": 2, "validation_steps": 10, "sample_prompts": ["a portrait"], "sample_steps": 15}
+    settings |= {"held_out_images": 2, "held_out_steps": 10, "preview_prompts": ["a portrait"], "preview_steps": 15}
     write_params(mixed, encode_images=BUCKETS, train_text2img=settings)
     run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
     run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")

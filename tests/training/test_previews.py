@@ -9,10 +9,10 @@ from tests.training.running import RESOLUTION, TEXT2IMG, digests, kill_at_a_chec
 pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
 
-SAMPLES = {"sample_prompts": ["a portrait", "asuka"], "sample_steps": 5}
+PREVIEWS = {"preview_prompts": ["a portrait", "asuka"], "preview_steps": 5}
 
 
-DRAWN = {f"samples/p{index}-step{step:06d}.png" for index in range(2) for step in (5, 10, 12)}
+DRAWN = {f"previews/p{index}-step{step:06d}.png" for index in range(2) for step in (5, 10, 12)}
 
 
 def test_previews_change_nothing_and_survive_a_kill(encoded):
@@ -20,7 +20,7 @@ def test_previews_change_nothing_and_survive_a_kill(encoded):
     write_params(encoded, train_text2img={"lora_dropout": 0.2, "max_train_steps": 12})
     run_stage("train_text2img", **TEXT2IMG, out="unseen")
     assert set(digests(encoded / "unseen")) == {"history.csv", "pytorch_lora_weights.safetensors"}
-    write_params(encoded, train_text2img={"lora_dropout": 0.2, "max_train_steps": 12, "checkpointing_steps": 6} | SAMPLES)
+    write_params(encoded, train_text2img={"lora_dropout": 0.2, "max_train_steps": 12, "checkpointing_steps": 6} | PREVIEWS)
     run_stage("train_text2img", **TEXT2IMG, out="seen")
     seen = digests(encoded / "seen")
     assert {name: digest for name, digest in seen.items() if name not in DRAWN} == digests(encoded / "unseen")
@@ -36,29 +36,30 @@ def test_last_previews_are_what_the_file_draws(encoded):
     """With the text encoder trained, at the run's settings, from the written file."""
     import torch
 
-    from stages.drawing.cells import read_png_text
-    from stages.drawing.sampling import Sampling, draw, load_lora, load_models
-    from stages.lora.previews import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
+    from stages.drawing.config import SamplingConfig
+    from stages.drawing.previews import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
+    from stages.drawing.sampling import draw, load_lora, load_models
+    from stages.pipeline.png_text import read_png_text
 
     write_params(
         encoded,
         class_images={"num_class_images": 0},
-        train_dreambooth={"train_text_encoder": True, "sample_guidance_scale": 3.0} | SAMPLES,
+        train_dreambooth={"train_text_encoder": True, "preview_guidance_scale": 3.0} | PREVIEWS,
     )
     run_stage("class_images", model="model", out="class-no")
     options = {"images": "images.safetensors", "class_images": "class-no", "model": "model", "rank": 2}
     run_stage("train_dreambooth", **options, out="drawn")
     models = load_models(encoded / "model", torch.device("cpu"))
     load_lora(models, encoded / "drawn")
-    sampling = Sampling(NOISE_SCHEDULER, INFERENCE_STEPS, 3.0, RESOLUTION, 1)
+    sampling = SamplingConfig("", NOISE_SCHEDULER, INFERENCE_STEPS, 3.0, RESOLUTION, 1, 0)
     for index, image in enumerate(draw(models, ["a portrait", "asuka"], [SEED], sampling)):
-        path = encoded / f"drawn/samples/p{index}-step000012.png"
+        path = encoded / f"drawn/previews/p{index}-step000012.png"
         difference = np.abs(np.asarray(image, dtype=int) - np.asarray(Image.open(path), dtype=int))
         assert difference.max() <= 1
         assert read_png_text(path) == {"prompt": ["a portrait", "asuka"][index], "step": "12", "seed": "0"}
 
 
 def test_previews_in_half_precision(encoded):
-    write_params(encoded, runtime={"dtype": "bfloat16"}, train_text2img=SAMPLES | {"max_train_steps": 2})
+    write_params(encoded, runtime={"dtype": "bfloat16"}, train_text2img=PREVIEWS | {"max_train_steps": 2})
     run_stage("train_text2img", **TEXT2IMG, out="half")
-    assert len(list((encoded / "half/samples").iterdir())) == 2
+    assert len(list((encoded / "half/previews").iterdir())) == 2

@@ -1,0 +1,39 @@
+"""Images of the prompts of a training, drawn by the UNet that is being trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stages.drawing.config import SamplingConfig
+from stages.drawing.sampling import Models, decode_latents, denoise
+from stages.encoding.latents import load_vae
+
+NOISE_SCHEDULER, INFERENCE_STEPS, SEED = "dpmsolver++", 12, 0
+
+
+def draw_previews(
+    model: Path, unet: Any, prompt_embeds: Tensor, dtype: torch.dtype, guidance_scale: float, resolution: int
+) -> list[Image.Image]:
+    """Draw one image of each prompt, all from the same noise.
+
+    Args:
+        model: the folder, in diffusers layout, of the model whose UNet is trained; its VAE is loaded for this.
+        unet: in the mode for inference.
+        prompt_embeds: (1 + N, L, D) float32, of "" and of the N prompts.
+        dtype: of the UNet's computation; other than float32, it is autocast.
+        guidance_scale: weight of the prompts.
+        resolution: pixels of one side.
+    """
+    nothing: Any = None
+    models = Models(unet, load_vae(model / "vae", unet.device), nothing, nothing, model)
+    config = SamplingConfig("", NOISE_SCHEDULER, INFERENCE_STEPS, guidance_scale, resolution, 1, 0)
+    negative_prompt_embeds, *of_prompts = prompt_embeds[:, None]
+    images = []
+    for embeds in of_prompts:
+        with torch.autocast(unet.device.type, dtype, enabled=dtype != torch.float32):
+            latents = denoise(models, embeds, negative_prompt_embeds, [SEED], config)
+        images += decode_latents(models.vae, latents)
+    return images

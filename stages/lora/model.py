@@ -1,0 +1,164 @@
+"""The model that is trained: loading it, making it ready, and writing what became of it."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stages.checkpoints.file_names import LORA_FILE, UNET_FILE
+from stages.checkpoints.files.tensors import sha256
+from stages.lora.adapters import add_adapter, write_lora
+from stages.lora.batches import Examples
+from stages.lora.run import Run
+from stages.lora.text_encoder import TARGET_MODULES, with_text_encoder
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model made ready for training.
+
+    Attributes:
+        model: what is called: the UNet, or the UNet with its text encoder.
+        parts: "unet" and, where it is trained, "text_encoder".
+        first_weights: what `add_adapter` returned, by part; nothing where all weights of the UNet are trained.
+    """
+
+    model: nn.Module
+    parts: Mapping[str, nn.Module]
+    first_weights: Mapping[str, Mapping[str, Tensor]]
+
+
+def load_unet(model: Path) -> UNet2DConditionModel:
+    """Load the UNet alone of a model in diffusers layout, frozen, in float32, on the CPU."""
+    unet: Any = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32, local_files_only=True)
+    return unet.requires_grad_(False)
+
+
+def prepare_model(run: Run) -> Tuned:
+    """Load what is trained, make the weights that are trained the only ones that require a gradient, and move it to its place.
+
+    The first weights are made on the CPU in float32, so that they are the same for every device and dtype.
+
+    Raises:
+        ValueError: the run's examples do not fit the UNet, or a target is not there.
+    """
+    tuned = _with_trained_weights(run)
+    unet: Any = tuned.parts["unet"]
+    for stream in run.streams:
+        check_examples(unet, stream.examples)
+    cast_frozen(tuned.model, run.dtype)
+    move(tuned.model, run.device)
+    if run.config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if run.config.compile:
+        compile_blocks(unet, run.device)
+    return tuned
+
+
+def _with_trained_weights(run: Run) -> Tuned:
+    config, prompts = run.config, run.trained_prompts
+    unet = load_unet(run.model)
+    if config.tuned == "full":
+        unet.requires_grad_(True)
+        return Tuned(unet, {"unet": unet}, {})
+    first_weights = {"unet": add_adapter(unet, run.rank, config, config.target_modules, config.seed)}
+    if prompts is None:
+        return Tuned(unet, {"unet": unet}, first_weights)
+    both = with_text_encoder(unet, run.model, prompts)
+    plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
+    first_weights["text_encoder"] = add_adapter(both.text_encoder, run.rank, plain, TARGET_MODULES, config.seed)
+    return Tuned(both, {"unet": unet, "text_encoder": both.text_encoder}, first_weights)
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """Move a model to where it is trained, with channels last, in which convolutions are faster.
+
+    The factors of DoRA stay as they are: PEFT takes views of them that other memory does not allow.
+    """
+    moved: Any = model
+    moved.to(device, memory_format=torch.channels_last)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and layer.lora_variant:
+            for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
+                parameter.data = parameter.data.contiguous()
+
+
+def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the frozen weights; the trained ones stay in float32, because their updates are lost in 16 bits."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def compile_blocks(unet: Any, device: torch.device) -> None:
+    """Compile the blocks that a UNet repeats, in place; they are compiled at their first call.
+
+    Raises:
+        ValueError: there is no compiler.
+    """
+    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
+        raise ValueError("compile: given True: there is no C++ compiler: install g++, or set it to false")
+    unet.compile_repeated_blocks()
+
+
+def check_examples(unet: Any, examples: Examples) -> None:
+    """Refuse examples that were encoded for another kind of model.
+
+    Raises:
+        ValueError: the latents or the embeddings have another width than the UNet takes.
+    """
+    channels, width = examples.mean.shape[2], examples.prompt_embeds.shape[-1]
+    if channels != unet.config["in_channels"]:
+        raise ValueError(f"the latents have {channels} channels, the UNet takes {unet.config['in_channels']}: take its own VAE")
+    if examples.prompt_embeds.is_floating_point() and width != unet.config["cross_attention_dim"]:
+        raise ValueError(
+            f"the prompts are embedded in {width} numbers, the UNet takes {unet.config['cross_attention_dim']}: "
+            "take the text encoder of the same model"
+        )
+
+
+def load_noise_scheduler(model: Path) -> DDPMScheduler:
+    """Load the noise schedule of a model in diffusers layout, whichever sampler it is stored for.
+
+    Raises:
+        ValueError: the model predicts something that the loss is not written for.
+    """
+    noise_scheduler: Any = DDPMScheduler.from_pretrained(model, subfolder="scheduler", local_files_only=True)
+    prediction_type = noise_scheduler.config["prediction_type"]
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"{model / 'scheduler'}: prediction_type is {prediction_type}; only epsilon and v_prediction are trained"
+        )
+    return noise_scheduler
+
+
+def base_metadata(model: Path) -> dict[str, str]:
+    """What a LoRA's metadata say of the model that it was trained on."""
+    return {"base_unet_sha256": sha256(model / "unet" / UNET_FILE)}
+
+
+def write_result(tuned: Tuned, model: Path, base: Mapping[str, str] | None, folder: Path) -> Path:
+    """Write what was trained into `folder`: a LoRA with the metadata `base`, or the whole model where that is None.
+
+    Returns:
+        The name of the file that holds the trained weights, relative to `folder`.
+    """
+    if base is not None:
+        write_lora(tuned.parts, folder / LORA_FILE, tuned.first_weights, base)
+        return Path(LORA_FILE)
+    for path in sorted(model.iterdir()):
+        if path.name != "unet":
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, folder / path.name)
+    (folder / "unet").mkdir()
+    shutil.copyfile(model / "unet" / "config.json", folder / "unet" / "config.json")
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in tuned.parts["unet"].state_dict().items()}
+    save_file(weights, folder / "unet" / UNET_FILE, metadata={"format": "pt"})
+    return Path("unet") / UNET_FILE
