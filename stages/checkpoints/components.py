@@ -1,14 +1,14 @@
 """The UNet, the VAE and the text encoder of a model on disk, each alone."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stages.checkpoints.files.digests import weights_digest
 from stages.checkpoints.files.reading import read_json, shown
-from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_recipe, sha256
+from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_recipe
 from stages.checkpoints.files.weight_files import WEIGHT_FILES, Weights, find_weights, open_weights
 from stages.checkpoints.keys.architecture import architecture, refuse_other_kinds
 from stages.checkpoints.keys.checking import conform
@@ -44,10 +44,7 @@ class Component:
 
     def digest(self) -> str:
         """The sha256 of its file; of shards, that of what `sha256sum` prints for them in order."""
-        if not self.shards:
-            return sha256(self.file)
-        lines = [f"{sha256(shard)}  {shard.name}\n" for shard in self.shards]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return weights_digest(self.file, self.shards)
 
 
 def read_component(directory: Path, component: str) -> Component:

@@ -65,9 +65,21 @@ def with_ema(tensors: LazyTensors, names: Sequence[str]) -> dict[str, LazyTensor
     return {**tensors, **{name: tensors[average] for name, average in averages.items()}}
 
 
+def has_ema(tensors: LazyTensors) -> bool:
+    """Whether a single file holds the exponential moving average of its UNet's weights."""
+    return any(key.startswith(_EMA_PREFIX) for key in without_nesting(tensors))
+
+
 def is_diffusers(tensors: LazyTensors) -> bool:
     """Whether a file holds a UNet or a VAE under the names of the diffusers layout."""
     return any(_DIFFUSERS_KEY.match(key) for key in tensors)
+
+
+def component_of(tensors: LazyTensors) -> str:
+    """Which component a file in the diffusers layout holds: unet, vae or text_encoder."""
+    if any(key.startswith("text_model.") for key in tensors):
+        return "text_encoder"
+    return "vae" if any(key.startswith("decoder.") for key in tensors) else "unet"
 
 
 def normalise_diffusers(component: str, tensors: LazyTensors) -> dict[str, LazyTensor]:
