@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.files.digests import weights_digest
-from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.files.reading import read_json
 from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_recipe
 from stages.checkpoints.files.weight_files import WEIGHT_FILES, Weights, find_weights, open_weights
 from stages.checkpoints.keys.architecture import architecture, refuse_other_kinds
@@ -15,6 +15,7 @@ from stages.checkpoints.keys.checking import conform
 from stages.checkpoints.keys.config_values import check_config
 from stages.checkpoints.keys.key_maps import TensorSpec, component_specs, from_ldm
 from stages.checkpoints.keys.spellings import is_diffusers, normalise_diffusers, normalise_vae_file, without_nesting
+from stages.checkpoints.messages import shown
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
@@ -117,7 +118,8 @@ def read_config(path: Path, component: str) -> dict[str, Any]:
     name = _CLASSES.get(component)
     if name and config.get("_class_name", name) != name:
         raise ValueError(f"{path}: a {shown(config['_class_name'])}, not a {name}")
-    check_config(path, component, config)
+    with named(path):
+        check_config(component, config)
     return config
 
 

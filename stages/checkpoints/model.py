@@ -9,11 +9,12 @@ from typing import Any
 
 from stages.checkpoints.components import COMPONENTS, Component, named, read_component, read_config
 from stages.checkpoints.file_names import UNET_FILE
-from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.files.reading import read_json
 from stages.checkpoints.files.weight_files import find_weights, open_weights
 from stages.checkpoints.files.writing import NotFiniteError, write_safetensors
 from stages.checkpoints.keys.architecture import architecture
 from stages.checkpoints.keys.spellings import without_nesting
+from stages.checkpoints.messages import shown
 from stages.checkpoints.prediction import Prediction, prediction
 from stages.checkpoints.reading_config import AS_IT_IS, ReadingConfig
 from stages.checkpoints.single_file_parts import read_parts

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from stages.checkpoints.files.reading import read_json, read_text, refuse_stand_in, shown
+from stages.checkpoints.files.reading import read_json, read_text, refuse_stand_in
 from stages.checkpoints.files.tensors import read_metadata
+from stages.checkpoints.messages import shown
 
 _SPELLINGS = {
     "eps": "epsilon",

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints.files.reading import one_line, shown
 from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_metadata, read_recipe
 from stages.checkpoints.files.weight_files import open_weights
 from stages.checkpoints.keys.architecture import architecture
+from stages.checkpoints.messages import one_line, shown
 
 _LAYOUTS = {  # the first whose mark is in a key
     "{} in kohya's keys": ("lora_unet_", "lora_te"),

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from stages.checkpoints.components import Component
-from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.files.reading import read_json
 from stages.checkpoints.files.tensors import LazyTensor
 from stages.checkpoints.files.writing import write_safetensors
 from stages.checkpoints.keys.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
+from stages.checkpoints.messages import shown
 from stages.checkpoints.model import SCHEDULER, Model
 
 # The noise schedule of SD1 and SD2, which every program takes that reads a single file; and what diffusers takes where the

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.checkpoints.components import COMPONENTS, Component, check_architecture, diffusers_component
-from stages.checkpoints.files.reading import shown
 from stages.checkpoints.files.tensors import LazyTensors
 from stages.checkpoints.files.weight_files import Weights
 from stages.checkpoints.keys.checking import conform
 from stages.checkpoints.keys.key_maps import TensorSpec, component_specs, from_ldm
 from stages.checkpoints.keys.open_clip import has_open_clip
 from stages.checkpoints.keys.spellings import component_of, is_diffusers, normalise_ldm, with_ema, without_nesting
+from stages.checkpoints.messages import shown
 
 Configs = Mapping[str, Mapping[str, Any]]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.checkpoints.adapters.lora_files import PREFIXES, LoraFile, LoraModule, kohya_name
-from stages.checkpoints.files.tensors import listed
 from stages.checkpoints.keys.key_maps import UNET_PREFIX, component_specs
+from stages.checkpoints.messages import listed
 
 _LDM = tuple(f"{PREFIXES['unet']}_{block}_" for block in ("input_blocks", "middle_block", "output_blocks", "time_embed", "out"))
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from stages.checkpoints.files.pickle_objects import StoredTensor
 from stages.checkpoints.files.pickle_values import MAX_BYTES, Pickle, read_pickle
-from stages.checkpoints.files.reading import one_line, refuse_stand_in
+from stages.checkpoints.files.reading import refuse_stand_in
 from stages.checkpoints.files.tensors import NUMPY_DTYPES, Array, LazyTensor, Stored, check_keys, stored_tensor
 from stages.checkpoints.files.zip_entries import is_zip, zip_entries
+from stages.checkpoints.messages import one_line
 
 _DTYPES = {
     "HalfStorage": "F16",

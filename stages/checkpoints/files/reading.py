@@ -4,24 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.checkpoints.messages import shown
+
 MAX_JSON = 16 * 2**20
 """Bytes; the index of SDXL's shards has 0.2 MB."""
 MOST_LEVELS = 32
-_SHOWN = 100
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _ZIP = b"PK\x03\x04"
 _MESSAGE = 2**16  # bytes; a longer text is no server's answer
-
-
-def one_line(text: object) -> str:
-    """A foreign text for an error message, without line breaks and what else a terminal would follow."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(str(text).split()))
-
-
-def shown(value: object) -> str:
-    """The beginning of a foreign value, in one line."""
-    return one_line(value)[:_SHOWN]
 
 
 def check_is_file(path: Path) -> None:

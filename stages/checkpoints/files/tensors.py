@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from stages.checkpoints.files.reading import check_is_file, is_shallow, one_line, refuse_stand_in
+from stages.checkpoints.files.reading import check_is_file, is_shallow, refuse_stand_in
+from stages.checkpoints.messages import one_line
 
 Array = np.ndarray
 Recipe = Mapping[str, Any]
@@ -39,8 +40,6 @@ NUMPY_DTYPES = {
 MAX_HEADER = 100_000_000  # the library's limit; trainers write megabytes of metadata
 MAX_QUOTES = 1_000_000  # ten a tensor, SDXL's has 30,000; more are made to exhaust memory
 MOST_AT_ONCE = 2**30  # bytes; macOS reads and writes less than 2**31
-LISTED_KEYS = 8
-_SHOWN_OF_KEY = 200
 
 
 class Checksum(Protocol):
@@ -247,9 +246,3 @@ def sha256(path: Path) -> str:
 def _digest(path: Path, *_state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def listed(keys: list[str]) -> str:
-    """Keys for an error message: the first few, and how many more."""
-    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-    return ", ".join(key[:_SHOWN_OF_KEY] for key in keys[:LISTED_KEYS]) + more

@@ -29,8 +29,8 @@ from stages.checkpoints.files.tensors import (
     LazyTensor,
     LazyTensors,
     Recipe,
-    listed,
 )
+from stages.checkpoints.messages import listed
 
 PIECE = 2**20
 """Values that are read and written at once."""

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors, listed
+from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors
 from stages.checkpoints.keys.key_maps import TensorSpec
+from stages.checkpoints.messages import listed
 
 Layout = Literal["diffusers", "ldm"]
 

@@ -7,7 +7,7 @@ torch, and say which keys and shapes a checkpoint must have. They go both ways: 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from stages.checkpoints.files.reading import shown
+from stages.checkpoints.messages import shown
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable, Sequence
 
-from stages.checkpoints.files.tensors import LazyTensor, LazyTensors, listed
+from stages.checkpoints.files.tensors import LazyTensor, LazyTensors
 from stages.checkpoints.keys.key_maps import TEXT_ENCODER_PREFIX, UNET_PREFIX, VAE_PREFIX
 from stages.checkpoints.keys.open_clip import from_open_clip
+from stages.checkpoints.messages import listed
 
 # NovelAI's models and their descendants (AnythingV3, AbyssOrangeMix) leave out `text_model.`.
 _NOVELAI_PREFIX = "cond_stage_model.transformer."

@@ -9,13 +9,14 @@ from functools import partial
 
 from stages.checkpoints.components import Component
 from stages.checkpoints.files.chunks import computed
-from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors, listed
+from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors
 from stages.checkpoints.keys.architecture import architecture
 from stages.checkpoints.keys.blocks import block_alphas
 from stages.checkpoints.keys.key_maps import component_specs
 from stages.checkpoints.merging.config import WEIGHTED_SUM, MergeConfig
 from stages.checkpoints.merging.merge_recipes import merge_recipe
 from stages.checkpoints.merging.methods import MERGE_METHODS, Array, Measured, Setting
+from stages.checkpoints.messages import listed
 from stages.checkpoints.model import Model
 
 MERGED_COMPONENTS = ("unet", "text_encoder")
