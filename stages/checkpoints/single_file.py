@@ -27,8 +27,8 @@ _MARKER = LazyTensor((0,), "F32", lambda: np.zeros(0, np.float32))
 def unsaid(model: Model) -> list[str]:
     """What the scheduler's config says and a single file has no place for: a noise schedule that programs do not expect."""
     config = read_json(model.directory / SCHEDULER)
-    said = {leaf: config.get(leaf, default) for leaf, (_, default) in _EXPECTED.items()}
-    return [f"{leaf} {shown(said[leaf])}" for leaf, (usual, _) in _EXPECTED.items() if said[leaf] != usual]
+    said = {name: config.get(name, default) for name, (_, default) in _EXPECTED.items()}
+    return [f"{name} {shown(said[name])}" for name, (usual, _) in _EXPECTED.items() if said[name] != usual]
 
 
 def write_single_file(model: Model, out: Path, dtype: str) -> None:

@@ -67,7 +67,7 @@ def test_what_it_says_is_read_again_whatever_the_configs_say(tmp_path, weights, 
     assert "out.safetensors say; scheduler_config.json" in model.description()
     write_model(tmp_path / "again", model, "float16")
     expected = misleading | {
-        leaf: scheduler[leaf] for leaf in ("prediction_type", "rescale_betas_zero_snr") if leaf in scheduler
+        name: scheduler[name] for name in ("prediction_type", "rescale_betas_zero_snr") if name in scheduler
     }
     assert json.loads((tmp_path / "again" / "scheduler" / "scheduler_config.json").read_text()) == expected
     write_single_file(read_model(tmp_path / "again", None), tmp_path / "twice.safetensors", "float16")

@@ -226,8 +226,8 @@ def _module(found: Mapping[_Place, LazyTensor], settings: Mapping[str, Any]) -> 
     if alpha is not None:
         strength = stored_strength(place.key, alpha, product)
     elif settings and "." in place.key:
-        leaf = "alpha" if kind in ("LoHa", "LoKr") else "lora_alpha"
-        strength = trained_strength(settings, place.component, place.module, leaf, product)
+        name = "alpha" if kind in ("LoHa", "LoKr") else "lora_alpha"
+        strength = trained_strength(settings, place.component, place.module, name, product)
     else:
         strength = {"alpha": float(product.rank or 1), "rank": product.rank or 1}
     return LoraModule(place.key, place.component, kind, tensors, **strength)

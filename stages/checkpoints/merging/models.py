@@ -15,7 +15,7 @@ from stages.checkpoints.keys.blocks import block_alphas
 from stages.checkpoints.keys.key_maps import component_specs
 from stages.checkpoints.merging.config import WEIGHTED_SUM, MergeConfig
 from stages.checkpoints.merging.merge_recipes import merge_recipe
-from stages.checkpoints.merging.methods import MERGE_METHODS, Array, Measured, Setting
+from stages.checkpoints.merging.methods import MERGE_METHODS, Array, Measured, TensorSettings
 from stages.checkpoints.messages import listed
 from stages.checkpoints.model import Model
 
@@ -93,12 +93,12 @@ def _merged(originals: Sequence[LazyTensor], config: MergeConfig, key: str, alph
     if originals[0].dtype not in FLOATS:
         return originals[0]
     method = MERGE_METHODS[config.method]
-    setting = Setting(key=key, alpha=alpha, density=config.density, seed=config.seed)
+    settings = TensorSettings(key=key, alpha=alpha, density=config.density, seed=config.seed)
 
     def merge(start: int, measured: Measured, *thetas: Array) -> Array:
-        return method.function(*thetas, replace(setting, start=start, measured=measured, overwrite=True))
+        return method.function(*thetas, replace(settings, start=start, measured=measured, overwrite=True))
 
-    return computed(originals, merge, method.measure and partial(method.measure, setting))
+    return computed(originals, merge, method.measure and partial(method.measure, settings))
 
 
 def _alphas(name: str, original: Component, config: MergeConfig, alpha: float) -> dict[str, float]:
