@@ -40,7 +40,7 @@ class Component:
     shards: tuple[Path, ...] = ()
 
     def from_source(self, name: str) -> "Component":
-        """The same component, known from now on as part of the source `name` with the digest of its file."""
+        """The same component, with a recipe that names the source `name` and the sha256 of the component's file."""
         return replace(self, recipe={"source": name, "sha256": self.digest()})
 
     def digest(self) -> str:
@@ -95,7 +95,7 @@ def read_vae(path: Path, config: Path) -> Component:
 
 
 def check_latents(vae: Component, unet: Path) -> None:
-    """Refuse a VAE whose latents the UNet in the directory `unet` does not draw."""
+    """Refuse a VAE with another number of latent channels than the UNet in the directory `unet`."""
     given = vae.config.get("latent_channels", 4)
     taken = read_config(unet / "config.json", "unet").get("out_channels", 4)
     if given != taken:
@@ -103,7 +103,7 @@ def check_latents(vae: Component, unet: Path) -> None:
 
 
 def check_architecture(tensors: LazyTensors, specs: list[TensorSpec], config: str) -> None:
-    """Say in one word what a hundred wrong shapes would mean."""
+    """Refuse weights of another generation than the config's (SD1, SD2, SDXL), instead of listing a hundred wrong shapes."""
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     refuse_other_kinds(shapes)
     found = architecture(shapes)

@@ -53,7 +53,7 @@ class Model:
         return self.prediction.type
 
     def from_source(self, name: str, config_name: str = "") -> "Model":
-        """The same model, known from now on as the source `name`, and its filled components as `config_name`."""
+        """The same model, with recipes that name the source `name`, and for filled components the source `config_name`."""
         components = {
             part: component.from_source(config_name if part in self.filled else name)
             for part, component in self.components.items()
@@ -137,7 +137,7 @@ def write_model(out: Path, model: Model, dtype: str) -> None:
 
 
 def write_found(out: Path, model: Model, dtype: str) -> dict[str, str]:
-    """Write a model of which others take parts: of a VAE or a text encoder that is absent or not finite, the config alone.
+    """Write what a checkpoint holds; of a VAE or a text encoder that is absent or not finite, the config alone.
 
     Returns:
         The components that are left out, and why.

@@ -64,7 +64,7 @@ def _kind(tensors: LazyTensors) -> str:
 
 
 def _adapters(tensors: LazyTensors) -> str:
-    """Which adapters the keys are named for: a LoRA where they say nothing else."""
+    """Which kinds of adapters the keys belong to: LoRA, if they show no other."""
     kinds = [name for name, marks in _ADAPTERS.items() if any(mark in key for key in tensors for mark in marks)]
     return f"a {' and '.join(kinds or ['LoRA'])}"
 

@@ -25,7 +25,7 @@ _MARKER = LazyTensor((0,), "F32", lambda: np.zeros(0, np.float32))
 
 
 def unsaid(model: Model) -> list[str]:
-    """What the scheduler's config says and a single file has no place for: a noise schedule that programs do not expect."""
+    """Settings of the scheduler that a single file cannot hold, and that differ from what programs assume."""
     config = read_json(model.directory / SCHEDULER)
     said = {name: config.get(name, default) for name, (_, default) in _EXPECTED.items()}
     return [f"{name} {shown(said[name])}" for name, (usual, _) in _EXPECTED.items() if said[name] != usual]

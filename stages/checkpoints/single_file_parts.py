@@ -76,7 +76,7 @@ def _holds(tensors: LazyTensors, specs: list[TensorSpec]) -> bool:
 
 
 def _check_open_clip(config: Mapping[str, Any]) -> None:
-    """OpenCLIP's activation is not seen in any shape, and CLIP's in its place gives slightly wrong images."""
+    """Refuse a config with CLIP's activation for OpenCLIP's weights: no shape shows it, and images would be slightly wrong."""
     activation = config.get("hidden_act", "quick_gelu")
     if activation != "gelu":
         raise ValueError(

@@ -51,7 +51,7 @@ def modules_for(
 
 
 def _ldm_names(unet_config: Mapping[str, Any]) -> dict[str, str]:
-    """Kohya's names with the blocks of the LDM layout to his others: SD-scripts writes them for SDXL, some tools for SD1."""
+    """Kohya's names by those of the LDM layout's blocks, which sd-scripts writes for SDXL and some tools for SD1."""
     names = {}
     for spec in component_specs("unet", unet_config):
         if spec.name.endswith(".weight"):

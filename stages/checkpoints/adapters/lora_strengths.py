@@ -30,7 +30,7 @@ def read_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any], component: str, layers: Collection[str]) -> None:
-    """Refuse settings with which the file's tensors are not all that training changed, or that cannot be followed.
+    """Refuse settings that say that training changed more than the file's tensors, or that are not understood.
 
     Args:
         settings: From `read_settings`.
@@ -61,7 +61,7 @@ def check_settings(settings: Mapping[str, Any], component: str, layers: Collecti
 
 
 def stored_strength(key: str, alpha: LazyTensor, product: Product) -> dict[str, Any]:
-    """Alpha of kohya's keys. Where no factor is decomposed there is no rank, and it counts for nothing (LyCORIS)."""
+    """The alpha of kohya's keys, and the rank. Without a decomposed factor there is no rank and alpha is ignored (LyCORIS)."""
     if product.rank is None:
         return {"alpha": 1.0, "rank": 1}
     values = alpha.read().reshape(-1) if alpha.size == 1 else [math.nan]

@@ -66,7 +66,7 @@ def open_ckpt(path: Path) -> dict[str, LazyTensor]:
 
 
 def _weights(content: Any) -> Mapping[str, Any]:
-    """The outermost `state_dict` that holds no other."""
+    """The weights: the content itself, or what it holds under `state_dict`, as often as one holds another."""
     outer: set[int] = set()
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         outer.add(id(content))

@@ -43,10 +43,10 @@ MOST_AT_ONCE = 2**30  # bytes; macOS reads and writes less than 2**31
 
 
 class Checksum(Protocol):
-    """What a file says of its content, for those who want to know whether it is damaged."""
+    """A checksum that a file has of a part of it."""
 
     def check(self) -> None:
-        """Raise a `ValueError` that names the file if what it says is not so; looks once."""
+        """Raise a `ValueError` that names the file if its content does not have the checksum; computed once."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def check_keys(path: Path, tensors: "LazyTensors") -> None:
-    """Refuse keys that would break a line of a message; `ValueError` names the first."""
+    """Refuse keys with line breaks or other characters that cannot be printed; `ValueError` names the first."""
     for key in tensors:
         if not key.isprintable():
             raise ValueError(f"{path}: a key with characters that cannot be shown: {key[:100]!r}")

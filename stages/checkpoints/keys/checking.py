@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors are those that its config describes: every key, shape and dtype, both ways."""
+"""Whether a checkpoint has exactly the tensors that its config describes: no key missing or unexpected, no other shape."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -77,7 +77,7 @@ def check_config(component: str, config: Mapping[str, Any]) -> None:
     levels = len(config["block_out_channels"]) if component == "unet" else 0
     for name in _BY_LEVEL if levels else ():
         if isinstance(config.get(name), list) and len(config[name]) != levels:
-            raise ValueError(f"{name}: given {shown(config[name])}: {levels} of them, one for each of block_out_channels")
+            raise ValueError(f"{name}: given {shown(config[name])}: needs {levels} items, one for each of block_out_channels")
 
 
 @cache

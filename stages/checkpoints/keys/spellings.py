@@ -1,4 +1,4 @@
-"""What checkpoints call the same tensor: every known spelling becomes the one of `key_maps`, every leftover is dropped."""
+"""The names that programs have for one tensor: all known ones become those of `key_maps`, and what is no weight is dropped."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def with_ema(tensors: LazyTensors, names: Sequence[str]) -> dict[str, LazyTensor
     if len(missing) == len(averages):
         raise ValueError(f"holds no EMA weights ({_EMA_PREFIX}…): set ema to false")
     if missing:
-        raise ValueError(f"{len(missing)} missing of the EMA weights: {listed(missing)}")
+        raise ValueError(f"EMA weights are incomplete; missing {len(missing)}: {listed(missing)}")
     return {**tensors, **{name: tensors[average] for name, average in averages.items()}}
 
 

@@ -60,7 +60,7 @@ def test_any_value_is_read_or_refused_in_one_line(folder, setting, value):
     [
         ("unet", "layers_per_block", 10**9, "layers_per_block: given 1000000000: .* less than or equal to 16"),
         ("unet", "layers_per_block", 0, "layers_per_block: given 0: .* greater than or equal to 1"),
-        ("unet", "layers_per_block", [1, 1], r"layers_per_block: given \[1, 1\]: 3 of them"),
+        ("unet", "layers_per_block", [1, 1], r"layers_per_block: given \[1, 1\]: needs 3 items"),
         ("unet", "layers_per_block", True, "layers_per_block: given True"),
         ("unet", "layers_per_block", "2", "layers_per_block: given 2: .* valid"),
         ("unet", "block_out_channels", [4, 8, 8.5], "block_out_channels: given 8.5"),
@@ -68,7 +68,7 @@ def test_any_value_is_read_or_refused_in_one_line(folder, setting, value):
         ("unet", "block_out_channels", [], "block_out_channels: given"),
         ("unet", "block_out_channels", 4, "block_out_channels: given 4"),
         ("unet", "block_out_channels", None, "block_out_channels: given None"),
-        ("unet", "down_block_types", ["DownBlock2D"], "down_block_types: given .*: 3 of them"),
+        ("unet", "down_block_types", ["DownBlock2D"], "down_block_types: given .*: needs 3 items"),
         ("unet", "down_block_types", [{}, {}, {}], "down_block_types: given"),
         ("unet", "transformer_layers_per_block", -1, "transformer_layers_per_block: given -1"),
         ("unet", "cross_attention_dim", [8, 8, 8], "cross_attention_dim: given"),
