@@ -123,13 +123,14 @@ def merge_ours(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     from dataclasses import replace
 
-    from stages.checkpoints.merging.models import MergePlan, merge_models
+    from stages.checkpoints.merging.config import WEIGHTED_SUM
+    from stages.checkpoints.merging.models import merge_models
     from stages.checkpoints.model import read_model
     from stages.checkpoints.single_file import write_single_file
 
     imported = time.perf_counter()
     models = [read_model(options.folder / f"{name}.safetensors", options.folder / "configs") for name in SEEDS]
-    merged = merge_models(models[0], models[1], MergePlan("weighted_sum", ALPHA, "merged"))
+    merged = merge_models(models[0], models[1], WEIGHTED_SUM, ALPHA)
     merged = replace(merged, components={**merged.components, "vae": models[0].components["vae"]})
     write_single_file(merged, options.folder / "ours.safetensors", "float16")
     merge = time.perf_counter() - imported

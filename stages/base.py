@@ -15,29 +15,24 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from stages.checkpoints.reading_config import ReadingConfig
 from stages.pipeline.command import run
 from stages.pipeline.config import Source, strict
 from stages.pipeline.outputs import atomic_directory, write_nothing
 
 
 @dataclass(frozen=True, config=strict)
-class CheckpointConfig:
-    """One original.
+class CheckpointConfig(ReadingConfig):
+    """One original, and how it is read.
 
     Attributes:
         source: The checkpoint.
         config: Diffusers directory with the configs, scheduler and tokenizer that belong to a single file; not read for a
             source that is a diffusers directory itself, unless `fill` asks for its weights.
-        fill: Whether a component that the source lacks (a VAE, a text encoder) is taken from `config`, not left out.
-        ema: Whether the UNet is the exponential moving average of its weights, which some single files hold beside them.
-        prediction_type: What the UNet predicts; null for what the file, a .yaml beside it, or the scheduler's config says.
     """
 
     source: Source
     config: Source | None
-    fill: bool
-    ema: bool
-    prediction_type: Literal["epsilon", "v_prediction"] | None
 
     def __post_init__(self) -> None:
         """Check that there is something to fill from."""
@@ -70,9 +65,10 @@ def stage(config: BaseConfig, name: str, out: Path) -> None:
         name: which original: theta0, theta1 or theta2.
         out: the directory to write, in the diffusers layout.
     """
-    if name not in ("theta0", "theta1", "theta2"):
+    originals = {"theta0": config.theta0, "theta1": config.theta1, "theta2": config.theta2}
+    if name not in originals:
         raise ValueError(f"--name: given {name!r}: theta0, theta1 or theta2")
-    checkpoint: CheckpointConfig | None = getattr(config, name)
+    checkpoint = originals[name]
     with atomic_directory(out) as folder:
         if checkpoint is None:
             write_nothing(folder, f"There is no {name} in this experiment: base.{name} is null.")
@@ -84,14 +80,13 @@ def stage(config: BaseConfig, name: str, out: Path) -> None:
 
 
 def _write(folder: Path, name: str, checkpoint: CheckpointConfig, dtype: str) -> None:
-    from stages.checkpoints.model import Reading, read_model, write_found
+    from stages.checkpoints.model import read_model, write_found
     from stages.checkpoints.sources import locate
 
     source = locate(checkpoint.source)
     needs_configs = checkpoint.fill or not source.path.is_dir()
     configs = checkpoint.config and locate(checkpoint.config, weights=checkpoint.fill) if needs_configs else None
-    reading = Reading(checkpoint.ema, checkpoint.fill, checkpoint.prediction_type, partial=True)
-    model = read_model(source.path, configs and configs.path, reading)
+    model = read_model(source.path, configs and configs.path, checkpoint, partial=True)
     for location in filter(None, (configs, source)):
         for note in location.notes:
             print(f"base.{name}: {note}")

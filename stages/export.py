@@ -14,13 +14,10 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stages.checkpoints.file_names import LORA_FILE
+from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE
 from stages.pipeline.command import run
 from stages.pipeline.config import strict
 from stages.pipeline.outputs import atomic_file
-
-HISTORY_FILE = "history.csv"
-"""What a training leaves beside its result."""
 
 
 @dataclass(frozen=True, config=strict)

@@ -10,52 +10,10 @@ It is a stage of its own because it is what a sweep over alpha repeats: one merg
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
-from pydantic.dataclasses import dataclass
-
+from stages.checkpoints.merging.config import MergeConfig
 from stages.pipeline.command import run
-from stages.pipeline.config import Alpha, Seed, strict
 from stages.pipeline.outputs import atomic_directory, holds_something
-
-Block = Annotated[str, Field(pattern=r"^((IN|OUT)\d\d|M00)$")]
-Blocks = Annotated[
-    Annotated[dict[Block, Alpha], Tag("names")] | Annotated[tuple[Alpha, ...], Tag("list")],
-    Discriminator(lambda value: "names" if isinstance(value, dict) else "list"),
-]
-"""Which of the two is meant is told first, so that a wrong value is refused once, not once for each."""
-
-
-@dataclass(frozen=True, config=strict)
-class ComponentAlpha:
-    """Weights of theta1 in [0, 1] instead of the sweep's; null for the sweep's."""
-
-    unet: Alpha | None
-    text_encoder: Alpha | None
-
-
-@dataclass(frozen=True, config=strict)
-class MergeConfig:
-    """How to merge.
-
-    Attributes:
-        method: What is computed; conf/merge has the formulas, stages/checkpoints/merging/methods.py their sources.
-        component_alpha: Weights of theta1 for whole components.
-        blocks: Weights of theta1 for blocks of the UNet: some by name, or all in a list; null for none.
-        density: Part of a difference that ties and dare keep, in (0, 1].
-        seed: Of what dare drops.
-        text_encoder: Merged like the UNet, or taken whole from one of the originals.
-        dtype: Of the weights written; the merge itself is computed in float32 and rounded once.
-    """
-
-    method: Literal["weighted_sum", "add_difference", "slerp", "ties", "dare", "passthrough"]
-    component_alpha: ComponentAlpha
-    blocks: Blocks | None
-    density: Annotated[float, Field(gt=0, le=1)]
-    seed: Seed
-    text_encoder: Literal["merged", "theta0", "theta1"]
-    dtype: Literal["float16", "float32"]
 
 
 def stage(
@@ -73,18 +31,16 @@ def stage(
         theta2: the directory of the third model; left out, or no directory, where the method needs none.
     """
     from stages.checkpoints.files.writing import check_space, written_size
-    from stages.checkpoints.merging.models import MergePlan, merge_models
-    from stages.checkpoints.model import Reading, read_model, write_model
+    from stages.checkpoints.merging.models import merge_models
+    from stages.checkpoints.model import read_model, write_model
 
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha: given {alpha}: a number from 0 (theta0 alone) to 1 (theta1 alone)")
     given = [path if path and holds_something(path) else None for path in (theta0, theta1, theta2)]
-    models = [read_model(path, None, Reading(partial=True)) if path else None for path in given]
+    models = [read_model(path, None, partial=True) if path else None for path in given]
     if models[0] is None:
         raise ValueError(f"{theta0} is empty: theta0 is what every method starts from")
-    alphas = (config.component_alpha.unet, config.component_alpha.text_encoder)
-    plan = MergePlan(config.method, alpha, config.text_encoder, *alphas, config.blocks, config.density, config.seed)
-    merged = merge_models(models[0], models[1], plan, models[2])
+    merged = merge_models(models[0], models[1], config, alpha, models[2])
     with atomic_directory(out) as folder:
         vae_size = sum(file.stat().st_size for file in vae.rglob("*"))
         check_space(folder, vae_size + sum(written_size(part.tensors, config.dtype) for part in merged.components.values()))

@@ -1,27 +1,16 @@
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from stages.base import BaseConfig, stage
-from stages.pipeline.config import Source, validate
+from stages.pipeline.config import validate
 from stages.pipeline.outputs import holds_something
+from tests.checkpoints.configs import base_config, conf_defaults
 from tests.checkpoints.tiny import SCHEDULER, WEIGHTS, ldm_weights, random_weights, save_configs, save_diffusers, tree
-
-
-def local(path):
-    return Source(path=path, repo=None, revision=None, file=None, sha256=None)
-
-
-def base_config(source, config=None, dtype="float32", **leaves):
-    checkpoint = {"source": local(source), "config": config and local(config)}
-    checkpoint |= {"fill": False, "ema": False, "prediction_type": None} | leaves
-    return validate("base", BaseConfig, {"theta0": checkpoint, "theta1": None, "theta2": None, "dtype": dtype})
 
 
 @pytest.fixture
@@ -94,7 +83,7 @@ def test_no_theta1_is_a_directory_with_nothing_but_a_note(tmp_path, single_file,
 
 
 @pytest.mark.stage
-def test_a_wrong_checkpoint_names_its_leaf_and_leaves_nothing(tmp_path, single_file, configs):
+def test_a_wrong_checkpoint_names_its_setting_and_leaves_nothing(tmp_path, single_file, configs):
     save_file({"conv_in.weight": np.zeros(1)}, single_file)
     with pytest.raises(ValueError, match=r"^base\.theta0: .*anime\.safetensors: holds no unet"):
         stage(base_config(single_file, configs), "theta0", tmp_path / "out")
@@ -154,10 +143,10 @@ def test_wrong_name(tmp_path, single_file):
         stage(base_config(single_file), "theta3", tmp_path / "out")
 
 
-def test_conf_holds_every_leaf(tmp_path):
-    values = yaml.safe_load((Path(__file__).parents[1] / "conf" / "base" / "default.yaml").read_text())
+def test_conf_holds_every_setting(tmp_path):
+    values = conf_defaults("base")
     values["theta1"]["config"] = values["theta0"]["config"]  # what it refers to
     for name in ("theta0", "theta1"):
-        for leaf in ("source", "config"):
-            values[name][leaf] |= {"path": str(tmp_path), "repo": None}
+        for place in ("source", "config"):
+            values[name][place] |= {"path": str(tmp_path), "repo": None}
     assert validate("base", BaseConfig, values).dtype == "float32"

@@ -5,16 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from stages.base import stage as base_stage
 from stages.checkpoints.model import read_model
 from stages.checkpoints.recipes import recipes_of
-from stages.merge import MergeConfig, stage
-from stages.pipeline.config import ParamsError, Source, validate
-from stages.vae import VaeConfig
+from stages.merge import stage
+from stages.pipeline.config import ParamsError
 from stages.vae import stage as vae_stage
+from tests.checkpoints.configs import base_config, merge_config, vae_config
 from tests.checkpoints.tiny import (
     CONFIGS,
     TEXT_ENCODER,
@@ -25,8 +25,6 @@ from tests.checkpoints.tiny import (
     save_diffusers,
     tree,
 )
-from tests.test_base import base_config
-from tests.test_base import stage as base_stage
 
 Folders = tuple[Path, Path, Path]
 pytestmark = pytest.mark.stage
@@ -36,22 +34,12 @@ pytestmark = pytest.mark.stage
 def folders(tmp_path):
     save_diffusers(tmp_path / "theta0", random_weights(0, dtype=np.float16))
     save_diffusers(tmp_path / "theta1", random_weights(1))
-    vae_stage(
-        VaeConfig(source="theta0", alpha=None, other=None, dtype="float16"),
-        tmp_path / "theta0",
-        tmp_path / "theta1",
-        tmp_path / "vae",
-    )
+    vae_stage(vae_config("theta0", dtype="float16"), tmp_path / "theta0", tmp_path / "theta1", tmp_path / "vae")
     return tmp_path / "theta0", tmp_path / "theta1", tmp_path / "vae"
 
 
-def merge_config(**values):
-    defaults = yaml.safe_load((Path(__file__).parents[1] / "conf" / "merge" / "default.yaml").read_text())
-    return validate("merge", MergeConfig, defaults | values)
-
-
 @pytest.mark.parametrize(
-    ("blocks", "leaf", "allowed"),
+    ("blocks", "setting", "allowed"),
     [
         ({"IN00": 2}, "blocks.IN00: given 2", "less than or equal to 1"),
         ({"INX": 0.5}, "blocks.INX: given 'INX'", "match pattern"),
@@ -59,17 +47,17 @@ def merge_config(**values):
         ("IN00", "blocks: given 'IN00'", "a list is needed"),
     ],
 )
-def test_a_wrong_weight_of_a_block_is_refused_in_one_line(blocks, leaf, allowed):
+def test_a_wrong_weight_of_a_block_is_refused_in_one_line(blocks, setting, allowed):
     with pytest.raises(ParamsError) as error:
         merge_config(blocks=blocks)
-    assert str(error.value).startswith(f"merge.{leaf}: ")
+    assert str(error.value).startswith(f"merge.{setting}: ")
     assert allowed in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def other_text_encoder(folder: Path, **leaves) -> dict[str, np.ndarray]:
+def other_text_encoder(folder: Path, **settings) -> dict[str, np.ndarray]:
     """Give a model another text encoder and tokenizer; gives its weights."""
-    configs = CONFIGS | {"text_encoder": TEXT_ENCODER | leaves}
+    configs = CONFIGS | {"text_encoder": TEXT_ENCODER | settings}
     weights = random_weights(5, configs)
     save_diffusers(folder, weights | {"unet": random_weights(1)["unet"]}, configs)
     (folder / "tokenizer" / "added_tokens.json").write_text('{"mychar": 56}')
@@ -78,16 +66,16 @@ def other_text_encoder(folder: Path, **leaves) -> dict[str, np.ndarray]:
     return weights["text_encoder"]
 
 
-@pytest.mark.parametrize("leaves", [{"vocab_size": 80}, {"num_hidden_layers": 3}, {}])
-def test_a_text_encoder_that_is_not_taken_may_be_of_any_kind(folders: Folders, tmp_path, leaves):
-    other_text_encoder(tmp_path / "theta1", **leaves)
+@pytest.mark.parametrize("settings", [{"vocab_size": 80}, {"num_hidden_layers": 3}, {}])
+def test_a_text_encoder_that_is_not_taken_may_be_of_any_kind(folders: Folders, tmp_path, settings):
+    other_text_encoder(tmp_path / "theta1", **settings)
     stage(merge_config(text_encoder="theta0", dtype="float32"), *folders, 0.7, tmp_path / "out")
     written = load_file(tmp_path / "out" / "text_encoder" / WEIGHTS["text_encoder"])
     assert all(
         np.array_equal(written[key], value) for key, value in random_weights(0, dtype=np.float16)["text_encoder"].items()
     )
     assert not (tmp_path / "out" / "tokenizer" / "added_tokens.json").exists()
-    if leaves:
+    if settings:
         with pytest.raises(ValueError, match="text_encoder: "):
             stage(merge_config(), *folders, 0.7, tmp_path / "merged")
 
@@ -130,9 +118,8 @@ def test_a_pruned_file_is_merged_with_another_s_vae(tmp_path):
         save_file(ldm_weights(weights), tmp_path / f"{name}.safetensors")
         base_stage(base_config(tmp_path / f"{name}.safetensors", configs), "theta0", tmp_path / name)
     save_file(ldm_weights({"vae": random_weights(2)["vae"]}), tmp_path / "other.safetensors")
-    other = Source(path=tmp_path / "other.safetensors", repo=None, revision=None, file=None, sha256=None)
     thetas = tmp_path / "theta0", tmp_path / "theta1"
-    vae_stage(VaeConfig(source="other", alpha=None, other=other, dtype="float32"), *thetas, tmp_path / "vae")
+    vae_stage(vae_config("other", tmp_path / "other.safetensors"), *thetas, tmp_path / "vae")
     stage(merge_config(text_encoder="theta0", dtype="float32"), *thetas, tmp_path / "vae", 0.5, tmp_path / "out")
     whole = read_model(tmp_path / "out", None)
     assert np.array_equal(

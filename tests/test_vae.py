@@ -5,19 +5,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stages.checkpoints.recipes import recipes_of
-from stages.pipeline.config import ParamsError, Source, validate
+from stages.pipeline.config import ParamsError, validate
 from stages.vae import VaeConfig, stage
+from tests.checkpoints.configs import vae_config
 from tests.checkpoints.tiny import VAE, WEIGHTS, ldm_weights, random_weights, save_diffusers
 
 
 @pytest.fixture
 def thetas(tmp_path):
     return tuple(save_diffusers(tmp_path / f"theta{seed}", random_weights(seed)) for seed in (0, 1))
-
-
-def vae_config(source, other=None, alpha=None):
-    origin = other and Source(path=other, repo=None, revision=None, file=None, sha256=None)
-    return VaeConfig(source=source, alpha=alpha, other=origin, dtype="float32")
 
 
 def assert_written(out, seed):

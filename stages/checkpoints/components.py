@@ -1,20 +1,21 @@
 """The UNet, the VAE and the text encoder of a model on disk, each alone."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints.files.reading import read_json, shown
-from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_recipe, sha256
+from stages.checkpoints.files.digests import weights_digest
+from stages.checkpoints.files.reading import read_json
+from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_recipe
 from stages.checkpoints.files.weight_files import WEIGHT_FILES, Weights, find_weights, open_weights
 from stages.checkpoints.keys.architecture import architecture, refuse_other_kinds
 from stages.checkpoints.keys.checking import conform
 from stages.checkpoints.keys.config_values import check_config
 from stages.checkpoints.keys.key_maps import TensorSpec, component_specs, from_ldm
 from stages.checkpoints.keys.spellings import is_diffusers, normalise_diffusers, normalise_vae_file, without_nesting
+from stages.checkpoints.messages import shown
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
@@ -39,15 +40,12 @@ class Component:
     shards: tuple[Path, ...] = ()
 
     def from_source(self, name: str) -> "Component":
-        """The same component, known from now on as part of the source `name` with the digest of its file."""
+        """The same component, with a recipe that names the source `name` and the sha256 of the component's file."""
         return replace(self, recipe={"source": name, "sha256": self.digest()})
 
     def digest(self) -> str:
         """The sha256 of its file; of shards, that of what `sha256sum` prints for them in order."""
-        if not self.shards:
-            return sha256(self.file)
-        lines = [f"{sha256(shard)}  {shard.name}\n" for shard in self.shards]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return weights_digest(self.file, self.shards)
 
 
 def read_component(directory: Path, component: str) -> Component:
@@ -97,7 +95,7 @@ def read_vae(path: Path, config: Path) -> Component:
 
 
 def check_latents(vae: Component, unet: Path) -> None:
-    """Refuse a VAE whose latents the UNet in the directory `unet` does not draw."""
+    """Refuse a VAE with another number of latent channels than the UNet in the directory `unet`."""
     given = vae.config.get("latent_channels", 4)
     taken = read_config(unet / "config.json", "unet").get("out_channels", 4)
     if given != taken:
@@ -105,7 +103,7 @@ def check_latents(vae: Component, unet: Path) -> None:
 
 
 def check_architecture(tensors: LazyTensors, specs: list[TensorSpec], config: str) -> None:
-    """Say in one word what a hundred wrong shapes would mean."""
+    """Refuse weights of another generation than the config's (SD1, SD2, SDXL), instead of listing a hundred wrong shapes."""
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     refuse_other_kinds(shapes)
     found = architecture(shapes)
@@ -120,7 +118,8 @@ def read_config(path: Path, component: str) -> dict[str, Any]:
     name = _CLASSES.get(component)
     if name and config.get("_class_name", name) != name:
         raise ValueError(f"{path}: a {shown(config['_class_name'])}, not a {name}")
-    check_config(path, component, config)
+    with named(path):
+        check_config(component, config)
     return config
 
 

@@ -8,41 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.components import COMPONENTS, Component, named, read_component, read_config
-from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.file_names import UNET_FILE
+from stages.checkpoints.files.reading import read_json
 from stages.checkpoints.files.weight_files import find_weights, open_weights
 from stages.checkpoints.files.writing import NotFiniteError, write_safetensors
 from stages.checkpoints.keys.architecture import architecture
 from stages.checkpoints.keys.spellings import without_nesting
+from stages.checkpoints.messages import shown
 from stages.checkpoints.prediction import Prediction, prediction
+from stages.checkpoints.reading_config import AS_IT_IS, ReadingConfig
 from stages.checkpoints.single_file_parts import read_parts
 
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
+WEIGHTS = {"unet": UNET_FILE, "vae": UNET_FILE, "text_encoder": "model.safetensors"}
 SCHEDULER = "scheduler/scheduler_config.json"
 _PIPELINE = "StableDiffusionPipeline"
 _OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-# Leaves that name a machine's folders or the dtype of other weights than those written beside them.
-_UNTRUE_LEAVES = ("_name_or_path", "torch_dtype", "dtype")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How to read a checkpoint where there is a choice.
-
-    Attributes:
-        ema: Whether the UNet is the exponential moving average of its weights, which some single files hold beside them.
-        fill: Whether a component that the checkpoint lacks is taken from the directory with the configs.
-        prediction_type: What the UNet predicts, whatever the files say; None: see `prediction`.
-        partial: Whether the checkpoint may lack a VAE or a text encoder: who needs one, refuses then.
-    """
-
-    ema: bool = False
-    fill: bool = False
-    prediction_type: str | None = None
-    partial: bool = False
+# Settings that name a machine's folders or the dtype of other weights than those written beside them.
+_UNTRUE_SETTINGS = ("_name_or_path", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
@@ -54,7 +36,7 @@ class Model:
         directory: Diffusers directory that holds model_index.json, scheduler/ and tokenizer/.
         prediction: What the UNet predicts, and who says so.
         filled: Components that come from the directory with the configs.
-        absent: config.json of the components that it lacks; see `Reading.partial`.
+        absent: config.json of the components that it lacks; see `read_model`'s `partial`.
         tokenizer: Diffusers directory that holds tokenizer/, if it is another than `directory`.
     """
 
@@ -71,7 +53,7 @@ class Model:
         return self.prediction.type
 
     def from_source(self, name: str, config_name: str = "") -> "Model":
-        """The same model, known from now on as the source `name`, and its filled components as `config_name`."""
+        """The same model, with recipes that name the source `name`, and for filled components the source `config_name`."""
         components = {
             part: component.from_source(config_name if part in self.filled else name)
             for part, component in self.components.items()
@@ -86,7 +68,7 @@ class Model:
         return f"{kind}; {self.prediction}{filled}"
 
 
-def read_model(path: Path, config: Path | None, reading: Reading = Reading()) -> Model:
+def read_model(path: Path, config: Path | None, reading: ReadingConfig = AS_IT_IS, *, partial: bool = False) -> Model:
     """Read a model.
 
     Args:
@@ -94,6 +76,7 @@ def read_model(path: Path, config: Path | None, reading: Reading = Reading()) ->
         config: Diffusers directory whose configs, scheduler and tokenizer belong to a single file; its weights are read only
             where they fill what the file lacks. None for a diffusers directory, which has them itself.
         reading: What to do where there is a choice.
+        partial: Whether the checkpoint may lack a VAE or a text encoder: who needs one, refuses then.
 
     Raises:
         ValueError: The file is damaged, of another architecture than its config says, or not safe to read.
@@ -101,7 +84,7 @@ def read_model(path: Path, config: Path | None, reading: Reading = Reading()) ->
     if not path.exists():
         raise ValueError(f"{path}: no such file or directory")
     if path.is_dir():
-        return _read_directory(path, config, reading)
+        return _read_directory(path, config, reading, partial)
     if config is None:
         raise ValueError(f"{path}: a single file holds no configs and no tokenizer: name a diffusers directory with them")
     _check_pipeline(config)
@@ -110,38 +93,38 @@ def read_model(path: Path, config: Path | None, reading: Reading = Reading()) ->
         weights = open_weights(path)
         found = read_parts(weights, configs, ema=reading.ema)
     said = prediction(reading.prediction_type, path, without_nesting(weights.tensors), config / SCHEDULER)
-    return _filled(path, found, Model({}, config, said, absent=configs), config, reading)
+    return _filled(path, found, Model({}, config, said, absent=configs), config if reading.fill else None, partial)
 
 
-def _read_directory(path: Path, config: Path | None, reading: Reading) -> Model:
+def _read_directory(path: Path, config: Path | None, reading: ReadingConfig, partial: bool) -> Model:
     if reading.ema:
         raise ValueError(f"{path}: a diffusers directory holds no EMA weights beside the others: set ema to false")
     _check_pipeline(path)
     found = {}
     for name in COMPONENTS:
-        if find_weights(path / name) or not (reading.fill or (reading.partial and name != "unet")):
+        if find_weights(path / name) or not (reading.fill or (partial and name != "unet")):
             found[name] = read_component(path / name, name)
     unet = found["unet"].file if "unet" in found else path
     said = prediction(reading.prediction_type, unet, (), path / SCHEDULER)
     homes = {name: path if config is None or (path / name / "config.json").exists() else config for name in COMPONENTS}
     configs = {name: read_config(home / name / "config.json", name) for name, home in homes.items() if name not in found}
-    return _filled(path, found, Model({}, path, said, absent=configs), config, reading)
+    return _filled(path, found, Model({}, path, said, absent=configs), config if reading.fill else None, partial)
 
 
-def _filled(path: Path, found: Mapping[str, Component], model: Model, config: Path | None, reading: Reading) -> Model:
-    """The model with the components that were found, and the others, if they are wanted, from the directory with the configs.
+def _filled(path: Path, found: Mapping[str, Component], model: Model, source: Path | None, partial: bool) -> Model:
+    """The model with the components that were found, and the others from `source`; without it they are absent, if they may.
 
     `model.absent` has the configs of all that may be absent.
     """
     absent = [name for name in COMPONENTS if name not in found]
-    if reading.partial and not reading.fill and "unet" in found:
+    if partial and source is None and "unet" in found:
         return replace(model, components=found, absent={name: model.absent[name] for name in absent})
-    if absent and not (reading.fill and config):
+    if absent and source is None:
         raise ValueError(
             f"{path}: holds no {' and no '.join(absent)}: give a whole checkpoint, or a config directory with these weights "
             "and fill: true"
         )
-    filled = {name: read_component(config / name, name) for name in absent} if config else {}
+    filled = {name: read_component(source / name, name) for name in absent} if source else {}
     components = {name: {**found, **filled}[name] for name in COMPONENTS}
     return replace(model, components=components, filled=frozenset(absent), absent={})
 
@@ -154,7 +137,7 @@ def write_model(out: Path, model: Model, dtype: str) -> None:
 
 
 def write_found(out: Path, model: Model, dtype: str) -> dict[str, str]:
-    """Write a model of which others take parts: of a VAE or a text encoder that is absent or not finite, the config alone.
+    """Write what a checkpoint holds; of a VAE or a text encoder that is absent or not finite, the config alone.
 
     Returns:
         The components that are left out, and why.
@@ -190,7 +173,7 @@ def write_component(directory: Path, name: str, component: Component, dtype: str
 def write_config(directory: Path, name: str, config: Mapping[str, Any], dtype: str) -> None:
     """Write a component's config.json, for weights in `dtype`."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {leaf: value for leaf, value in config.items() if leaf not in _UNTRUE_LEAVES}
+    config = {key: value for key, value in config.items() if key not in _UNTRUE_SETTINGS}
     if name == "text_encoder":
         config["dtype"] = dtype  # transformers loads weights in the dtype that the config names
     write_json(directory / "config.json", config)
@@ -207,7 +190,7 @@ def _write_pipeline_files(model: Model, out: Path) -> None:
     index = read_json(model.directory / "model_index.json") | {part: [None, None] for part in _OPTIONAL_PARTS}
     others = read_json(homes["tokenizer"] / "model_index.json")
     index |= {part: others[part] for part in ("tokenizer", "text_encoder") if part in others}
-    index = {leaf: value for leaf, value in index.items() if leaf not in _UNTRUE_LEAVES}
+    index = {key: value for key, value in index.items() if key not in _UNTRUE_SETTINGS}
     write_json(out / "model_index.json", index | {"requires_safety_checker": False})
     for folder, home in homes.items():
         (out / folder).mkdir()

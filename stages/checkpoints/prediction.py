@@ -1,4 +1,4 @@
-"""What a UNet predicts, epsilon or v_prediction: the same tensors either way, so somebody has to say it.
+"""What a UNet predicts, epsilon or v_prediction. Its tensors do not show it, so something else has to say it.
 
 A single file says it by markers, empty tensors that trainers leave and other programs look for, and by its metadata; what is
 written here is what is read here. Whether the noise schedule was rescaled to end in noise alone (Lin et al. 2023,
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from stages.checkpoints.files.reading import read_json, read_text, refuse_stand_in, shown
+from stages.checkpoints.files.reading import read_json, read_text, refuse_stand_in
 from stages.checkpoints.files.tensors import read_metadata
+from stages.checkpoints.messages import shown
 
 _SPELLINGS = {
     "eps": "epsilon",
@@ -57,7 +58,7 @@ class Prediction(NamedTuple):
 
 
 def prediction(stated: str | None, file: Path, keys: Collection[str], scheduler: Path) -> Prediction:
-    """What a UNet predicts, from the best witness: the parameters, the file, its neighbour, the scheduler's config.
+    """What a UNet predicts, as the first that says it has it: parameters, file, the .yaml beside it, scheduler's config.
 
     Args:
         stated: What the parameters say, if anything.

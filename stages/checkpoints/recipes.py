@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints.files.reading import one_line, shown
 from stages.checkpoints.files.tensors import LazyTensors, Recipe, read_metadata, read_recipe
 from stages.checkpoints.files.weight_files import open_weights
 from stages.checkpoints.keys.architecture import architecture
+from stages.checkpoints.messages import one_line, shown
 
 _LAYOUTS = {  # the first whose mark is in a key
     "{} in kohya's keys": ("lora_unet_", "lora_te"),
@@ -64,7 +64,7 @@ def _kind(tensors: LazyTensors) -> str:
 
 
 def _adapters(tensors: LazyTensors) -> str:
-    """Which adapters the keys are named for: a LoRA where they say nothing else."""
+    """Which kinds of adapters the keys belong to: LoRA, if they show no other."""
     kinds = [name for name, marks in _ADAPTERS.items() if any(mark in key for key in tensors for mark in marks)]
     return f"a {' and '.join(kinds or ['LoRA'])}"
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from stages.checkpoints.components import Component
-from stages.checkpoints.files.reading import read_json, shown
+from stages.checkpoints.files.reading import read_json
 from stages.checkpoints.files.tensors import LazyTensor
 from stages.checkpoints.files.writing import write_safetensors
 from stages.checkpoints.keys.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
+from stages.checkpoints.messages import shown
 from stages.checkpoints.model import SCHEDULER, Model
 
 # The noise schedule of SD1 and SD2, which every program takes that reads a single file; and what diffusers takes where the
@@ -24,10 +25,10 @@ _MARKER = LazyTensor((0,), "F32", lambda: np.zeros(0, np.float32))
 
 
 def unsaid(model: Model) -> list[str]:
-    """What the scheduler's config says and a single file has no place for: a noise schedule that programs do not expect."""
+    """Settings of the scheduler that a single file cannot hold, and that differ from what programs assume."""
     config = read_json(model.directory / SCHEDULER)
-    said = {leaf: config.get(leaf, default) for leaf, (_, default) in _EXPECTED.items()}
-    return [f"{leaf} {shown(said[leaf])}" for leaf, (usual, _) in _EXPECTED.items() if said[leaf] != usual]
+    said = {name: config.get(name, default) for name, (_, default) in _EXPECTED.items()}
+    return [f"{name} {shown(said[name])}" for name, (usual, _) in _EXPECTED.items() if said[name] != usual]
 
 
 def write_single_file(model: Model, out: Path, dtype: str) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.checkpoints.merging.models import MergePlan, merge_models
+from stages.checkpoints.merging.config import WEIGHTED_SUM
+from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import read_model, write_model
 from stages.drawing.sampling import Models, Sampling, encode_prompt, load_models, sample
 from stages.mini.captions import words_of
@@ -82,7 +83,7 @@ def merged_models(theta0: Path, theta1: Path, alpha: float, base: Path, device: 
         device: where to draw.
     """
     originals = [read_model(path, None if path.is_dir() else base) for path in (theta0, theta1)]
-    merged = merge_models(originals[0], originals[1], MergePlan("weighted_sum", alpha, "merged"))
+    merged = merge_models(originals[0], originals[1], WEIGHTED_SUM, alpha)
     with TemporaryDirectory() as folder:
         write_model(Path(folder), merged, "float32")
         if not (Path(folder) / "vae" / "config.json").exists():

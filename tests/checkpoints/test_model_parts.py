@@ -2,16 +2,18 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from stages.checkpoints.components import read_component, read_vae
-from stages.checkpoints.model import Reading, read_model, write_model
+from stages.checkpoints.model import read_model, write_model
+from stages.checkpoints.reading_config import AS_IT_IS
 from tests.checkpoints.tiny import SCHEDULER, UNET, WEIGHTS, ldm_weights, random_weights, save_configs, save_diffusers
 
-FILL = Reading(fill=True)
+FILL = replace(AS_IT_IS, fill=True)
 
 
 @pytest.fixture
@@ -90,9 +92,9 @@ def test_the_average_is_read_when_asked(tmp_path, weights):
     file = save(tmp_path / "ema.safetensors", ldm_weights(weights) | average)
     configs = save_configs(tmp_path / "configs")
     assert_parts(read_model(file, configs), weights)
-    assert_parts(read_model(file, configs, Reading(ema=True)), weights | {"unet": random_weights(1)["unet"]})
+    assert_parts(read_model(file, configs, replace(AS_IT_IS, ema=True)), weights | {"unet": random_weights(1)["unet"]})
     with pytest.raises(ValueError, match="set ema to false"):
-        read_model(save_diffusers(tmp_path / "model", weights), None, Reading(ema=True))
+        read_model(save_diffusers(tmp_path / "model", weights), None, replace(AS_IT_IS, ema=True))
 
 
 def test_a_vae_file_in_the_diffusers_layout(tmp_path, weights):
@@ -188,7 +190,7 @@ def test_prediction_type(tmp_path, weights, stated, metadata, yaml, scheduler, e
     file = save(tmp_path / "m.safetensors", ldm_weights(weights), metadata and {"modelspec.prediction_type": metadata})
     if yaml:
         (tmp_path / "m.yaml").write_text(yaml)
-    model = read_model(file, save_configs(tmp_path / "configs", scheduler=scheduler), Reading(prediction_type=stated))
+    model = read_model(file, save_configs(tmp_path / "configs", scheduler=scheduler), replace(AS_IT_IS, prediction_type=stated))
     assert re.search(f"prediction_type {expected}", model.description()), model.description()
     write_model(tmp_path / "out", model, "float32")
     written = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())

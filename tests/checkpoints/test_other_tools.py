@@ -5,7 +5,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stages.checkpoints.keys.key_maps import VAE_PREFIX
-from stages.checkpoints.merging.models import MergePlan, merge_models
+from stages.checkpoints.merging.config import WEIGHTED_SUM
+from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import read_model
 from stages.checkpoints.single_file import write_single_file
 from tests.checkpoints.tiny import CONFIGS, UNET, ldm_weights, random_weights, save_configs, save_diffusers
@@ -32,7 +33,7 @@ def merged(tmp_path, configs, thetas, alpha=0.7, dtype="float16"):
         path = tmp_path / f"theta{index}.safetensors"
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path)
         models.append(read_model(path, configs))
-    merge = merge_models(models[0], models[1], MergePlan("weighted_sum", alpha, "merged"))
+    merge = merge_models(models[0], models[1], WEIGHTED_SUM, alpha)
     components = {**merge.components, "vae": models[0].components["vae"]}
     write_single_file(type(merge)(components, merge.directory, merge.prediction), tmp_path / "out.safetensors", dtype)
     return load_file(tmp_path / "out.safetensors")
@@ -98,4 +99,4 @@ def test_attn2_of_another_width_is_refused_where_sd_meh_silently_keeps_one_side(
         for name, configs in {"sd1": {**CONFIGS}, "sd2": {**CONFIGS, **sd2}}.items()
     ]
     with pytest.raises(ValueError, match=r"theta0 is SD1-type .*, theta1 is SD2-type"):
-        merge_models(models[0], models[1], MergePlan("weighted_sum", 0.7, "merged"))
+        merge_models(models[0], models[1], WEIGHTED_SUM, 0.7)

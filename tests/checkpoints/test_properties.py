@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from stages.checkpoints.keys.key_maps import component_specs
-from stages.checkpoints.merging.models import MergePlan, merge_models
+from stages.checkpoints.merging.config import WEIGHTED_SUM
+from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import Model, read_model, write_component
 from tests.checkpoints.hostile import safetensors
 from tests.checkpoints.tiny import CONFIGS, TEXT_ENCODER, UNET, VAE, WEIGHTS, WIDTH, save_configs
@@ -165,7 +166,7 @@ def read(folder: Path, name: str, case: Case) -> Model:
 
 def merged(folder: Path, thetas: list[Case], alpha: float, dtype: str) -> dict[tuple[str, str], np.ndarray]:
     theta0, theta1 = (read(folder, f"theta{index}", case) for index, case in enumerate(thetas))
-    merge = merge_models(theta0, theta1, MergePlan("weighted_sum", alpha, "merged"))
+    merge = merge_models(theta0, theta1, WEIGHTED_SUM, alpha)
     assert merge.components.keys() == {"unet", "text_encoder"}
     for name, component in merge.components.items():
         write_component(folder / "merged" / name, name, component, dtype)

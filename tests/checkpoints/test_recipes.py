@@ -7,33 +7,25 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from stages.base import stage as base_stage
 from stages.checkpoints.__main__ import main
-from stages.checkpoints.merging.models import MergePlan, merge_models
+from stages.checkpoints.merging.config import WEIGHTED_SUM
+from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import read_model, write_model
 from stages.checkpoints.recipes import recipes_of
 from stages.checkpoints.single_file import write_single_file
 from stages.merge import stage as merge_stage
-from stages.vae import VaeConfig
 from stages.vae import stage as vae_stage
-from tests.checkpoints.tiny import ldm_weights, random_weights, save_configs, tree
-from tests.test_base import base_config
-from tests.test_base import stage as base_stage
-from tests.test_merge import merge_config
-
-PLAN = MergePlan("dare", 0.3, "merged", None, 0.6, {"M00": 0.9}, 0.4, 11)
+from tests.checkpoints.configs import base_config, merge_config, vae_config
+from tests.checkpoints.tiny import ldm_weights, random_weights, save_configs
 
 
 @pytest.fixture
 def originals(tmp_path):
     save_configs(tmp_path / "configs")
-    for seed, name in enumerate(("anime", "toon", "ancestor")):
+    for seed, name in enumerate(("anime", "toon")):
         save_file(ldm_weights(random_weights(seed)), tmp_path / f"{name}.safetensors")
-    return {name: tmp_path / f"{name}.safetensors" for name in ("anime", "toon", "ancestor")}
-
-
-def merge(plan: MergePlan, paths: list[Path], out: Path) -> None:
-    models = [read_model(path, path.parent / "configs").from_source(path.name) for path in paths]
-    write_model(out, merge_models(models[0], models[1], plan, *models[2:]), "float16")
+    return {name: tmp_path / f"{name}.safetensors" for name in ("anime", "toon")}
 
 
 def printed(capsys, *arguments) -> str:
@@ -41,20 +33,11 @@ def printed(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-def test_a_merge_is_made_again_from_its_printed_recipe(tmp_path, originals, capsys):
-    merge(PLAN, list(originals.values()), tmp_path / "first")
-    recipe = json.loads(printed(capsys, tmp_path / "first" / "unet" / "diffusion_pytorch_model.safetensors", "--json"))[
-        "weights"
-    ]
-    by_name = {path.name: path for path in originals.values()}
-    sources = [by_name[recipe[f"theta{index}"]["source"]] for index in range(3)]
-    merge(MergePlan.from_recipe(recipe), sources, tmp_path / "again")
-    assert tree(tmp_path / "first") == tree(tmp_path / "again")
-
-
 def test_what_is_printed_says_sources_weights_and_direction(tmp_path, originals, capsys):
-    plan = MergePlan("weighted_sum", 0.7, "theta0")
-    merge(plan, [originals["anime"], originals["toon"]], tmp_path / "out")
+    theta0, theta1 = (read_model(originals[name], tmp_path / "configs") for name in ("anime", "toon"))
+    named = theta0.from_source("anime.safetensors"), theta1.from_source("toon.safetensors")
+    merged = merge_models(*named, replace(WEIGHTED_SUM, text_encoder="theta0"), 0.7)
+    write_model(tmp_path / "out", merged, "float16")
     text = printed(capsys, tmp_path / "out")
     assert "weighted_sum: theta = (1 - alpha) * theta0 + alpha * theta1" in text
     assert "alpha is the weight of theta1" in text
@@ -66,7 +49,7 @@ def test_what_is_printed_says_sources_weights_and_direction(tmp_path, originals,
 
 def test_a_single_file_says_the_recipe_of_every_part(tmp_path, originals, capsys):
     theta0, theta1 = (read_model(originals[name], tmp_path / "configs").from_source(name) for name in ("anime", "toon"))
-    merged = merge_models(theta0, theta1, MergePlan("slerp", 0.5, "merged"))
+    merged = merge_models(theta0, theta1, replace(WEIGHTED_SUM, method="slerp"), 0.5)
     merged = replace(merged, components={**merged.components, "vae": theta0.components["vae"]})
     write_single_file(merged, tmp_path / "out.safetensors", "float16")
     assert json.loads(printed(capsys, tmp_path / "out.safetensors", "--json")).keys() == {"unet", "vae", "text_encoder"}
@@ -129,7 +112,7 @@ def test_a_sweep_reads_and_hashes_each_original_once(tmp_path, originals, monkey
     for name in ("theta0", "theta1"):
         base_stage(both, name, tmp_path / name)
     folders = tmp_path / "theta0", tmp_path / "theta1"
-    vae_stage(VaeConfig(source="theta0", alpha=None, other=None, dtype="float16"), *folders, tmp_path / "vae")
+    vae_stage(vae_config("theta0", dtype="float16"), *folders, tmp_path / "vae")
     assert sorted(hashed) == ["anime.safetensors", "toon.safetensors"]
 
     for path in originals.values():

@@ -8,8 +8,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints.merging.models import MergePlan, merge_models
-from stages.checkpoints.model import Reading, read_model, write_model
+from stages.checkpoints.merging.config import WEIGHTED_SUM
+from stages.checkpoints.merging.models import merge_models
+from stages.checkpoints.model import read_model, write_model
+from stages.checkpoints.reading_config import AS_IT_IS
 from stages.checkpoints.single_file import write_single_file
 from tests.checkpoints.tiny import SCHEDULER, ldm_weights, random_weights, save_configs, save_diffusers
 
@@ -65,7 +67,7 @@ def test_what_it_says_is_read_again_whatever_the_configs_say(tmp_path, weights, 
     assert "out.safetensors say; scheduler_config.json" in model.description()
     write_model(tmp_path / "again", model, "float16")
     expected = misleading | {
-        leaf: scheduler[leaf] for leaf in ("prediction_type", "rescale_betas_zero_snr") if leaf in scheduler
+        name: scheduler[name] for name in ("prediction_type", "rescale_betas_zero_snr") if name in scheduler
     }
     assert json.loads((tmp_path / "again" / "scheduler" / "scheduler_config.json").read_text()) == expected
     write_single_file(read_model(tmp_path / "again", None), tmp_path / "twice.safetensors", "float16")
@@ -87,7 +89,7 @@ def test_another_program_s_markers_are_enough(tmp_path, weights, prefix):
 
 def test_the_parameters_are_written_where_they_overrule_the_file(tmp_path, weights):
     path = exported(tmp_path, weights, EPSILON)
-    model = read_model(path, save_configs(tmp_path / "configs"), Reading(prediction_type="v_prediction"))
+    model = read_model(path, save_configs(tmp_path / "configs"), replace(AS_IT_IS, prediction_type="v_prediction"))
     write_single_file(model, tmp_path / "v.safetensors", "float16")
     assert "v_pred" in load_file(tmp_path / "v.safetensors")
 
@@ -96,7 +98,7 @@ def test_a_merge_of_models_that_predict_v_says_so(tmp_path):
     for seed in (0, 1):
         save_diffusers(tmp_path / f"theta{seed}", random_weights(seed), scheduler=ZERO_SNR)
     theta0, theta1 = (read_model(tmp_path / f"theta{seed}", None) for seed in (0, 1))
-    merged = merge_models(theta0, theta1, MergePlan("weighted_sum", 0.5, "merged"))
+    merged = merge_models(theta0, theta1, WEIGHTED_SUM, 0.5)
     whole = replace(merged, components={**merged.components, "vae": theta0.components["vae"]})
     write_single_file(whole, tmp_path / "out.safetensors", "float16")
     assert {"v_pred", "ztsnr"} <= load_file(tmp_path / "out.safetensors").keys()

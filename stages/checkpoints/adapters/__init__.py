@@ -1,1 +1,1 @@
-"""LoRA files and their kin, of any program: reading them, what they add to a weight, and kohya's form of them."""
+"""LoRA, DoRA, LoHa and LoKr files of any program: reading them, what they add to a weight, and writing kohya's form."""

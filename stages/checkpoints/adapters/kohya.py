@@ -48,7 +48,7 @@ def to_kohya(lora: LoraFile) -> dict[str, LazyTensor]:
 
 
 def _scaled(module: LoraModule) -> LazyTensors:
-    """The layer's tensors such that what other tools scale by, alpha / rank, is all that is missing.
+    """The layer's tensors such that other tools, which multiply the product by alpha / rank, get the trained strength.
 
     They scale where a factor is decomposed, by the rank of its parts; a LoKr of two whole factors they take as it is.
     """

@@ -34,12 +34,12 @@ class Factor:
 
     @property
     def rank(self) -> int | None:
-        """Of the product; None of a whole matrix."""
+        """The inner dimension of the product; None for a matrix that is stored whole."""
         return None if self.second is None else self.second.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(rows, columns), and where they are known height and width of the kernel.
+        """(rows, columns), and for a convolution, where they are known, height and width of the kernel.
 
         Raises:
             ValueError: The parts do not fit each other.
@@ -64,7 +64,7 @@ class Factor:
         return (*first[:1], *self.core.shape[:2]) == (rank, rank, rank) and rank > 0 and len(first) == len(second) == 2
 
     def read(self) -> Array:
-        """The matrix, in float64, whose rounding to float32 hides in which order a product was summed."""
+        """The matrix, in float64: rounded to float32 later, it is the same in whatever order the product was summed."""
         if self.whole is not None:
             return self.whole.read().astype(np.float64)
         assert self.first is not None and self.second is not None
@@ -77,7 +77,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Product:
-    """What an adapter adds, before it is scaled: one factor, the Hadamard or the Kronecker product of two."""
+    """What an adapter adds before it is scaled: one factor, or the Hadamard or the Kronecker product of two."""
 
     kind: Literal["matrix", "hadamard", "kronecker"]
     factors: tuple[Factor, ...]
@@ -89,7 +89,7 @@ class Product:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows, and values a row."""
+        """(rows, values of a row); a convolution's kernel is flattened into its row."""
         rows, columns, *kernel = self.factors[-1].shape
         if self.kind == "kronecker":
             rows, columns = rows * self.factors[0].shape[0], columns * self.factors[0].shape[1]

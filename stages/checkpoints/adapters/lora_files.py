@@ -1,4 +1,4 @@
-"""Reading LoRA files: the one way for drawing, exporting and fusing.
+"""Reading LoRA files, for all that use them: drawing, exporting and fusing.
 
 Programs write the same tensors under different names: kohya's (`lora_unet_mid_block_….lora_down.weight`), PEFT's
 (`unet.mid_block.….lora_A.weight`), those of diffusers' older scripts (`….to_q.lora.down.weight`,
@@ -62,7 +62,7 @@ class LoraModule:
     Attributes:
         key: What the file calls the layer.
         component: "unet" or "text_encoder".
-        kind: What the tensors are together.
+        kind: Which kind of adapter the tensors make up.
         tensors: By part: down (r, in, …) and up (out, r, …), DoRA's magnitude; or by LyCORIS' names, such as hada_w1_a.
         rank: Of the factors; of a LoKr with whole factors what its training divided by, which no shape shows.
         alpha: The layer's own.
@@ -208,7 +208,7 @@ def _projection(component: str, name: str) -> str:
 
 
 def _module(found: Mapping[_Place, LazyTensor], settings: Mapping[str, Any]) -> LoraModule:
-    """One layer's tensors, as what they are together."""
+    """The adapter that one layer's tensors make up, with its rank and alpha."""
     place = min(found)
     tensors = {each.part: tensor for each, tensor in sorted(found.items())}
     alpha = tensors.pop("alpha", None)
@@ -226,8 +226,8 @@ def _module(found: Mapping[_Place, LazyTensor], settings: Mapping[str, Any]) -> 
     if alpha is not None:
         strength = stored_strength(place.key, alpha, product)
     elif settings and "." in place.key:
-        leaf = "alpha" if kind in ("LoHa", "LoKr") else "lora_alpha"
-        strength = trained_strength(settings, place.component, place.module, leaf, product)
+        name = "alpha" if kind in ("LoHa", "LoKr") else "lora_alpha"
+        strength = trained_strength(settings, place.component, place.module, name, product)
     else:
         strength = {"alpha": float(product.rank or 1), "rank": product.rank or 1}
     return LoraModule(place.key, place.component, kind, tensors, **strength)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.checkpoints.adapters.lora_files import PREFIXES, LoraFile, LoraModule, kohya_name
-from stages.checkpoints.files.tensors import listed
 from stages.checkpoints.keys.key_maps import UNET_PREFIX, component_specs
+from stages.checkpoints.messages import listed
 
 _LDM = tuple(f"{PREFIXES['unet']}_{block}_" for block in ("input_blocks", "middle_block", "output_blocks", "time_embed", "out"))
 
@@ -51,7 +51,7 @@ def modules_for(
 
 
 def _ldm_names(unet_config: Mapping[str, Any]) -> dict[str, str]:
-    """Kohya's names with the blocks of the LDM layout to his others: SD-scripts writes them for SDXL, some tools for SD1."""
+    """Kohya's names by those of the LDM layout's blocks, which sd-scripts writes for SDXL and some tools for SD1."""
     names = {}
     for spec in component_specs("unet", unet_config):
         if spec.name.endswith(".weight"):

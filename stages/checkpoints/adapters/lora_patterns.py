@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 
 MOST_WAYS = 10**7
-"""In which the patterns of a file may be laid on a name: some hundredths of a second."""
+"""The most ways of matching a name that the patterns of a file may have together: some hundredths of a second."""
 _SINGLE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _GROUP = re.compile(r"\((?:\?(?:[:=!]|<[=!]|P<\w+>)|(?!\?))([^()]*)\)")
@@ -21,15 +21,15 @@ def first_pattern(patterns: Iterable[str], module: str) -> str | None:
 
 @cache
 def _end_of_name(pattern: str) -> re.Pattern[str]:
-    """As PEFT has it; `re` itself keeps 512, and a file may have a pattern for each of more layers."""
+    """The pattern as PEFT compiles it. Cached here, because `re` keeps 512 and a file may have more, one for each layer."""
     return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def check_patterns(patterns: Iterable[str], longest: int) -> None:
-    """Refuse patterns of a file that are none, or that could keep `first_pattern` busy for hours.
+    """Refuse patterns that are no regular expressions, or that could keep `first_pattern` busy for hours.
 
-    Python's `re` tries every way in which a pattern can be laid on a name, and a group that is repeated can be laid on it in
-    exponentially many.
+    Python's `re` may try every way in which a pattern can match a name, and for a repeated group their number grows
+    exponentially with the name's length.
 
     Args:
         patterns: Regular expressions, such as PEFT's `rank_pattern` holds them.
@@ -50,7 +50,7 @@ def check_patterns(patterns: Iterable[str], longest: int) -> None:
 
 
 def _ways(pattern: str, longest: int) -> float:
-    """At most so many ways to lay a pattern on a name: the branches of its groups, times the lengths of what is repeated."""
+    """An upper bound of the ways in which `re` may try to match a name: branches of groups, times lengths of repetitions."""
     plain, ways = _SINGLE.sub("x", pattern), 1
     if _REPEATED_GROUP.search(plain):
         return math.inf

@@ -30,7 +30,7 @@ def read_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any], component: str, layers: Collection[str]) -> None:
-    """Refuse settings with which the file's tensors are not all that training changed, or that cannot be followed.
+    """Refuse settings that say that training changed more than the file's tensors, or that are not understood.
 
     Args:
         settings: From `read_settings`.
@@ -42,46 +42,47 @@ def check_settings(settings: Mapping[str, Any], component: str, layers: Collecti
     """
     if not layers:
         return
-    leaf = f"{component}.init_lora_weights"
-    first = settings.get(leaf)
+    setting = f"{component}.init_lora_weights"
+    first = settings.get(setting)
     if isinstance(first, str) and first.lower().startswith(_CHANGE_THE_MODEL):
         raise ValueError(
-            f"the metadata's {leaf} is {first!r}: training changed the model's own weights too, which the file does not hold; "
-            "convert it to an ordinary LoRA of twice the rank: PEFT's save_pretrained, path_initial_model_for_weight_conversion"
+            f"the metadata's {setting} is {first!r}: training changed the model's own weights too, which the file does not "
+            "hold; convert it to an ordinary LoRA of twice the rank: PEFT's save_pretrained, "
+            "path_initial_model_for_weight_conversion"
         )
-    for leaf in (f"{component}.rank_pattern", f"{component}.alpha_pattern"):
-        patterns = settings.get(leaf) or {}
+    for setting in (f"{component}.rank_pattern", f"{component}.alpha_pattern"):
+        patterns = settings.get(setting) or {}
         if not isinstance(patterns, dict):
-            raise ValueError(f"the metadata's {leaf} cannot be read: no JSON object")
+            raise ValueError(f"the metadata's {setting} cannot be read: no JSON object")
         try:
             check_patterns(patterns, max(map(len, layers)))
         except ValueError as error:
-            raise ValueError(f"the metadata's {leaf} cannot be read: {error}") from error
+            raise ValueError(f"the metadata's {setting} cannot be read: {error}") from error
 
 
 def stored_strength(key: str, alpha: LazyTensor, product: Product) -> dict[str, Any]:
-    """Alpha of kohya's keys. Where no factor is decomposed there is no rank, and it counts for nothing (LyCORIS)."""
+    """The alpha of kohya's keys, and the rank. Without a decomposed factor there is no rank and alpha is ignored (LyCORIS)."""
     if product.rank is None:
         return {"alpha": 1.0, "rank": 1}
     values = alpha.read().reshape(-1) if alpha.size == 1 else [math.nan]
     return {"alpha": _checked_alpha(f"{key}.alpha", float(values[0])), "rank": product.rank}
 
 
-def trained_strength(settings: Mapping[str, Any], component: str, layer: str, leaf: str, product: Product) -> dict[str, Any]:
+def trained_strength(settings: Mapping[str, Any], component: str, layer: str, name: str, product: Product) -> dict[str, Any]:
     """Alpha and rank of PEFT's settings, for a layer of a component.
 
     Args:
         settings: Such as `check_settings` lets through.
         component: "unet" or "text_encoder".
         layer: Its name in the file, without the component.
-        leaf: What the settings call alpha: "lora_alpha" of LoRA and DoRA, "alpha" of LoHa and LoKr.
+        name: What the settings call alpha: "lora_alpha" of LoRA and DoRA, "alpha" of LoHa and LoKr.
         product: Of its factors.
     """
-    alpha = _checked_alpha(f"the metadata's {component}.{leaf}", _of_layer(settings, component, layer, "alpha_pattern", leaf))
+    alpha = _checked_alpha(f"the metadata's {component}.{name}", _of_layer(settings, component, layer, "alpha_pattern", name))
     rank = product.rank or _of_layer(settings, component, layer, "rank_pattern", "r")
     if not (math.isfinite(rank) and rank >= 1):
         raise ValueError(f"the metadata's {component}.r or rank_pattern: {rank:g} for {layer}, which is no rank")
-    root = bool(settings.get(f"{component}.use_rslora")) and leaf == "lora_alpha"
+    root = bool(settings.get(f"{component}.use_rslora")) and name == "lora_alpha"
     return {"alpha": alpha, "rank": round(rank), "use_rslora": root}
 
 
@@ -93,13 +94,13 @@ def _checked_alpha(name: str, value: float) -> float:
     return value
 
 
-def _of_layer(settings: Mapping[str, Any], component: str, layer: str, patterns: str, leaf: str) -> float:
+def _of_layer(settings: Mapping[str, Any], component: str, layer: str, patterns: str, name: str) -> float:
     """A setting of one layer as PEFT finds it: that of a pattern, or else the common one."""
-    if f"{component}.{leaf}" not in settings:
-        raise ValueError(f"the metadata has no {component}.{leaf}, so the strength of {component}.{layer} is unknown")
+    if f"{component}.{name}" not in settings:
+        raise ValueError(f"the metadata has no {component}.{name}, so the strength of {component}.{layer} is unknown")
     values = settings.get(f"{component}.{patterns}") or {}
     pattern = first_pattern(values, layer)
     try:
-        return float(settings[f"{component}.{leaf}"] if pattern is None else values[pattern])
+        return float(settings[f"{component}.{name}"] if pattern is None else values[pattern])
     except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"the metadata's {component}.{patterns} or {leaf} cannot be read: {error}") from error
+        raise ValueError(f"the metadata's {component}.{patterns} or {name} cannot be read: {error}") from error

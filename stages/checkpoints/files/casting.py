@@ -1,4 +1,4 @@
-"""Casting between half and single precision: what a merge in float32 of files in float16 spends its time on."""
+"""Fast casting between half and single precision, on which a merge of float16 files spends most of its time."""
 
 import cv2
 import numpy as np

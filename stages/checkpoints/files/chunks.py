@@ -1,10 +1,13 @@
-"""Tensors that are computed of others piece by piece, so that none of them need be held whole."""
+"""Tensors that are computed from others piece by piece, so that none of them has to be in memory whole.
+
+A piece is a run of consecutive values of a flattened tensor. Each value of the result depends on the values of the source
+tensors at the same index, and perhaps on numbers that were measured over the whole sources before.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -12,37 +15,40 @@ from stages.checkpoints.files.casting import widened
 from stages.checkpoints.files.tensors import Array, LazyTensor
 
 STRIDE = 2**17
-"""Values that are computed at once: as many as stay, with the steps between, about in a core's cache."""
+"""Values of a piece: few enough that the sources' pieces and what is computed from them fit into a core's cache."""
 
 Pieces = Callable[[], Iterator[tuple[Array, ...]]]
-"""Goes through tensors together: gives the same piece of each, float32 and flat, from the first to the last."""
+"""Iterates over several tensors at once: each item is the same piece of every tensor, float32 and flat. Can be called again."""
 
 _MEASURING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class ComputedTensor(LazyTensor):
-    """A tensor that is computed of others.
+    """A tensor that is computed from others.
 
     Attributes:
-        function: Of the place of a piece's first value and of that piece of every source, which are of its size and of
-            floating point, and which it may overwrite; gives the piece of this tensor.
+        function: Computes a piece: called with the index of its first value in the flattened tensor, then with the same piece
+            of every source, float32 and flat, which it may overwrite; returns the piece of this tensor.
     """
 
     function: Callable[..., Array] = np.asarray
 
 
 def computed(
-    sources: Sequence[LazyTensor], function: Callable[..., Array], measure: Callable[[Pieces], Any] | None = None
+    sources: Sequence[LazyTensor],
+    function: Callable[..., Array],
+    measure: Callable[[Pieces], tuple[float, ...]] | None = None,
 ) -> ComputedTensor:
-    """Compute a tensor of the shape and dtype of the first source.
+    """A tensor with the shape and dtype of the first source, computed when it is read or written.
 
     Args:
-        sources: Tensors of one size, each of floating point.
-        function: Of the place of a piece's first value, of what `measure` gave, and of that piece of every source, float32
-            and flat, which it may overwrite; gives the piece of the tensor in float32.
-        measure: Finds out, before the first piece is computed, what the function must know of the whole sources. One tensor
-            at a time is measured, whatever the number of threads, so that memory holds no more.
+        sources: Floating-point tensors with the same number of values.
+        function: Computes a piece: called with the index of its first value in the flattened tensor, with what `measure` gave,
+            and with the same piece of every source, float32 and flat, which it may overwrite; returns float32.
+        measure: Computes what `function` has to know of the whole sources, such as their dot product, in a pass of its own
+            before the first piece. Threads take turns in measuring, because a measurement may hold a whole tensor in memory.
+            Without it `function` gets an empty tuple.
     """
     flat = [source.reshape((source.size,)) for source in sources]
 
@@ -52,8 +58,8 @@ def computed(
             yield tuple(widened(source.rows(start, stop).read()) for source in flat)
 
     @cache
-    def measured() -> Any:
-        return measure and measure(pieces)
+    def measured() -> tuple[float, ...]:
+        return measure(pieces) if measure else ()
 
     def piece_at(start: int, *thetas: Array) -> Array:
         with _MEASURING:

@@ -1,4 +1,4 @@
-"""What a pickle may name, and what a call of it stands for: plain data, and never a call.
+"""Which globals a pickle may name, and the plain data that takes the place of calling them.
 
 A name that is in no list here is refused.
 """
@@ -93,7 +93,7 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 def known_global(name: str) -> Global:
-    """A global that may be named."""
+    """A global by its name; `ValueError` if it is not known to be harmless."""
     module, _, rest = name.partition(".")
     name = f"{_PYTHON_2.get(module, module)}.{rest}"
     known = name in _CALLS or name in _HARMLESS or module in _HARMLESS_PACKAGES or is_storage(name)
@@ -109,7 +109,7 @@ def is_storage(name: str) -> bool:
 
 
 def call(function: Any, arguments: Any) -> Any:
-    """What a call stands for. Nothing is called but the few functions of this module in `_CALLS`."""
+    """The plain data in place of a call in a pickle. All that is ever called are the functions of this module in `_CALLS`."""
     if not isinstance(function, Global) or not isinstance(arguments, tuple | Leftover):
         raise TypeError
     build = _CALLS.get(function.name)

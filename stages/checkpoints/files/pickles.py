@@ -16,9 +16,10 @@ import numpy as np
 
 from stages.checkpoints.files.pickle_objects import StoredTensor
 from stages.checkpoints.files.pickle_values import MAX_BYTES, Pickle, read_pickle
-from stages.checkpoints.files.reading import one_line, refuse_stand_in
+from stages.checkpoints.files.reading import refuse_stand_in
 from stages.checkpoints.files.tensors import NUMPY_DTYPES, Array, LazyTensor, Stored, check_keys, stored_tensor
 from stages.checkpoints.files.zip_entries import is_zip, zip_entries
+from stages.checkpoints.messages import one_line
 
 _DTYPES = {
     "HalfStorage": "F16",
@@ -65,7 +66,7 @@ def open_ckpt(path: Path) -> dict[str, LazyTensor]:
 
 
 def _weights(content: Any) -> Mapping[str, Any]:
-    """The outermost `state_dict` that holds no other."""
+    """The weights: the content itself, or what it holds under `state_dict`, as often as one holds another."""
     outer: set[int] = set()
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         outer.add(id(content))

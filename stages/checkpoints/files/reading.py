@@ -1,27 +1,18 @@
-"""What lies under a name before it is read: no folder or pipe, no pointer of Git LFS, no web page, no gigabytes of text."""
+"""Reading text and JSON, and refusing what is not the file that it should be: a pipe, a Git LFS pointer, a web page."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from stages.checkpoints.messages import shown
+
 MAX_JSON = 16 * 2**20
 """Bytes; the index of SDXL's shards has 0.2 MB."""
 MOST_LEVELS = 32
-_SHOWN = 100
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _ZIP = b"PK\x03\x04"
 _MESSAGE = 2**16  # bytes; a longer text is no server's answer
-
-
-def one_line(text: object) -> str:
-    """A foreign text for an error message, without line breaks and what else a terminal would follow."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(str(text).split()))
-
-
-def shown(value: object) -> str:
-    """The beginning of a foreign value, in one line."""
-    return one_line(value)[:_SHOWN]
 
 
 def check_is_file(path: Path) -> None:
@@ -35,7 +26,7 @@ def check_is_file(path: Path) -> None:
 
 
 def refuse_stand_in(path: Path) -> None:
-    """Refuse what lies in the place of a file that was not downloaded. For a file that could not be read as what it should be.
+    """Say why a file could not be read, if it is something else that was saved in place of the download.
 
     Raises:
         ValueError: It is a pointer of Git LFS, a web page, the answer of a server or a file with the name of another kind.
@@ -90,6 +81,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_shallow(value: object, levels: int = MOST_LEVELS) -> bool:
-    """Whether lists and objects lie in one another no deeper than so: those that were read may be too deep to be written."""
+    """Whether lists and objects are nested at most `levels` deep: the JSON library reads deeper ones than it can write."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(is_shallow(child, levels - 1) for child in children)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from stages.checkpoints.files.reading import check_is_file, is_shallow, one_line, refuse_stand_in
+from stages.checkpoints.files.reading import check_is_file, is_shallow, refuse_stand_in
+from stages.checkpoints.messages import one_line
 
 Array = np.ndarray
 Recipe = Mapping[str, Any]
@@ -39,15 +40,13 @@ NUMPY_DTYPES = {
 MAX_HEADER = 100_000_000  # the library's limit; trainers write megabytes of metadata
 MAX_QUOTES = 1_000_000  # ten a tensor, SDXL's has 30,000; more are made to exhaust memory
 MOST_AT_ONCE = 2**30  # bytes; macOS reads and writes less than 2**31
-LISTED_KEYS = 8
-_SHOWN_OF_KEY = 200
 
 
 class Checksum(Protocol):
-    """What a file says of its content, for those who want to know whether it is damaged."""
+    """A checksum that a file has of a part of it."""
 
     def check(self) -> None:
-        """Raise a `ValueError` that names the file if what it says is not so; looks once."""
+        """Raise a `ValueError` that names the file if its content does not have the checksum; computed once."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def check_keys(path: Path, tensors: "LazyTensors") -> None:
-    """Refuse keys that would break a line of a message; `ValueError` names the first."""
+    """Refuse keys with line breaks or other characters that cannot be printed; `ValueError` names the first."""
     for key in tensors:
         if not key.isprintable():
             raise ValueError(f"{path}: a key with characters that cannot be shown: {key[:100]!r}")
@@ -247,9 +246,3 @@ def sha256(path: Path) -> str:
 def _digest(path: Path, *_state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def listed(keys: list[str]) -> str:
-    """Keys for an error message: the first few, and how many more."""
-    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-    return ", ".join(key[:_SHOWN_OF_KEY] for key in keys[:LISTED_KEYS]) + more

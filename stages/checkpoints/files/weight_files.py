@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.checkpoints.files.reading import check_is_file, read_json, shown
+from stages.checkpoints.files.reading import check_is_file, read_json
 from stages.checkpoints.files.tensors import LazyTensor, open_safetensors
+from stages.checkpoints.messages import shown
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _PICKLED_STEMS = ("diffusion_pytorch_model", "pytorch_model")

@@ -29,8 +29,8 @@ from stages.checkpoints.files.tensors import (
     LazyTensor,
     LazyTensors,
     Recipe,
-    listed,
 )
+from stages.checkpoints.messages import listed
 
 PIECE = 2**20
 """Values that are read and written at once."""
@@ -45,7 +45,7 @@ _WIDENED = ("F16", "BF16", "F32")  # what is merged piece by piece
 
 
 class NotFiniteError(ValueError):
-    """Tensors hold NaN or Inf where they come from, whatever dtype they are written in."""
+    """Tensors of the sources hold NaN or Inf, so another dtype would not help."""
 
 
 def write_safetensors(
@@ -93,7 +93,7 @@ def write_safetensors(
 
 
 def written_size(tensors: LazyTensors, dtype: str) -> int:
-    """Bytes that the tensors take in a file, without its header."""
+    """How many bytes the tensors take in a file, without its header."""
     return sum(_entry(key, tensor, dtype, 0).size for key, tensor in tensors.items())
 
 
@@ -149,7 +149,7 @@ def _lay_out(tensors: LazyTensors, dtype: str, metadata: Mapping[str, str]) -> t
 
 
 def _write_entries(target: int, data_start: int, entries: Sequence[_Entry], threads: int) -> list[str]:
-    """Write all entries; the sorted keys of those that are not finite."""
+    """Write all entries; returns the sorted keys of those that are not finite."""
     writer = _Writer(target, data_start)
     pool = ThreadPoolExecutor(threads, "write")
     try:
@@ -185,7 +185,7 @@ def _pieces(entries: Sequence[_Entry]) -> Iterator[_Piece]:
 
 
 def _streamed(entry: _Entry) -> tuple[LazyTensor, ...]:
-    """The tensors in a file that the entry can be made of in pieces; none if it must be read whole."""
+    """The stored tensors that an entry is read or computed from piece by piece; empty if it has to be read whole."""
     tensor = entry.tensor
     sources = tensor.sources if isinstance(tensor, ComputedTensor) else (tensor,)
     return sources if all(source.stored and source.dtype in _WIDENED for source in sources) else ()
@@ -220,7 +220,7 @@ class _Writer:
             os.close(file)
 
     def write(self, piece: _Piece) -> str | None:
-        """Write a piece; its key if it is not finite."""
+        """Write a piece; returns its key if it is not finite."""
         with np.errstate(all="ignore"):  # what overflows or is NaN is refused by name
             if _streamed(piece.entry):
                 return self._write_streamed(piece)
@@ -273,7 +273,7 @@ class _Writer:
         return None
 
     def _map(self, tensor: LazyTensor, start: int, count: int) -> Array:
-        """So many values of a tensor from `start` on, where the system holds them; not to be written to."""
+        """`count` values of a tensor from `start` on, mapped into memory; not to be written to."""
         dtype = np.dtype(NUMPY_DTYPES[tensor.dtype])
         path, file, offset = self._place(tensor, start * dtype.itemsize)
         page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY

@@ -72,7 +72,7 @@ def refuse_other_kinds(shapes: Shapes) -> None:
 
 
 def _channels_beside_latents(shapes: Shapes) -> set[int]:
-    """How many channels the UNet takes, if that is not how many it gives: then it takes a mask or an image too."""
+    """The UNet's input channels, if they are not as many as its output channels: it then takes a mask or an image too."""
     found = set()
     for first, last in _FIRST_AND_LAST_CONVOLUTIONS.items():
         taken, given = shapes.get(first, ()), shapes.get(last, (0,))

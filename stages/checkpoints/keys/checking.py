@@ -1,10 +1,11 @@
-"""Whether a checkpoint's tensors are those that its config describes: every key, shape and dtype, both ways."""
+"""Whether a checkpoint has exactly the tensors that its config describes: no key missing or unexpected, no other shape."""
 
 from collections.abc import Sequence
 from typing import Literal
 
-from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors, listed
+from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors
 from stages.checkpoints.keys.key_maps import TensorSpec
+from stages.checkpoints.messages import listed
 
 Layout = Literal["diffusers", "ldm"]
 

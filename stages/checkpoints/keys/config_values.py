@@ -1,17 +1,16 @@
-"""The leaves of a component's config.json that say which tensors it has: their types, and bounds that no model comes near.
+"""The settings in a component's config.json that say which tensors it has: their types, and bounds that no model comes near.
 
 An absurd one (a billion layers, half a channel) would otherwise make tables without end, or fail far from its file.
 """
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from stages.checkpoints.files.reading import shown
+from stages.checkpoints.messages import shown
 
 Width = Annotated[int, Field(ge=1, le=2**16)]
 """Channels."""
@@ -61,26 +60,24 @@ _SCHEMAS = {"unet": _UNet, "vae": _Vae, "text_encoder": _TextEncoder}
 _BY_LEVEL = ("down_block_types", "up_block_types", "layers_per_block", "transformer_layers_per_block")
 
 
-def check_config(path: Path, component: str, config: Mapping[str, Any]) -> None:
-    """Check the leaves that say which tensors a component has.
+def check_config(component: str, config: Mapping[str, Any]) -> None:
+    """Check the settings that say which tensors a component has.
 
     Raises:
-        ValueError: One is missing, of a wrong type or beyond all models; the message names the file and the first such leaf.
+        ValueError: One is missing, of a wrong type or beyond all models; the message names the first such setting.
     """
     try:
         _schema(component).validate_python(dict(config))
     except ValidationError as error:
         item = error.errors(include_url=False)[0]
-        leaf = item["loc"][0]
+        setting = item["loc"][0]
         if item["type"] == "missing":
-            raise ValueError(f"{path}: {leaf} is missing") from error
-        raise ValueError(f"{path}: {leaf}: given {shown(item['input'])}: {shown(item['msg'])}") from error
+            raise ValueError(f"{setting} is missing") from error
+        raise ValueError(f"{setting}: given {shown(item['input'])}: {shown(item['msg'])}") from error
     levels = len(config["block_out_channels"]) if component == "unet" else 0
-    for leaf in _BY_LEVEL if levels else ():
-        if isinstance(config.get(leaf), list) and len(config[leaf]) != levels:
-            raise ValueError(
-                f"{path}: {leaf}: given {shown(config[leaf])}: {levels} of them, one for each of block_out_channels"
-            )
+    for name in _BY_LEVEL if levels else ():
+        if isinstance(config.get(name), list) and len(config[name]) != levels:
+            raise ValueError(f"{name}: given {shown(config[name])}: needs {levels} items, one for each of block_out_channels")
 
 
 @cache

@@ -7,7 +7,7 @@ torch, and say which keys and shapes a checkpoint must have. They go both ways: 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from stages.checkpoints.files.reading import shown
+from stages.checkpoints.messages import shown
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -105,7 +105,7 @@ _ATTENTION = {
     "DownBlock2D": False,
     "UpBlock2D": False,
 }
-# Leaves that add or rename tensors, with the one value the tables cover; configs may leave them out.
+# Settings that add or rename tensors, with the one value the tables cover; configs may leave them out.
 _UNET_FIXED = {
     "addition_embed_type": None,
     "class_embed_type": None,
@@ -124,12 +124,12 @@ _VAE_FIXED = {"mid_block_add_attention": True, "use_quant_conv": True, "use_post
 
 
 def _refuse_unknown(config: Config, fixed: Config, component: str) -> None:
-    for leaf, value in fixed.items():
-        if config.get(leaf, value) != value:
-            hint = " (SDXL)" if leaf == "addition_embed_type" else ""
+    for setting, value in fixed.items():
+        if config.get(setting, value) != value:
+            hint = " (SDXL)" if setting == "addition_embed_type" else ""
             raise ValueError(
-                f"{component} config: {leaf} is {shown(repr(config[leaf]))}{hint}; only SD1- and SD2-type models "
-                f"({leaf}: {value!r}) can be read"
+                f"{component} config: {setting} is {shown(repr(config[setting]))}{hint}; only SD1- and SD2-type models "
+                f"({setting}: {value!r}) can be read"
             )
 
 

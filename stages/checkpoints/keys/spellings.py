@@ -1,11 +1,12 @@
-"""What checkpoints call the same tensor: every known spelling becomes the one of `key_maps`, every leftover is dropped."""
+"""The names that programs have for one tensor: all known ones become those of `key_maps`, and what is no weight is dropped."""
 
 import re
 from collections.abc import Callable, Sequence
 
-from stages.checkpoints.files.tensors import LazyTensor, LazyTensors, listed
+from stages.checkpoints.files.tensors import LazyTensor, LazyTensors
 from stages.checkpoints.keys.key_maps import TEXT_ENCODER_PREFIX, UNET_PREFIX, VAE_PREFIX
 from stages.checkpoints.keys.open_clip import from_open_clip
+from stages.checkpoints.messages import listed
 
 # NovelAI's models and their descendants (AnythingV3, AbyssOrangeMix) leave out `text_model.`.
 _NOVELAI_PREFIX = "cond_stage_model.transformer."
@@ -61,13 +62,25 @@ def with_ema(tensors: LazyTensors, names: Sequence[str]) -> dict[str, LazyTensor
     if len(missing) == len(averages):
         raise ValueError(f"holds no EMA weights ({_EMA_PREFIX}…): set ema to false")
     if missing:
-        raise ValueError(f"{len(missing)} missing of the EMA weights: {listed(missing)}")
+        raise ValueError(f"EMA weights are incomplete; missing {len(missing)}: {listed(missing)}")
     return {**tensors, **{name: tensors[average] for name, average in averages.items()}}
+
+
+def has_ema(tensors: LazyTensors) -> bool:
+    """Whether a single file holds the exponential moving average of its UNet's weights."""
+    return any(key.startswith(_EMA_PREFIX) for key in without_nesting(tensors))
 
 
 def is_diffusers(tensors: LazyTensors) -> bool:
     """Whether a file holds a UNet or a VAE under the names of the diffusers layout."""
     return any(_DIFFUSERS_KEY.match(key) for key in tensors)
+
+
+def component_of(tensors: LazyTensors) -> str:
+    """Which component a file in the diffusers layout holds: unet, vae or text_encoder."""
+    if any(key.startswith("text_model.") for key in tensors):
+        return "text_encoder"
+    return "vae" if any(key.startswith("decoder.") for key in tensors) else "unet"
 
 
 def normalise_diffusers(component: str, tensors: LazyTensors) -> dict[str, LazyTensor]:

@@ -1,1 +1,1 @@
-"""Merging models: the methods, which tensors meet, and a LoRA put into a model's weights."""
+"""Merging models: the methods, which tensors are merged with which weight, and a LoRA fused into a model's weights."""

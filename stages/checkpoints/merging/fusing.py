@@ -1,4 +1,4 @@
-"""A LoRA put into a model's weights: what is then loaded needs no LoRA."""
+"""Fusing a LoRA into a model's weights, so that programs can load the result without knowing of LoRA."""
 
 import math
 from dataclasses import replace

@@ -1,10 +1,11 @@
-"""Merge methods: each one is a small function over tensors in its own right, with its source.
+"""Merge methods: one small function each, with its source.
 
-theta0, theta1 and theta2 are float32 tensors of one shape, and alpha is the weight of theta1. Other tools count it from the
-other end, or give each model a weight; see `MergeMethod.formula` for what is computed here.
+theta0, theta1 and theta2 are float32 arrays of one shape, and alpha is the weight of theta1. Other tools take alpha as the
+weight of theta0, or give each model a weight; see `MergeMethod.formula` for what is computed here.
 
-Each works on pieces of tensors too. What slerp and ties must know of the whole ones, the angle and which values are the
-largest, is measured before; without it, they measure what they are given. Where a model is not finite, neither is the merge.
+Large tensors are merged piece by piece, so the arrays may be pieces of tensors. Two methods need a number that depends on the
+whole tensors: slerp the angle between them, ties the smallest magnitude that it keeps. A first pass over the pieces measures it
+(`MergeMethod.measure`), and the merge of each piece then gets it. Where a model has NaN or Inf, the merge has one too.
 """
 
 import hashlib
@@ -17,24 +18,25 @@ import numpy as np
 from stages.checkpoints.files.chunks import Pieces
 
 Array = np.ndarray
-Measured = tuple[float, ...] | None
+Measured = tuple[float, ...]
+"""What a method has to know of the whole tensors before it merges pieces of them."""
 
 _FLOATS_OF_A_STEP = 8  # of the Philox generator
 _PARALLEL = 0.9995  # cosine from which on an arc is a line: Shoemake's formula divides by the sine of the angle
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a method needs to know beside the tensors.
+class TensorSettings:
+    """The settings of a merge for one tensor, or for one piece of it.
 
     Attributes:
-        key: Name of the tensor; random masks depend on it, so that they do not depend on the order of the tensors.
+        key: Name of the tensor. Random masks depend on it, and so not on the order in which tensors are merged.
         alpha: Weight of theta1, in [0, 1].
         density: Part of a difference that is kept, in (0, 1]; used by ties and dare.
         seed: Of random masks; used by dare.
-        start: Place of the first value in the whole tensor, a multiple of 8; used by dare.
-        measured: What `MergeMethod.measure` found in the whole tensors; None: the tensors that are given are whole.
-        overwrite: Whether the memory of the tensors may be used, which is quicker.
+        start: Index of the piece's first value in the flattened tensor, a multiple of 8; used by dare.
+        measured: What `MergeMethod.measure` gave for the whole tensors; empty for methods without it.
+        overwrite: Whether the result may be written into the given arrays, which is faster.
     """
 
     key: str
@@ -42,26 +44,27 @@ class Setting:
     density: float
     seed: int
     start: int = 0
-    measured: Measured = None
+    measured: Measured = ()
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """One way to make a model of others.
+    """One way to merge models.
 
     Attributes:
-        function: Of the tensors of all `models` and a setting.
-        models: How many models it is made of: theta0, then theta1, then theta2.
-        measure: Of a setting and of the whole tensors, which it goes through in pieces; None where each value of the merge
-            depends on the same value of the models alone.
+        function: Merges arrays: called with those of theta0, theta1 and theta2 (the first `models` of them), then with the
+            `TensorSettings`; returns an array of their shape.
+        models: How many models are merged: 1 is theta0 alone, 2 adds theta1, 3 adds theta2.
+        measure: Finds out what `function` has to know of the whole tensors, called with the settings and with `Pieces` to
+            iterate over. None where a value of the merge depends on the models' values at the same index alone.
         formula: What is computed, with alpha's direction.
-        source: Where the method comes from.
+        source: The publication that the method comes from.
     """
 
     function: Callable[..., Array]
     models: int
-    measure: Callable[[Setting, Pieces], Measured] | None
+    measure: Callable[[TensorSettings, Pieces], Measured] | None
     formula: str
     source: str
 
@@ -69,7 +72,7 @@ class MergeMethod:
 def weighted_sum(theta0: Array, theta1: Array, alpha: float, overwrite: bool = False) -> Array:
     """Interpolate linearly between two models: Wortsman et al. 2021, section 3 (arXiv:2109.01903).
 
-    With `overwrite`, in the memory of the two tensors, which is quicker: all of it stays in the cache.
+    With `overwrite` the result is written into theta0 and theta1 is spoilt, which is faster: all stays in the core's cache.
     """
     merged = np.multiply(theta0, 1 - alpha, out=theta0 if overwrite else None)
     merged += np.multiply(theta1, alpha, out=theta1 if overwrite else None)
@@ -81,13 +84,20 @@ def add_difference(theta0: Array, theta1: Array, theta2: Array, alpha: float) ->
     return theta0 + alpha * (theta1 - theta2)
 
 
-def slerp(theta0: Array, theta1: Array, alpha: float, products: Measured = None) -> Array:
-    """Interpolate along the arc between two tensors, each seen as one vector: Shoemake 1985, section 3.3.
+def slerp(theta0: Array, theta1: Array, alpha: float, products: Measured) -> Array:
+    """Interpolate along the arc between two tensors, each taken as one long vector: Shoemake 1985, section 3.3.
 
-    The angle is that between their directions; the lengths are those that the formula gives. Where there is no arc (one is
-    zero, or they point the same or the opposite way) it is the straight line. `products` are those of `dot_products`.
+    The vectors are not normalised: the formula for unit vectors is applied to them with the angle between their directions.
+    Where the angle is undefined or the formula would divide by nearly 0 (a vector is zero, or they are parallel or opposite),
+    the result is the weighted sum.
+
+    Args:
+        theta0: The first model's values, or a piece of them.
+        theta1: The second's.
+        alpha: Weight of theta1, in [0, 1].
+        products: What `dot_products` gives for the whole tensors.
     """
-    square0, square1, product = products or dot_products([(theta0, theta1)])
+    square0, square1, product = products
     length = np.sqrt(square0 * square1)
     cosine = product / length if length else 1.0
     if abs(cosine) > _PARALLEL:
@@ -98,19 +108,25 @@ def slerp(theta0: Array, theta1: Array, alpha: float, products: Measured = None)
 
 
 def dot_products(pieces: Iterable[tuple[Array, ...]]) -> tuple[float, ...]:
-    """Of theta0 with itself, of theta1 with itself, and of both."""
+    """The dot products theta0 · theta0, theta1 · theta1 and theta0 · theta1, summed over the pieces of the tensors."""
     pairs = ((0, 0), (1, 1), (0, 1))
     return tuple(np.sum([[_dot(thetas[i], thetas[j]) for i, j in pairs] for thetas in pieces], axis=0).tolist())
 
 
-def ties(theta0: Array, theta1: Array, theta2: Array, alpha: float, density: float, smallest: Measured = None) -> Array:
-    """Merge what two models learnt since theta2, without what contradicts: Yadav et al. 2023, section 4 (arXiv:2306.01708).
+def ties(theta0: Array, theta1: Array, theta2: Array, alpha: float, smallest: Measured) -> Array:
+    """Merge what two models learnt since theta2, where they do not contradict: Yadav et al. 2023, section 4 (arXiv:2306.01708).
 
-    Trim: of each difference, the part `density` with the largest magnitudes is kept. Elect: each value takes the sign of the
-    weighted sum, the weights being 1 - alpha and alpha. Disjoint merge: the weighted mean over the models that agree with it
-    (the paper's mean where alpha is 0.5), added to theta2 (lambda = 1). `smallest` are those of `smallest_kept`.
+    The differences theta0 - theta2 and theta1 - theta2 have the weights 1 - alpha and alpha. Trim: in each, small values are
+    set to 0. Elect: each value of the result gets the sign of their weighted sum. Disjoint merge: the weighted mean of those
+    with that sign (the paper's mean where alpha is 0.5) is added to theta2 (the paper's lambda is 1).
+
+    Args:
+        theta0: The first model's values, or a piece of them.
+        theta1: The second's.
+        theta2: Those of the model that differences are measured from.
+        alpha: Weight of theta1, in [0, 1].
+        smallest: What `smallest_kept` gives for the whole tensors.
     """
-    smallest = smallest or smallest_kept(lambda: iter([(theta0, theta1, theta2)]), density)
     differences = [trim(theta - theta2, least) for theta, least in zip((theta0, theta1), smallest, strict=True)]
     weights = [np.float32(1 - alpha), np.float32(alpha)]
     elected = np.sign(weights[0] * differences[0] + weights[1] * differences[1])
@@ -124,15 +140,16 @@ def ties(theta0: Array, theta1: Array, theta2: Array, alpha: float, density: flo
 
 
 def smallest_kept(pieces: Pieces, density: float) -> tuple[float, ...]:
-    """The smallest magnitudes that trimming to `density` keeps of theta0 - theta2 and of theta1 - theta2.
+    """The magnitudes from which on ties keeps a value of theta0 - theta2 and of theta1 - theta2.
 
-    Of one difference at a time, the magnitudes are held in memory: that is what ties takes more than the other methods.
+    Values of that magnitude or a larger one are the part `density` of the whole difference. To find it, all magnitudes of one
+    difference are held in memory, which is why ties takes more of it than the other methods.
     """
     return (0.0, 0.0) if density == 1 else tuple(_smallest_kept(pieces, index, density) for index in (0, 1))
 
 
 def _smallest_kept(pieces: Pieces, index: int, density: float) -> float:
-    held = bytearray()  # grows in place, so that the magnitudes are never there twice
+    held = bytearray()  # grows in place: a list of pieces would have to be joined, which takes the memory twice
     for thetas in pieces():
         held += np.abs(thetas[index] - thetas[2]).tobytes()
     magnitudes = np.frombuffer(held, np.float32)
@@ -146,57 +163,57 @@ def trim(difference: Array, smallest: float) -> Array:
     return difference * (np.abs(difference) >= smallest)
 
 
-def dare(theta0: Array, theta1: Array, theta2: Array, setting: Setting) -> Array:
+def dare(theta0: Array, theta1: Array, theta2: Array, settings: TensorSettings) -> Array:
     """Drop most of what each model learnt since theta2, at random, and rescale the rest: Yu et al. 2023 (arXiv:2311.03099).
 
-    The part `density` of each difference is kept (the paper's 1 - p, section 3.2) and divided by it; what is left is added to
-    theta2 with the weights 1 - alpha and alpha.
+    Each value of the differences theta0 - theta2 and theta1 - theta2 is kept with the probability `density` (the paper's 1 - p,
+    section 3.2) and divided by it, or else set to 0. They are added to theta2 with the weights 1 - alpha and alpha.
     """
     merged = theta2.copy()
-    for index, (share, theta) in enumerate(((1 - setting.alpha, theta0), (setting.alpha, theta1))):
-        kept = keep_mask(theta2.shape, setting, index)
-        merged += np.float32(share / setting.density) * (kept * (theta - theta2))
+    for index, (share, theta) in enumerate(((1 - settings.alpha, theta0), (settings.alpha, theta1))):
+        kept = keep_mask(theta2.shape, settings, index)
+        merged += np.float32(share / settings.density) * (kept * (theta - theta2))
     return merged
 
 
-def keep_mask(shape: tuple[int, ...], setting: Setting, index: int) -> Array:
-    """Which values of model `index` are kept: the same on every machine, and independent of all other tensors."""
-    words = hashlib.sha256(f"{setting.seed} {setting.key} {index}".encode()).digest()
-    numbers = np.random.Philox(key=int.from_bytes(words[:16], "little")).advance(setting.start // _FLOATS_OF_A_STEP)
-    return np.random.Generator(numbers).random(shape, np.float32) < setting.density
+def keep_mask(shape: tuple[int, ...], settings: TensorSettings, index: int) -> Array:
+    """Which values of model `index` are kept, at random, but the same on every machine and in any order of tensors."""
+    words = hashlib.sha256(f"{settings.seed} {settings.key} {index}".encode()).digest()
+    numbers = np.random.Philox(key=int.from_bytes(words[:16], "little")).advance(settings.start // _FLOATS_OF_A_STEP)
+    return np.random.Generator(numbers).random(shape, np.float32) < settings.density
 
 
 def _dot(left: Array, right: Array) -> float:
-    """In float64 and in a fixed order, unlike BLAS, whose sums depend on its threads."""
+    """The dot product in float64, summed in a fixed order; the order of BLAS depends on its number of threads."""
     return float(np.einsum("i,i->", left.reshape(-1), right.reshape(-1), dtype=np.float64, casting="unsafe"))
 
 
 MERGE_METHODS: Mapping[str, MergeMethod] = {
     "weighted_sum": MergeMethod(
-        lambda theta0, theta1, setting: weighted_sum(theta0, theta1, setting.alpha, setting.overwrite),
+        lambda theta0, theta1, settings: weighted_sum(theta0, theta1, settings.alpha, settings.overwrite),
         models=2,
         measure=None,
         formula="theta = (1 - alpha) * theta0 + alpha * theta1",
         source="Wortsman et al. 2021, arXiv:2109.01903, section 3",
     ),
     "add_difference": MergeMethod(
-        lambda theta0, theta1, theta2, setting: add_difference(theta0, theta1, theta2, setting.alpha),
+        lambda theta0, theta1, theta2, settings: add_difference(theta0, theta1, theta2, settings.alpha),
         models=3,
         measure=None,
         formula="theta = theta0 + alpha * (theta1 - theta2)",
         source="Ilharco et al. 2022, arXiv:2212.04089, section 2",
     ),
     "slerp": MergeMethod(
-        lambda theta0, theta1, setting: slerp(theta0, theta1, setting.alpha, setting.measured),
+        lambda theta0, theta1, settings: slerp(theta0, theta1, settings.alpha, settings.measured),
         models=2,
-        measure=lambda setting, pieces: dot_products(pieces()),
+        measure=lambda settings, pieces: dot_products(pieces()),
         formula="theta = (sin((1 - alpha) * angle) * theta0 + sin(alpha * angle) * theta1) / sin(angle), tensor by tensor",
         source="Shoemake 1985, Animating rotation with quaternion curves, doi:10.1145/325334.325242, section 3.3",
     ),
     "ties": MergeMethod(
-        lambda theta0, theta1, theta2, setting: ties(theta0, theta1, theta2, setting.alpha, setting.density, setting.measured),
+        lambda theta0, theta1, theta2, settings: ties(theta0, theta1, theta2, settings.alpha, settings.measured),
         models=3,
-        measure=lambda setting, pieces: smallest_kept(pieces, setting.density),
+        measure=lambda settings, pieces: smallest_kept(pieces, settings.density),
         formula="theta = theta2 + TIES of theta0 - theta2 (weight 1 - alpha) and theta1 - theta2 (weight alpha)",
         source="Yadav et al. 2023, arXiv:2306.01708, section 4",
     ),
@@ -208,7 +225,7 @@ MERGE_METHODS: Mapping[str, MergeMethod] = {
         source="Yu et al. 2023, arXiv:2311.03099, section 3.2",
     ),
     "passthrough": MergeMethod(
-        lambda theta0, setting: theta0,
+        lambda theta0, settings: theta0,
         models=1,
         measure=None,
         formula="theta = theta0",

@@ -1,84 +1,59 @@
-"""Merging models: which tensors meet, with which weight, and what is written down about it.
+"""Merging models: which tensors are merged with one another, and with which weight.
 
 Directions differ between tools; here theta0 and theta1 are as in `theta = (1 - alpha) * theta0 + alpha * theta1`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
-
-import numpy as np
 
 from stages.checkpoints.components import Component
 from stages.checkpoints.files.chunks import computed
-from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors, Recipe, listed
+from stages.checkpoints.files.tensors import FLOATS, LazyTensor, LazyTensors
 from stages.checkpoints.keys.architecture import architecture
-from stages.checkpoints.keys.blocks import BlockWeights, block_alphas
+from stages.checkpoints.keys.blocks import block_alphas
 from stages.checkpoints.keys.key_maps import component_specs
-from stages.checkpoints.merging.methods import MERGE_METHODS, Array, Measured, Setting
+from stages.checkpoints.merging.config import WEIGHTED_SUM, MergeConfig
+from stages.checkpoints.merging.merge_recipes import merge_recipe
+from stages.checkpoints.merging.methods import MERGE_METHODS, Array, Measured, TensorSettings
+from stages.checkpoints.messages import listed
 from stages.checkpoints.model import Model
 
-TextEncoderPolicy = Literal["merged", "theta0", "theta1"]
 MERGED_COMPONENTS = ("unet", "text_encoder")
-DIRECTION = "alpha is the weight of theta1: 0 is theta0, 1 is theta1"
 
-_NAMES = ("theta0", "theta1", "theta2")
+THETAS = ("theta0", "theta1", "theta2")
 _COUNTS = {1: "takes theta0 as it is", 2: "merges two models", 3: "merges three models"}
 
 
-@dataclass(frozen=True)
-class MergePlan:
-    """How models become one.
-
-    Attributes:
-        method: A name in MERGE_METHODS.
-        alpha: Weight of theta1, in [0, 1].
-        text_encoder: Merged by the same method, or taken whole from one model.
-        unet_alpha: Instead of `alpha` in the UNet; None for the same.
-        text_encoder_alpha: Instead of `alpha` in the text encoder; None for the same.
-        blocks: Instead of both in some or all blocks of the UNet; see `blocks.block_alphas`. None for none.
-        density: Part of a difference that ties and dare keep, in (0, 1].
-        seed: Of dare's random masks.
-    """
-
-    method: str
-    alpha: float
-    text_encoder: TextEncoderPolicy
-    unet_alpha: float | None = None
-    text_encoder_alpha: float | None = None
-    blocks: BlockWeights | None = None
-    density: float = 1.0
-    seed: int = 0
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> "MergePlan":
-        """The plan by which a file was made, from the recipe in its metadata."""
-        return cls(**{field.name: recipe[field.name] for field in fields(cls)})
-
-
-def merge_models(theta0: Model, theta1: Model | None, plan: MergePlan, theta2: Model | None = None) -> Model:
+def merge_models(theta0: Model, theta1: Model | None, config: MergeConfig, alpha: float, theta2: Model | None = None) -> Model:
     """The merged UNet and text encoder, computed as they are written. The VAE is not among them.
+
+    Args:
+        theta0: The first model, whose configs and scheduler the merge gets.
+        theta1: The second; None for passthrough.
+        config: How to merge. Its dtype is for whoever writes the merge.
+        alpha: The weight of theta1, in [0, 1], where the config says no other.
+        theta2: The model that some methods measure differences from.
 
     Raises:
         ValueError: The models are of different architectures or predict different things, there is one too few or many for
             the method, one lacks what is taken of it, or a block with a weight is not there.
     """
-    models = _checked([theta0, theta1, theta2], plan)
+    models = _checked([theta0, theta1, theta2], config)
     merged = {
-        name: _merge_component(name, [model.components.get(name) for model in models], plan, _taken(name, plan))
+        name: merge_component(name, [model.components.get(name) for model in models], config, alpha)
         for name in MERGED_COMPONENTS
     }
-    words = models[_taken("text_encoder", plan)[0]]
+    words = models[taken_models("text_encoder", config)[0]]
     return replace(theta0, components=merged, absent={}, tokenizer=words.tokenizer or words.directory)
 
 
-def _taken(component: str, plan: MergePlan) -> Sequence[int]:
-    """Which of the models a component is made of."""
-    count = MERGE_METHODS[plan.method].models
-    if count == 1 or component != "text_encoder" or plan.text_encoder == "merged":
+def taken_models(component: str, config: MergeConfig) -> Sequence[int]:
+    """Which of the models a component is made of: 0 for theta0, 1 for theta1, 2 for theta2."""
+    count = MERGE_METHODS[config.method].models
+    if count == 1 or component != "text_encoder" or config.text_encoder == "merged":
         return range(count)
-    return (_NAMES.index(plan.text_encoder),)
+    return (THETAS.index(config.text_encoder),)
 
 
 def merge_vaes(theta0: Component, theta1: Component, alpha: float) -> Component:
@@ -88,76 +63,78 @@ def merge_vaes(theta0: Component, theta1: Component, alpha: float) -> Component:
         ValueError: They are of different architectures.
     """
     _check_same_shapes("vae", theta0.tensors, theta1.tensors, "theta1")
-    return _merge_component("vae", [theta0, theta1], MergePlan("weighted_sum", alpha, "merged"), (0, 1))
+    return merge_component("vae", [theta0, theta1], WEIGHTED_SUM, alpha)
 
 
-def _merged(originals: Sequence[LazyTensor], plan: MergePlan, key: str, alpha: float) -> LazyTensor:
-    if originals[0].dtype not in FLOATS:
-        return originals[0]
-    method = MERGE_METHODS[plan.method]
-    if method.models == 1:
-        return originals[0]
+def merge_component(name: str, given: Sequence[Component | None], config: MergeConfig, alpha: float) -> Component:
+    """One component of a merge, with its recipe.
 
-    def merge(start: int, measured: Measured, *thetas: Array) -> Array:
-        return method.function(*thetas, Setting(key, alpha, plan.density, plan.seed, start, measured, overwrite=True))
-
-    return computed(originals, merge, method.measure and partial(method.measure, Setting(key, alpha, plan.density, plan.seed)))
-
-
-def _merge_component(name: str, given: Sequence[Component | None], plan: MergePlan, taken: Sequence[int]) -> Component:
-    recipe = _recipe(plan) | {theta: original.recipe for theta, original in zip(_NAMES, given, strict=False) if original}
-    originals = [original for original in (given[index] for index in taken) if original]
+    Args:
+        name: unet, text_encoder or vae.
+        given: That component of theta0, theta1 and theta2, as many as there are; None of a model that lacks it. Those of
+            `taken_models` must be there and of one shape.
+        config: How to merge.
+        alpha: The weight of theta1, in [0, 1], where the config says no other.
+    """
+    sources = {theta: original.recipe for theta, original in zip(THETAS, given, strict=False) if original}
+    recipe = merge_recipe(config, alpha) | sources
+    originals = [original for original in (given[index] for index in taken_models(name, config)) if original]
     if len(originals) == 1:
         return replace(originals[0], recipe=recipe)
-    alphas = _alphas(name, originals[0], plan)
+    alphas = _alphas(name, originals[0], config, alpha)
     tensors = {
-        key: _merged([original.tensors[key] for original in originals], plan, f"{name}.{key}", alphas[key])
+        key: _merged([original.tensors[key] for original in originals], config, f"{name}.{key}", alphas[key])
         for key in originals[0].tensors
     }
     return replace(originals[0], tensors=tensors, recipe=recipe)
 
 
-def _alphas(name: str, original: Component, plan: MergePlan) -> dict[str, float]:
+def _merged(originals: Sequence[LazyTensor], config: MergeConfig, key: str, alpha: float) -> LazyTensor:
+    if originals[0].dtype not in FLOATS:
+        return originals[0]
+    method = MERGE_METHODS[config.method]
+    settings = TensorSettings(key=key, alpha=alpha, density=config.density, seed=config.seed)
+
+    def merge(start: int, measured: Measured, *thetas: Array) -> Array:
+        return method.function(*thetas, replace(settings, start=start, measured=measured, overwrite=True))
+
+    return computed(originals, merge, method.measure and partial(method.measure, settings))
+
+
+def _alphas(name: str, original: Component, config: MergeConfig, alpha: float) -> dict[str, float]:
     """The weight of theta1 in every tensor of a component."""
-    own = plan.unet_alpha if name == "unet" else plan.text_encoder_alpha
-    alphas = dict.fromkeys(original.tensors, plan.alpha if own is None else own)
-    if name == "unet" and plan.blocks is not None:
-        alphas |= block_alphas(plan.blocks, component_specs(name, original.config))
+    own = {"unet": config.component_alpha.unet, "text_encoder": config.component_alpha.text_encoder}.get(name)
+    alphas = dict.fromkeys(original.tensors, alpha if own is None else own)
+    if name == "unet" and config.blocks is not None:
+        alphas |= block_alphas(config.blocks, component_specs(name, original.config))
     return alphas
 
 
-def _recipe(plan: MergePlan) -> dict[str, Any]:
-    method = MERGE_METHODS[plan.method]
-    blocks = dict(plan.blocks) if isinstance(plan.blocks, Mapping) else plan.blocks and list(plan.blocks)
-    about = {"direction": DIRECTION, "formula": method.formula, "method_source": method.source, "numpy": np.__version__}
-    return asdict(replace(plan, blocks=None)) | {"blocks": blocks} | about
-
-
-def _checked(given: Sequence[Model | None], plan: MergePlan) -> list[Model]:
+def _checked(given: Sequence[Model | None], config: MergeConfig) -> list[Model]:
     """The models that the method is made of, all of one kind, each with what is taken of it."""
-    method = plan.method
+    method = config.method
     needed = MERGE_METHODS[method].models
-    for name, model in zip(_NAMES[:needed], given, strict=False):
+    for name, model in zip(THETAS[:needed], given, strict=False):
         if model is None:
             raise ValueError(f"method {method} {_COUNTS[needed]}, and there is no {name}: name one, or choose another method")
-    for name, model in zip(_NAMES[needed:], given[needed:], strict=True):
+    for name, model in zip(THETAS[needed:], given[needed:], strict=True):
         if model is not None:
             raise ValueError(
                 f"method {method} {_COUNTS[needed]}, and there is a {name}: set it to null, or choose another method"
             )
     models = [model for model in given if model is not None]
-    _check_holds(models, plan)
-    for name, model in zip(_NAMES[1:needed], models[1:], strict=True):
-        _check_same_kind(models[0], model, name, [part for part in MERGED_COMPONENTS if len(_taken(part, plan)) > 1])
+    _check_holds(models, config)
+    for name, model in zip(THETAS[1:needed], models[1:], strict=True):
+        _check_same_kind(models[0], model, name, [part for part in MERGED_COMPONENTS if len(taken_models(part, config)) > 1])
     return models
 
 
-def _check_holds(models: Sequence[Model], plan: MergePlan) -> None:
+def _check_holds(models: Sequence[Model], config: MergeConfig) -> None:
     for component in MERGED_COMPONENTS:
-        for index in _taken(component, plan):
+        for index in taken_models(component, config):
             if component not in models[index].components:
                 raise ValueError(
-                    f"{_NAMES[index]} ({models[index].directory}) holds no {component}, or none that is finite: take that of "
+                    f"{THETAS[index]} ({models[index].directory}) holds no {component}, or none that is finite: take that of "
                     "another model, or fill it in where the checkpoint is read"
                 )
 

@@ -161,9 +161,9 @@ def test_dora_that_lost_a_magnitude_is_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_a_pattern_that_would_hang_is_refused(tmp_path, pattern):
-    for leaf in ("alpha_pattern", "rank_pattern"):
-        settings = {"unet.lora_alpha": 8, f"unet.{leaf}": {"to_k": 1, pattern: 2}}
-        with pytest.raises(ValueError, match=rf"x\.safetensors: the metadata's unet\.{leaf} cannot be read: .* takes too long"):
+    for name in ("alpha_pattern", "rank_pattern"):
+        settings = {"unet.lora_alpha": 8, f"unet.{name}": {"to_k": 1, pattern: 2}}
+        with pytest.raises(ValueError, match=rf"x\.safetensors: the metadata's unet\.{name} cannot be read: .* takes too long"):
             read_lora(write(tmp_path, peft(QUERY), settings))
 
 

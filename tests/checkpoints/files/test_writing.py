@@ -89,8 +89,8 @@ def test_a_computed_tensor_is_read_as_it_is_written(tmp_path, small_pieces):
     tensors, values = stored(tmp_path, "in.safetensors", "float16")
     total = computed(
         [tensors["x"]],
-        lambda start, total, x: x * total + np.arange(start, start + len(x), dtype=np.float32),
-        lambda pieces: float(sum(x.sum(dtype=np.float64) for (x,) in pieces())),
+        lambda start, totals, x: x * totals[0] + np.arange(start, start + len(x), dtype=np.float32),
+        lambda pieces: (float(sum(x.sum(dtype=np.float64) for (x,) in pieces())),),
     )
     write_safetensors(tmp_path / "out.safetensors", {"x": total}, "float32", {})
     expected = values["x"].astype(np.float32) * values["x"].sum(dtype=np.float64) + np.arange(11 * 37).reshape(11, 37)

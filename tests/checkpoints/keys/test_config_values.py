@@ -12,11 +12,12 @@ from stages.checkpoints.model import read_model
 from tests.checkpoints.tiny import CONFIGS, SCHEDULER, TEXT_ENCODER, UNET, VAE, random_weights, save_diffusers
 
 MOST_SECONDS = 0.5
-LEAVES = [(name, leaf) for name, config in CONFIGS.items() for leaf in config]
-LEAVES += [
-    ("unet", leaf) for leaf in ("transformer_layers_per_block", "use_linear_projection", "class_embed_type", "_class_name")
+SETTINGS = [(name, setting) for name, config in CONFIGS.items() for setting in config]
+SETTINGS += [
+    ("unet", setting)
+    for setting in ("transformer_layers_per_block", "use_linear_projection", "class_embed_type", "_class_name")
 ]
-LEAVES += [("scheduler", "prediction_type"), ("index", "_class_name")]
+SETTINGS += [("scheduler", "prediction_type"), ("index", "_class_name")]
 FILES = {"scheduler": "scheduler/scheduler_config.json", "index": "model_index.json"}
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 20) | st.sampled_from([10**9, 2**63, -1]) | st.floats() | st.text(max_size=9),
@@ -36,9 +37,9 @@ def folder(tmp_path_factory):
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(leaf=st.sampled_from(LEAVES), value=VALUES)
-def test_any_value_is_read_or_refused_in_one_line(folder, leaf, value):
-    part, name = leaf
+@given(setting=st.sampled_from(SETTINGS), value=VALUES)
+def test_any_value_is_read_or_refused_in_one_line(folder, setting, value):
+    part, name = setting
     path = folder / FILES.get(part, f"{part}/config.json")
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {name: value}))
@@ -55,11 +56,11 @@ def test_any_value_is_read_or_refused_in_one_line(folder, leaf, value):
 
 
 @pytest.mark.parametrize(
-    ("part", "leaf", "value", "message"),
+    ("part", "setting", "value", "message"),
     [
         ("unet", "layers_per_block", 10**9, "layers_per_block: given 1000000000: .* less than or equal to 16"),
         ("unet", "layers_per_block", 0, "layers_per_block: given 0: .* greater than or equal to 1"),
-        ("unet", "layers_per_block", [1, 1], r"layers_per_block: given \[1, 1\]: 3 of them"),
+        ("unet", "layers_per_block", [1, 1], r"layers_per_block: given \[1, 1\]: needs 3 items"),
         ("unet", "layers_per_block", True, "layers_per_block: given True"),
         ("unet", "layers_per_block", "2", "layers_per_block: given 2: .* valid"),
         ("unet", "block_out_channels", [4, 8, 8.5], "block_out_channels: given 8.5"),
@@ -67,7 +68,7 @@ def test_any_value_is_read_or_refused_in_one_line(folder, leaf, value):
         ("unet", "block_out_channels", [], "block_out_channels: given"),
         ("unet", "block_out_channels", 4, "block_out_channels: given 4"),
         ("unet", "block_out_channels", None, "block_out_channels: given None"),
-        ("unet", "down_block_types", ["DownBlock2D"], "down_block_types: given .*: 3 of them"),
+        ("unet", "down_block_types", ["DownBlock2D"], "down_block_types: given .*: needs 3 items"),
         ("unet", "down_block_types", [{}, {}, {}], "down_block_types: given"),
         ("unet", "transformer_layers_per_block", -1, "transformer_layers_per_block: given -1"),
         ("unet", "cross_attention_dim", [8, 8, 8], "cross_attention_dim: given"),
@@ -79,16 +80,16 @@ def test_any_value_is_read_or_refused_in_one_line(folder, leaf, value):
         ("text_encoder", "vocab_size", 2**40, "vocab_size: given"),
     ],
 )
-def test_what_is_absurd_is_named(tmp_path, part, leaf, value, message):
-    save_diffusers(tmp_path, {}, {**CONFIGS, part: {**CONFIGS[part], leaf: value}})
+def test_what_is_absurd_is_named(tmp_path, part, setting, value, message):
+    save_diffusers(tmp_path, {}, {**CONFIGS, part: {**CONFIGS[part], setting: value}})
     with pytest.raises(ValueError, match=rf"^{tmp_path}/{part}/config.json: {message}"):
         read_component(tmp_path / part, part)
 
 
 @pytest.mark.parametrize("part", CONFIGS)
-def test_leaves_that_are_optional_may_be_left_out(tmp_path, part):
+def test_settings_that_are_optional_may_be_left_out(tmp_path, part):
     needed = {"unet": set(UNET) - {"layers_per_block", "sample_size"}, "vae": {"block_out_channels"}, "text_encoder": set()}
-    config = {leaf: value for leaf, value in CONFIGS[part].items() if leaf in needed[part]}
+    config = {setting: value for setting, value in CONFIGS[part].items() if setting in needed[part]}
     save_diffusers(tmp_path, {}, {**CONFIGS, part: config})
     assert read_config(tmp_path / part / "config.json", part) == config
 

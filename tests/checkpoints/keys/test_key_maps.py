@@ -73,16 +73,16 @@ def test_no_two_tensors_share_a_key():
 
 
 @pytest.mark.parametrize(
-    ("leaf", "value", "message"),
+    ("setting", "value", "message"),
     [
         ("addition_embed_type", "text_time", "SDXL"),
         ("mid_block_type", "UNetMidBlock2D", "mid_block_type"),
         ("down_block_types", ["AttnDownBlock2D"] * 3, "AttnDownBlock2D"),
     ],
 )
-def test_unknown_architecture_is_refused_by_name(leaf, value, message):
+def test_unknown_architecture_is_refused_by_name(setting, value, message):
     with pytest.raises(ValueError, match=message):
-        component_specs("unet", UNET | {leaf: value})
+        component_specs("unet", UNET | {setting: value})
 
 
 @pytest.mark.stage

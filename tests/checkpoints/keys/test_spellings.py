@@ -41,7 +41,7 @@ def test_a_known_name_of_the_average():
     [
         ({}, "holds no EMA weights"),
         (DECAY, "holds no EMA weights"),
-        (dict(list(AVERAGE.items())[1:]), f"1 missing of the EMA weights: {next(iter(AVERAGE))}"),
+        (dict(list(AVERAGE.items())[1:]), f"EMA weights are incomplete; missing 1: {next(iter(AVERAGE))}"),
     ],
 )
 def test_an_average_that_is_not_whole_is_refused(average, message):

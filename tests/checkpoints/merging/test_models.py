@@ -3,11 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.checkpoints.merging.models import MergePlan, merge_models
+from stages.checkpoints.merging.config import WEIGHTED_SUM, ComponentAlpha
+from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import read_model
 from tests.checkpoints.tiny import CONFIGS, SCHEDULER, TEXT_ENCODER, UNET, random_weights, save_diffusers
 
-PLAN = MergePlan("weighted_sum", 0.7, "merged")
+ALPHA = 0.7
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def read(tmp_path, name, configs=CONFIGS, scheduler=SCHEDULER):
 
 @pytest.mark.parametrize(("alpha", "winner"), [(0.0, 0), (1.0, 1)])
 def test_alpha_is_the_weight_of_theta1(models, alpha, winner):
-    merged = merge_models(models[0], models[1], MergePlan("weighted_sum", alpha, "merged"))
+    merged = merge_models(models[0], models[1], WEIGHTED_SUM, alpha)
     for name in ("unet", "text_encoder"):
         for key, tensor in merged.components[name].tensors.items():
             assert np.array_equal(tensor.read(), models[winner].components[name].tensors[key].read())
@@ -30,7 +31,7 @@ def test_alpha_is_the_weight_of_theta1(models, alpha, winner):
 def test_half_precision_is_merged_in_float32(tmp_path):
     weights = [random_weights(seed, dtype=np.float16) for seed in (0, 1)]
     models = [read_model(save_diffusers(tmp_path / f"{seed}", weights[seed]), None) for seed in (0, 1)]
-    for key, tensor in merge_models(models[0], models[1], PLAN).components["unet"].tensors.items():
+    for key, tensor in merge_models(models[0], models[1], WEIGHTED_SUM, ALPHA).components["unet"].tensors.items():
         theta0, theta1 = (weight["unet"][key].astype(np.float64) for weight in weights)
         merged = tensor.read()
         assert merged.dtype == np.float32
@@ -39,7 +40,7 @@ def test_half_precision_is_merged_in_float32(tmp_path):
 
 @pytest.mark.parametrize(("policy", "index"), [("theta0", 0), ("theta1", 1)])
 def test_text_encoder_taken_whole(models, policy, index):
-    merged = merge_models(models[0], models[1], MergePlan("weighted_sum", 0.7, policy))
+    merged = merge_models(models[0], models[1], replace(WEIGHTED_SUM, text_encoder=policy), ALPHA)
     for key, tensor in merged.components["text_encoder"].tensors.items():
         assert np.array_equal(tensor.read(), models[index].components["text_encoder"].tensors[key].read())
     assert not np.array_equal(
@@ -52,25 +53,25 @@ def test_a_text_encoder_taken_whole_from_theta1_keeps_its_config_and_its_shards(
     theta1 = models[1].components["text_encoder"]
     sharded = replace(theta1, config={**theta1.config, "layer_norm_eps": 1e-4}, shards=(theta1.file,))
     other = replace(models[1], components={**models[1].components, "text_encoder": sharded})
-    taken = merge_models(models[0], other, MergePlan("weighted_sum", 0.7, "theta1")).components["text_encoder"]
+    taken = merge_models(models[0], other, replace(WEIGHTED_SUM, text_encoder="theta1"), ALPHA).components["text_encoder"]
     assert taken.config["layer_norm_eps"] == 1e-4
     assert taken.digest() == sharded.digest() != theta1.digest()
 
 
 def test_the_vae_is_not_merged(models):
-    assert merge_models(models[0], models[1], PLAN).components.keys() == {"unet", "text_encoder"}
+    assert merge_models(models[0], models[1], WEIGHTED_SUM, ALPHA).components.keys() == {"unet", "text_encoder"}
 
 
 def test_passthrough_is_theta0(models):
-    merged = merge_models(models[0], None, MergePlan("passthrough", 0.7, "merged"))
+    merged = merge_models(models[0], None, replace(WEIGHTED_SUM, method="passthrough"), ALPHA)
     assert merged.components["unet"].tensors == models[0].components["unet"].tensors
 
 
 def test_number_of_models_must_fit_the_method(models):
     with pytest.raises(ValueError, match="weighted_sum merges two models"):
-        merge_models(models[0], None, PLAN)
+        merge_models(models[0], None, WEIGHTED_SUM, ALPHA)
     with pytest.raises(ValueError, match="passthrough takes theta0 as it is"):
-        merge_models(models[0], models[1], MergePlan("passthrough", 0.7, "merged"))
+        merge_models(models[0], models[1], replace(WEIGHTED_SUM, method="passthrough"), ALPHA)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +90,11 @@ def test_number_of_models_must_fit_the_method(models):
 def test_different_models_are_refused(tmp_path, models, configs, scheduler, message):
     other = read(tmp_path, "other", CONFIGS | configs, SCHEDULER | scheduler)
     with pytest.raises(ValueError, match=message):
-        merge_models(models[0], other, PLAN)
+        merge_models(models[0], other, WEIGHTED_SUM, ALPHA)
 
 
 def test_the_recipe_names_both_originals(models):
-    merged = merge_models(models[0].from_source("toon"), models[1].from_source("anime"), PLAN)
+    merged = merge_models(models[0].from_source("toon"), models[1].from_source("anime"), WEIGHTED_SUM, ALPHA)
     recipe = merged.components["unet"].recipe
     assert (recipe["method"], recipe["alpha"]) == ("weighted_sum", 0.7)
     assert [recipe[theta]["source"] for theta in ("theta0", "theta1")] == ["toon", "anime"]
@@ -107,8 +108,9 @@ def values(model, name="unet"):
 
 
 def test_components_and_blocks_have_weights_of_their_own(models):
-    plan = MergePlan("weighted_sum", 0.5, "merged", 0.0, 1.0, {"M00": 1.0, "OUT05": 1.0})
-    merged = merge_models(models[0], models[1], plan)
+    alphas = ComponentAlpha(unet=0.0, text_encoder=1.0)
+    config = replace(WEIGHTED_SUM, component_alpha=alphas, blocks={"M00": 1.0, "OUT05": 1.0})
+    merged = merge_models(models[0], models[1], config, 0.5)
     from_theta1 = ("mid_block", "up_blocks.2.resnets.1", "up_blocks.2.attentions.1", "conv_norm_out", "conv_out")
     for key, value in values(merged).items():
         assert np.array_equal(value, values(models[key.startswith(from_theta1)])[key]), key
@@ -119,21 +121,16 @@ def test_components_and_blocks_have_weights_of_their_own(models):
 @pytest.mark.parametrize("method", ["add_difference", "ties", "dare"])
 def test_methods_of_three_models(tmp_path, models, method):
     theta2 = read_model(save_diffusers(tmp_path / "theta2", random_weights(2)), None)
-    plan = MergePlan(method, 0.5, "merged")
+    config = replace(WEIGHTED_SUM, method=method)
     with pytest.raises(ValueError, match=f"{method} merges three models, and there is no theta2"):
-        merge_models(models[0], models[1], plan)
-    merged = values(merge_models(models[0], models[1], plan, theta2))
+        merge_models(models[0], models[1], config, 0.5)
+    merged = values(merge_models(models[0], models[1], config, 0.5, theta2))
     assert all(np.isfinite(value).all() for value in merged.values())
     with pytest.raises(ValueError, match="weighted_sum merges two models, and there is a theta2"):
-        merge_models(models[0], models[1], PLAN, theta2)
+        merge_models(models[0], models[1], WEIGHTED_SUM, ALPHA, theta2)
 
 
 def test_a_third_model_of_another_kind_is_refused(tmp_path, models):
     theta2 = read(tmp_path, "other", CONFIGS, SCHEDULER | {"prediction_type": "v_prediction"})
     with pytest.raises(ValueError, match="theta0 predicts epsilon, theta2 predicts v_prediction"):
-        merge_models(models[0], models[1], MergePlan("ties", 0.5, "merged"), theta2)
-
-
-def test_a_plan_is_made_again_from_its_recipe(models):
-    plan = MergePlan("slerp", 0.3, "theta1", 0.5, None, {"M00": 0.1}, 0.2, 7)
-    assert MergePlan.from_recipe(merge_models(models[0], models[1], plan).components["unet"].recipe) == plan
+        merge_models(models[0], models[1], replace(WEIGHTED_SUM, method="ties"), 0.5, theta2)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from stages.checkpoints.keys.key_maps import component_specs
-from stages.checkpoints.merging.models import MergePlan, merge_models
+from stages.checkpoints.merging.config import WEIGHTED_SUM
+from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import read_model, write_model
 from tests.checkpoints.tiny import CONFIGS, WEIGHTS, Weights, ldm_weights, random_weights, save_configs
 
@@ -99,7 +100,7 @@ def test_a_merge_is_right_or_refused(form0, form1, alpha, dtype):
         out.mkdir()
         try:
             models = [read_model(path, configs) for path in paths]
-            write_model(out, merge_models(models[0], models[1], MergePlan("weighted_sum", alpha, "merged")), dtype)
+            write_model(out, merge_models(models[0], models[1], WEIGHTED_SUM, alpha), dtype)
         except ValueError as error:
             named = [name for form in (form0, form1) if form.damage for name in (form.key, DIFFUSERS_NAMES[form.key])]
             assert any(name in str(error) for name in named), error
