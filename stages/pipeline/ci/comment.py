@@ -1,12 +1,12 @@
 """The comment on a pull request: the grid before and after, the scores, and what changed in them, as Markdown."""
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.pipeline.dvc_command import run_dvc
 from stages.pipeline.summary import LEGEND, score_rows
 from stages.report.effects import EFFECTS
 
@@ -101,5 +101,4 @@ def _metrics(file: Path) -> Metrics:
 
 def _get(path: Path, revision: str, out: Path) -> bool:
     """Take a file of another revision from DVC's cache or remote; whether it was there."""
-    command = ["dvc", "get", ".", path.as_posix(), "--rev", revision, "--out", str(out), "--force"]
-    return subprocess.run(command, check=False).returncode == 0
+    return run_dvc("get", ".", path.as_posix(), "--rev", revision, "--out", str(out), "--force") == 0

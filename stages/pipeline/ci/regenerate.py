@@ -17,6 +17,7 @@ from pathlib import Path
 from stages.pipeline import lockfile
 from stages.pipeline.ci.comment import write_comment
 from stages.pipeline.config import SweepConfig, load_params
+from stages.pipeline.dvc_command import ask_dvc, dvc_command, run_dvc
 from stages.pipeline.lockfile import locked_outs
 
 REPORT = Path("data/report")
@@ -33,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     lockfile.main()
     cells = sorted(locked_cells(Path("dvc.lock"), load_params("sweep", SweepConfig)))
     if cells and has_remote():
-        _dvc("pull", "--allow-missing", *cells)
+        run_dvc("pull", "--allow-missing", *cells)
     status, last = _repro()
     if status:
         print(f"grids: stage {last} had to run here and could not; what has changed for it:", file=sys.stderr, flush=True)
-        _dvc("status", last)
+        run_dvc("status", last)
         return status
     if not REPORT.exists() and has_remote():  # nothing that it reads has changed, so it was not made here
-        _dvc("pull", "--allow-missing", str(REPORT))
+        run_dvc("pull", "--allow-missing", str(REPORT))
     if options.comment:
         write_comment(options.comment, REPORT, options.before)
     return 0
@@ -56,23 +57,19 @@ def locked_cells(lock: Path, sweep: SweepConfig) -> Iterator[str]:
 
 def has_remote() -> bool:
     """Whether a default DVC remote is configured."""
-    return bool(subprocess.run(["dvc", "config", "core.remote"], capture_output=True, check=False).stdout.strip())
+    return bool(ask_dvc("config", "core.remote"))
 
 
 def _repro() -> tuple[int, str]:
     """Run `dvc repro`, passing its output on; the status, and the stage that ran last."""
     last = "?"
-    command = ["dvc", "--wait-for-lock", "repro", *(("--pull", "--allow-missing") if has_remote() else ())]
+    command = dvc_command("repro", *(("--pull", "--allow-missing") if has_remote() else ()))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             found = RUNNING.search(line)
             last = found[1] if found else last
     return process.returncode, last
-
-
-def _dvc(*arguments: str) -> int:
-    return subprocess.run(["dvc", "--wait-for-lock", *arguments], check=False).returncode
 
 
 if __name__ == "__main__":
