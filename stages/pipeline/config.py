@@ -174,16 +174,6 @@ class SweepConfig:
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}: {list(values)} holds a value twice")
 
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Names of all variants that are compared: originals, merges, and either LoRA on each merge."""
-        return (
-            *self.bases,
-            *(f"a{alpha}" for alpha in self.alpha),
-            *(f"text2img-a{alpha}-r{rank}" for alpha in self.alpha for rank in self.rank),
-            *(f"dreambooth-a{alpha}-r{rank}" for alpha in self.alpha for rank in self.dreambooth_rank),
-        )
-
 
 @dataclass(frozen=True, config=strict)
 class CellsConfig:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.drawing.cells import read_png_text
+from stages.report.config import ReportConfig
 from stages.report.effects import EFFECTS, Effect
-from stages.report.grids import Style
 from stages.report.histories import Course
+from stages.report.naming import Namer
 from stages.report.results import Results
 from stages.report.scores import Interval
-from stages.report.variants import Kind, Namer, Variant
+from stages.report.variants import Kind, Variant
 
 COLOURS: dict[Kind, str] = {
     "theta0": "#64748b",
@@ -20,25 +21,6 @@ COLOURS: dict[Kind, str] = {
     "text2img": "#0d9488",
     "dreambooth": "#ea580c",
 }
-
-
-@dataclass(frozen=True)
-class Presentation:
-    """How the comparison is shown.
-
-    Attributes:
-        title: of the page and of the main grid.
-        names: what each kind of variant is called.
-        subject_prompts: indices of the prompts that are meant to show what the LoRAs learnt; sweeps show the first one.
-        images_per_cell: pictures in a cell of a grid.
-        style: of pictures and letters.
-    """
-
-    title: str
-    names: Mapping[Kind, str]
-    subject_prompts: Sequence[int]
-    images_per_cell: int
-    style: Style
 
 
 @dataclass(frozen=True)
@@ -74,36 +56,36 @@ class Comparison:
         training: what the LoRAs were trained on.
         histories: of each LoRA's training the course of each quantity, as `read_history` gives it.
         samples: what each training drew on the way, if anything.
-        presentation: how it is shown.
+        config: how it is shown.
     """
 
     results: Results
     training: TrainingImages
     histories: Mapping[Variant, Mapping[str, Course]]
     samples: Mapping[Variant, Sequence[Sample]]
-    presentation: Presentation
+    config: ReportConfig
 
     def __post_init__(self) -> None:
         """Refuse prompts that were not drawn."""
         prompts = self.results.prompts
-        for index in self.presentation.subject_prompts:
+        for index in self.config.subject_prompts:
             if index not in prompts:
                 raise ValueError(f"subject_prompts: given {index}: there are {len(prompts)} prompts, counted from 0")
 
     @property
     def namer(self) -> Namer:
         """Words for variants."""
-        return Namer(self.presentation.names, self.results.sweep)
+        return Namer(self.config.names, self.results.sweep)
 
     @property
     def other_prompts(self) -> list[int]:
         """The prompts that ask for nothing of what the LoRAs learnt."""
-        return [index for index in self.results.prompts if index not in self.presentation.subject_prompts]
+        return [index for index in self.results.prompts if index not in self.config.subject_prompts]
 
     @property
     def groups(self) -> dict[str, Sequence[int]]:
         """The prompts that ask for what the LoRAs learnt ("subject"), and those that do not ("other"), if there are any."""
-        groups = {"subject": self.presentation.subject_prompts, "other": self.other_prompts}
+        groups = {"subject": self.config.subject_prompts, "other": self.other_prompts}
         return {name: prompts for name, prompts in groups.items() if prompts}
 
     def changes(self, variant: Variant) -> list[tuple[Effect, Interval]]:
@@ -121,7 +103,7 @@ class Comparison:
 
     def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
         """The pictures of a cell of a grid."""
-        return self.results.files(variant, prompt_index, self.presentation.images_per_cell)
+        return self.results.files(variant, prompt_index, self.config.images_per_cell)
 
 
 def read_training_images(dataset: Path, count: int) -> TrainingImages:

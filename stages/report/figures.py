@@ -20,7 +20,7 @@ def write_charts(comparison: Comparison, folder: Path) -> None:
         _write(folder / f"scores-{metric}.svg", macros.forest_file(drawn, name, drawn["legend"]))
     for kind in comparison.results.sweep.kinds:
         for name, chart in training(comparison, kind)["charts"].items():
-            title = f"{comparison.presentation.names[kind]}: {name.lower()}"
+            title = f"{comparison.config.names.of(kind)}: {name.lower()}"
             _write(folder / f"{COURSES[name]}-{kind}.svg", macros.course_file(chart, title, COLOURS[kind]))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
+from stages.report.config import GridStyle
 from stages.report.lettering import Font, font_for, widest_part, wrap
 
 INK, MUTED, LINE, PAPER = "#16181d", "#6b7280", "#e5e7eb", "#ffffff"
@@ -59,26 +60,7 @@ class Grid:
         return [self.title, *headings, *(row.title for row in self.rows), *([self.strip.title] if self.strip else [])]
 
 
-@dataclass(frozen=True)
-class Style:
-    """How pictures are shown.
-
-    Attributes:
-        image_size: pixels of one side of a picture in the grid.
-        resampling: a key of `RESAMPLING`.
-        font: a font file; None takes what `lettering.font_for` chooses.
-    """
-
-    image_size: int
-    resampling: str
-    font: Path | None = None
-
-    def text(self, text: str, size: int) -> Font:
-        """The font for a text at a size in pixels."""
-        return font_for(text, size, self.font)
-
-
-def draw_grid(grid: Grid, style: Style) -> Image.Image:
+def draw_grid(grid: Grid, style: GridStyle) -> Image.Image:
     """Draw a grid: headings on top, each row under its own heading, and a strip of pictures at the bottom."""
     across = mosaic_columns(max(len(cell) for row in grid.rows for cell in row.cells))
     cell_width = max(_span(across, style.image_size), _heading_width(grid.columns, style))
@@ -102,10 +84,10 @@ def mosaic_columns(count: int) -> int:
     return max(1, math.ceil(math.sqrt(count)))
 
 
-def _heading_width(columns: Sequence[Column], style: Style) -> int:
+def _heading_width(columns: Sequence[Column], style: GridStyle) -> int:
     """What the words of the headings need, within reason: a small picture is no reason to cut them."""
     texts = [(text, size) for column in columns for text, size in ((column.title, HEADING), (column.subtitle, SMALL))]
-    return min(WIDEST_WORD, max(widest_part(text, style.text(text, size)) for text, size in texts))
+    return min(WIDEST_WORD, max(widest_part(text, font_for(text, size, style.font)) for text, size in texts))
 
 
 def _span(count: int, size: int) -> int:
@@ -115,14 +97,14 @@ def _span(count: int, size: int) -> int:
 class _Canvas:
     """A picture that grows downwards; `y` is where the next thing goes."""
 
-    def __init__(self, width: int, style: Style) -> None:
+    def __init__(self, width: int, style: GridStyle) -> None:
         self.style = style
         self.image = Image.new("RGB", (width, MARGIN), PAPER)
         self.y = MARGIN
 
     def line(self, text: str, size: int, colour: str, after: int) -> None:
         """Write text over the whole width, broken where it must be."""
-        font = self.style.text(text, size)
+        font = font_for(text, size, self.style.font)
         for part in wrap(text, font, self.image.width - 2 * MARGIN):
             self._write(part, MARGIN, self.y, font, colour)
             self.y += round(size * 1.3)
@@ -134,7 +116,7 @@ class _Canvas:
         ImageDraw.Draw(self.image).rounded_rectangle((left, self.y, left + width - 1, self.y + 5), 3, fill=column.colour)
         bottom = self.y + 18
         for text, size, colour in ((column.title, HEADING, INK), (column.subtitle, SMALL, MUTED)):
-            font = self.style.text(text, size)
+            font = font_for(text, size, self.style.font)
             for part in wrap(text, font, width):
                 self._write(part, left, bottom, font, colour)
                 bottom += round(size * 1.3)

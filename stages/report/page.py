@@ -35,7 +35,7 @@ def render_page(comparison: Comparison) -> str:
         results=comparison.results,
         sweep=comparison.results.sweep,
         namer=comparison.namer,
-        presentation=comparison.presentation,
+        config=comparison.config,
         colours=COLOURS,
         metric_names=METRIC_NAMES,
         effect_of=effect_of,
@@ -74,10 +74,10 @@ def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
     results, others = comparison.results, comparison.other_prompts
     rows = [
         {
-            "name": comparison.presentation.names[variant.kind],
+            "name": comparison.config.names.of(variant.kind),
             "detail": comparison.namer.detail(variant),
             "colour": COLOURS[variant.kind],
-            "subject": results.mean(variant, metric, comparison.presentation.subject_prompts),
+            "subject": results.mean(variant, metric, comparison.config.subject_prompts),
             "other": results.mean(variant, metric, others) if others else None,
             "harm": [
                 f"{'●' if effect.asked else '○'} {signed(change.mean)} harm"
@@ -95,7 +95,7 @@ def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
 
 def forest_legend(comparison: Comparison, metric: str) -> list[str]:
     """What the marks are, and which way is wanted; a line each."""
-    subject, others = (len(prompts) for prompts in (comparison.presentation.subject_prompts, comparison.other_prompts))
+    subject, others = (len(prompts) for prompts in (comparison.config.subject_prompts, comparison.other_prompts))
     asked = "the prompt that asks" if subject == 1 else f"the {subject} prompts that ask"
     lines = [f"● {asked} for what the LoRAs learnt: higher is better"]
     if others:

@@ -20,7 +20,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     """Write the grids, charts/ with every chart of the page, tables, metrics.json and index.html."""
     (folder / "charts").mkdir()
     for name, grid in grids(comparison).items():
-        draw_grid(grid, comparison.presentation.style).save(folder / name)
+        draw_grid(grid, comparison.config).save(folder / name)
     write_charts(comparison, folder / "charts")
     write_scores_table(comparison, folder / "scores.csv")
     write_variants_table(comparison, folder / "variants.csv")
@@ -42,7 +42,7 @@ def font_problems(comparison: Comparison) -> list[str]:
         OSError: the font cannot be read.
     """
     texts = [text for grid in grids(comparison).values() for text in grid.texts]
-    if not (missing := undrawable(texts, comparison.presentation.style.font)):
+    if not (missing := undrawable(texts, comparison.config.font)):
         return []
     named = ", ".join(f"{character} (U+{ord(character):04X})" for character in missing[:NAMED])
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
@@ -51,23 +51,21 @@ def font_problems(comparison: Comparison) -> list[str]:
 
 def main_grid(comparison: Comparison) -> Grid:
     """Prompts down; originals, merge and LoRAs across; training images below."""
-    results, presentation = comparison.results, comparison.presentation
+    results = comparison.results
     leading = results.sweep.leading
     rows = [
         Row(prompt, [comparison.pictures(variant, index) for variant in leading]) for index, prompt in results.prompts.items()
     ]
     strip = Strip(comparison.training_title, [file for file, _ in comparison.training.sample])
-    return Grid(presentation.title, _columns(comparison, leading), rows, strip)
+    return Grid(comparison.config.title, _columns(comparison, leading), rows, strip)
 
 
 def sweep_grid(comparison: Comparison, kind: Kind) -> Grid:
     """Alphas down; no LoRA and each rank across; the first of the subject prompts."""
-    lines, prompt = comparison.results.sweep.lines(kind), comparison.presentation.subject_prompts[0]
-    columns = [Column(*comparison.namer.sweep_heading(variant), COLOURS[variant.kind]) for variant in lines[0]]
-    rows = [
-        Row(comparison.namer.formula(line[0]), [comparison.pictures(variant, prompt) for variant in line]) for line in lines
-    ]
-    return Grid(comparison.results.prompts[prompt], columns, rows)
+    rows, prompt = comparison.results.sweep.rows(kind), comparison.config.subject_prompts[0]
+    columns = [Column(*comparison.namer.sweep_heading(variant), COLOURS[variant.kind]) for variant in rows[0]]
+    shown = [Row(comparison.namer.formula(row[0]), [comparison.pictures(variant, prompt) for variant in row]) for row in rows]
+    return Grid(comparison.results.prompts[prompt], columns, shown)
 
 
 def _columns(comparison: Comparison, variants: Sequence[Variant]) -> list[Column]:

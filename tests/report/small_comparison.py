@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from stages.drawing.cells import Cell, plan_cells, write_cells, write_png
-from stages.report.contents import Comparison, Presentation, read_samples, read_training_images
-from stages.report.grids import Style
+from stages.report.config import Names, ReportConfig
+from stages.report.contents import Comparison, read_samples, read_training_images
 from stages.report.histories import read_history
 from stages.report.results import read_results
 from stages.report.scores import read_scores, write_scores
@@ -15,13 +15,17 @@ from stages.report.variants import Kind, Sweep, Variant
 
 PROMPTS = ["a portrait", "asuka, <green> background"]
 SEEDS = [3, 5, 8]
-NAMES: dict[Kind, str] = {
-    "theta0": "toon",
-    "theta1": "anime",
-    "merge": "merge",
-    "text2img": "text2img LoRA",
-    "dreambooth": "DreamBooth LoRA",
-}
+NAMES = Names(theta0="toon", theta1="anime", merge="merge", text2img="text2img LoRA", dreambooth="DreamBooth LoRA")
+CONFIG = ReportConfig(
+    title="Two & one",
+    names=NAMES,
+    subject_prompts=(1,),
+    images_per_cell=2,
+    image_size=24,
+    resampling="nearest",
+    training_images=3,
+    font=None,
+)
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "theta0": (200, 0, 0),
     "theta1": (0, 200, 0),
@@ -30,7 +34,10 @@ COLOURS: dict[Kind, tuple[int, int, int]] = {
     "dreambooth": (200, 0, 200),
 }
 LIKENESS: dict[Kind, float] = {"theta0": 0.2, "theta1": 0.3, "merge": 0.4, "text2img": 0.5, "dreambooth": 0.7}
-SWEEP = Sweep(("theta0", "theta1"), (0.7,), {"text2img": (4,), "dreambooth": (4,)})
+SWEEP = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"))
+WIDE = Sweep(alpha=(0.7, 0.3), rank=(4, 2), dreambooth_rank=(), bases=("theta0", "theta1"))
+"""Two alphas, two ranks and one kind of LoRA."""
+NARROW = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(), bases=("theta0",))
 
 
 def write_variant(root: Path, variant: Variant, seeds: list[int] | None = None) -> None:
@@ -104,10 +111,10 @@ def read_world(root: Path, sweep: Sweep = SWEEP) -> Comparison:
     """Read it as the compare stage does."""
     return Comparison(
         results=read_results(sweep, root / "images", root / "scores"),
-        training=read_training_images(root / "dataset", 3),
+        training=read_training_images(root / "dataset", CONFIG.training_images),
         histories={
             variant: read_history(root / "lora" / variant.name / "history.csv") for variant in sweep.variants if variant.rank
         },
         samples={variant: read_samples(root / "lora" / variant.name / "samples") for variant in sweep.variants if variant.rank},
-        presentation=Presentation("Two & one", NAMES, (1,), 2, Style(24, "nearest")),
+        config=CONFIG,
     )

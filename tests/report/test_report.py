@@ -15,11 +15,14 @@ from stages.report.rendering import bounds, data_uri, number, signed
 from stages.report.report import grids, main_grid, write_report
 from stages.report.results import read_results
 from stages.report.scores import Interval
-from stages.report.variants import Sweep, Variant
+from stages.report.variants import Variant
 from tests.report.small_comparison import (
     COLOURS,
+    CONFIG,
     NAMES,
+    NARROW,
     SWEEP,
+    WIDE,
     leak,
     read_world,
     write_samples,
@@ -28,7 +31,6 @@ from tests.report.small_comparison import (
     write_world,
 )
 
-WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (4, 2), "dreambooth": ()})
 VOID = {"meta", "img", "input", "br", "line", "circle"}
 
 
@@ -142,9 +144,9 @@ def test_colours_of_words_can_be_read():
 def test_charts_are_svg_files_that_need_nothing_else(tmp_path):
     leak(write_world(tmp_path), Variant("text2img", 0.7, 4))
     comparison = read_world(tmp_path)
-    named = replace(comparison.presentation, names={**NAMES, "text2img": "<b>LoRA</b> & " + "x" * 60})
+    named = replace(CONFIG, names=replace(NAMES, text2img="<b>LoRA</b> & " + "x" * 60))
     (tmp_path / "report").mkdir()
-    write_report(replace(comparison, presentation=named), tmp_path / "report")
+    write_report(replace(comparison, config=named), tmp_path / "report")
     charts = sorted((tmp_path / "report" / "charts").glob("*.svg"))
     assert len(charts) == 2 + 2 * 3
     for chart in charts:
@@ -224,7 +226,7 @@ def test_page_does_not_say_where_it_was_made(world):
 
 def test_grid_shows_every_variant(world):
     comparison = read_world(world)
-    image = draw_grid(main_grid(comparison), comparison.presentation.style)
+    image = draw_grid(main_grid(comparison), comparison.config)
     shown = {colour for _, colour in image.getcolors(image.width * image.height) or []}
     assert set(COLOURS.values()) <= shown
 
@@ -236,7 +238,7 @@ def test_our_own_headings_can_be_drawn_by_any_font(wide_world):
 
 
 def test_removed_variant_is_left_out(wide_world):
-    narrow = render_page(read_world(wide_world, Sweep(("theta0",), (0.7,), {"text2img": (4,)})))
+    narrow = render_page(read_world(wide_world, NARROW))
     assert "rank 2" not in narrow
     assert "anime" not in narrow
 
@@ -245,7 +247,7 @@ def test_other_prompts_in_one_variant_are_refused(tmp_path):
     write_variant(tmp_path, Variant("theta0"))
     write_variant(tmp_path, Variant("merge", 0.7), seeds=[3, 5, 9])
     with pytest.raises(ValueError, match=r"a0\.7: has other prompts or seeds"):
-        read_results(Sweep(("theta0",), (0.7,), {}), tmp_path / "images", tmp_path / "scores")
+        read_results(NARROW, tmp_path / "images", tmp_path / "scores")
 
 
 def test_large_pictures_are_reduced(tmp_path):

@@ -5,10 +5,8 @@ from dataclasses import replace
 import pytest
 
 from stages.report.score_tables import as_text, write_metrics, write_scores_table, write_variants_table
-from stages.report.variants import Sweep, Variant
-from tests.report.small_comparison import SWEEP, leak, read_world, write_world
-
-WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (4, 2), "dreambooth": ()})
+from stages.report.variants import Variant
+from tests.report.small_comparison import NARROW, SWEEP, WIDE, leak, read_world, write_world
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def test_a_model_has_the_same_key_and_value_in_any_sweep(tmp_path):
     wide = metrics_of(tmp_path, WIDE, tmp_path / "wide.json")
     assert len(wide) == 8
     for ranks in ((4,), (2,), (2, 4)):
-        narrow = metrics_of(tmp_path, Sweep(("theta0",), (0.7,), {"text2img": ranks}), tmp_path / "narrow.json")
+        narrow = metrics_of(tmp_path, replace(NARROW, rank=ranks), tmp_path / "narrow.json")
         assert set(narrow) == {"theta0", "a0_7", *(f"text2img-a0_7-r{rank}" for rank in ranks)}
         assert all(wide[key] == values for key, values in narrow.items())
 
@@ -76,7 +74,7 @@ def test_keys_have_no_dots_and_differ():
 
 def test_no_leak_is_claimed_where_every_prompt_asks_for_the_subject(world, tmp_path):
     comparison = read_world(world)
-    all_ask = replace(comparison, presentation=replace(comparison.presentation, subject_prompts=(0, 1)))
+    all_ask = replace(comparison, config=replace(comparison.config, subject_prompts=(0, 1)))
     write_metrics(all_ask, tmp_path / "metrics.json")
     assert set(json.loads((tmp_path / "metrics.json").read_text())["text2img-a0_7-r4"]) == {
         "prompt_similarity",

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from stages.pipeline import lockfile
 from stages.pipeline.ci.comment import write_comment
-from stages.pipeline.config import SweepConfig, load_params
+from stages.pipeline.config import load_params
 from stages.pipeline.dvc_command import ask_dvc, dvc_command, run_dvc
 from stages.pipeline.lockfile import locked_outs
+from stages.report.variants import Sweep
 
 REPORT = Path("data/report")
 CELLS = re.compile(r"(data/(?:images|lora|scores)/)(.+)")
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--comment", type=Path, metavar="FILE", help="Markdown file to write")
     options = parser.parse_args(argv)
     lockfile.main()
-    cells = sorted(locked_cells(Path("dvc.lock"), load_params("sweep", SweepConfig)))
+    cells = sorted(locked_cells(Path("dvc.lock"), load_params("sweep", Sweep)))
     if cells and has_remote():
         run_dvc("pull", "--allow-missing", *cells)
     status, last = _repro()
@@ -47,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def locked_cells(lock: Path, sweep: SweepConfig) -> Iterator[str]:
+def locked_cells(lock: Path, sweep: Sweep) -> Iterator[str]:
     """The stages of dvc.lock that made cells of the present sweep: the comparison reads all of these, changed or not."""
+    names = {variant.name for variant in sweep.variants}
     for out in locked_outs(lock):
         found = CELLS.fullmatch(out.path.as_posix())
-        if found and found[2].removesuffix(".csv") in sweep.variants:
+        if found and found[2].removesuffix(".csv") in names:
             yield out.stage
 
 
