@@ -1,19 +1,20 @@
 """Put all variants side by side: grids, scores with confidence intervals, and a report to read.
 
-Reads the images and scores of every variant of the sweep, the captioned training images, and what the LoRAs' trainings
-logged and drew on the way. Writes grid.png, scores.csv, variants.csv, metrics.json, tables for `dvc plots` (loss.csv,
-validation_loss.csv, learning_rate.csv, grad_norm.csv), charts/ with a sweep-<kind>.png for each kind of LoRA (alpha down,
+Reads the images and scores of every variant of the sweep, the captioned training images, and the histories and previews of
+the LoRAs' trainings. Writes grid.png, scores.csv, variants.csv, metrics.json, tables for `dvc plots` (loss.csv,
+held_out_loss.csv, learning_rate.csv, grad_norm.csv), charts/ with a sweep-<kind>.png for each kind of LoRA (alpha down,
 rank across) and every chart of the page as SVG, and index.html, a page that needs no other file. A report that is there
 stays until the new one is whole.
 
-A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. What
-lies in the folders and is not in the sweep is left alone: a value taken out of the sweep is gone from the report, and comes
-back with it.
+A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. A
+variant that lies in the folders and is not in the sweep is left alone: a value that is taken out of the sweep is gone from the
+report, and back when the sweep has it again.
 """
 
 import sys
 from pathlib import Path
 
+from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS
 from stages.pipeline.command import run
 from stages.pipeline.outputs import atomic_directory
 from stages.report.config import ReportConfig
@@ -28,11 +29,11 @@ def stage(config: ReportConfig, sweep: Sweep, images: Path, scores: Path, loras:
         sweep: the section `sweep`.
         images: the directory with the images of each variant, in a directory of its own.
         scores: the directory with the scores of each variant, a .csv file of its own.
-        loras: the directory with the LoRAs and the histories of their training.
+        loras: the directory with the LoRAs, and the history and the previews of each training.
         dataset: the directory of the training images and their captions.
         out: the directory to write the report to.
     """
-    from stages.report.contents import Comparison, read_samples, read_training_images
+    from stages.report.contents import Comparison, read_previews, read_training_images
     from stages.report.histories import read_history
     from stages.report.report import font_problems, write_report
     from stages.report.results import read_results
@@ -41,8 +42,8 @@ def stage(config: ReportConfig, sweep: Sweep, images: Path, scores: Path, loras:
     comparison = Comparison(
         results=read_results(sweep, images, scores),
         training=read_training_images(dataset, config.training_images),
-        histories={variant: read_history(loras / variant.name / "history.csv") for variant in trained},
-        samples={variant: read_samples(loras / variant.name / "samples") for variant in trained},
+        histories={variant: read_history(loras / variant.name / HISTORY_FILE) for variant in trained},
+        previews={variant: read_previews(loras / variant.name / PREVIEWS) for variant in trained},
         config=config,
     )
     for problem in font_problems(comparison):

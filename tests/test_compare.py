@@ -55,6 +55,7 @@ def test_characters_that_no_font_has_are_named_with_the_setting_to_change(tmp_pa
     compare(write_world(tmp_path), replace(CONFIG, title="été 猫"))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: compare.font: it has no 猫 (U+732B)")
+    assert "the PNG grids show a box" in line
     compare(tmp_path)
     assert capsys.readouterr().err == ""
 
@@ -67,7 +68,7 @@ def test_a_file_that_is_no_font_is_refused(tmp_path):
 
 
 def test_subject_prompt_that_was_not_drawn_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="subject_prompts: given 5: there are 2 prompts"):
+    with pytest.raises(ValueError, match="subject_prompts: given 5: 2 prompts were drawn"):
         compare(write_world(tmp_path), replace(CONFIG, subject_prompts=(5,)))
 
 

@@ -1,4 +1,4 @@
-"""The report: grids as PNG, charts as SVG, tables of scores, and one self-contained page. Imports no torch."""
+"""The report: grids as PNG, charts as SVG, tables of scores, and one self-contained page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.report.contents import COLOURS, Comparison
 from stages.report.figures import write_charts
 from stages.report.grids import Column, Grid, Row, Strip, draw_grid
-from stages.report.histories import write_courses
+from stages.report.histories import write_histories
 from stages.report.lettering import undrawable
 from stages.report.page import render_page
 from stages.report.score_tables import write_metrics, write_scores_table, write_variants_table
@@ -25,18 +25,18 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_scores_table(comparison, folder / "scores.csv")
     write_variants_table(comparison, folder / "variants.csv")
     write_metrics(comparison, folder / "metrics.json")
-    write_courses(comparison.histories, folder)
+    write_histories(comparison.histories, folder)
     (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")
 
 
 def grids(comparison: Comparison) -> dict[str, Grid]:
-    """The grids by the names of their files: the main one, and one for each kind of LoRA."""
+    """The grids by the names of their files: the main grid, and one for each kind of LoRA."""
     sweeps = {f"charts/sweep-{kind}.png": sweep_grid(comparison, kind) for kind in comparison.results.sweep.kinds}
     return {"grid.png": main_grid(comparison), **sweeps}
 
 
 def font_problems(comparison: Comparison) -> list[str]:
-    """What is wrong with the letters of the grids, a line each; to be said before they are drawn.
+    """What is wrong with the letters of the grids, a line each; they need not be drawn for this.
 
     Raises:
         OSError: the font cannot be read.
@@ -46,7 +46,8 @@ def font_problems(comparison: Comparison) -> list[str]:
         return []
     named = ", ".join(f"{character} (U+{ord(character):04X})" for character in missing[:NAMED])
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    return [f"font: it has no {named}{more}: the PNG grids show boxes; set it to a .ttf or .otf file that has them"]
+    boxes, them = ("a box", "it") if len(missing) == 1 else ("boxes", "them")
+    return [f"font: it has no {named}{more}: the PNG grids show {boxes}; set it to a .ttf or .otf file that has {them}"]
 
 
 def main_grid(comparison: Comparison) -> Grid:
@@ -56,7 +57,7 @@ def main_grid(comparison: Comparison) -> Grid:
     rows = [
         Row(prompt, [comparison.pictures(variant, index) for variant in leading]) for index, prompt in results.prompts.items()
     ]
-    strip = Strip(comparison.training_title, [file for file, _ in comparison.training.sample])
+    strip = Strip(comparison.training_title, [file for file, _ in comparison.training.shown])
     return Grid(comparison.config.title, _columns(comparison, leading), rows, strip)
 
 

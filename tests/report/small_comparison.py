@@ -5,9 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS
 from stages.drawing.cells import Cell, plan_cells, write_cells, write_png
 from stages.report.config import Names, ReportConfig
-from stages.report.contents import Comparison, read_samples, read_training_images
+from stages.report.contents import Comparison, read_previews, read_training_images
 from stages.report.histories import read_history
 from stages.report.results import read_results
 from stages.report.scores import read_scores, write_scores
@@ -52,7 +53,7 @@ def write_variant(root: Path, variant: Variant, seeds: list[int] | None = None) 
     (root / "scores").mkdir(exist_ok=True)
     write_scores(root / "scores" / f"{variant.name}.csv", {cell: _scores(variant, cell) for cell in cells})
     if variant.rank is not None:
-        write_history(root / "lora" / variant.name / "history.csv", (50, 100) if variant.kind == "text2img" else ())
+        write_history(root / "lora" / variant.name / HISTORY_FILE, (50, 100) if variant.kind == "text2img" else ())
 
 
 def _scores(variant: Variant, cell: Cell) -> dict[str, float]:
@@ -63,10 +64,10 @@ def _scores(variant: Variant, cell: Cell) -> dict[str, float]:
 def write_history(path: Path, held_out: tuple[int, ...] = ()) -> None:
     path.parent.mkdir(parents=True)
     rows = (f"{step},{1 / step},{0.5 if step in held_out else ''},0.001,{step / 10}\n" for step in range(1, 101))
-    path.write_text("step,loss,validation_loss,learning_rate,grad_norm\n" + "".join(rows))
+    path.write_text("step,loss,held_out_loss,learning_rate,grad_norm\n" + "".join(rows))
 
 
-def write_samples(folder: Path) -> None:
+def write_previews(folder: Path) -> None:
     folder.mkdir()
     for index, prompt in enumerate(PROMPTS):
         for step in (50, 100):
@@ -113,8 +114,10 @@ def read_world(root: Path, sweep: Sweep = SWEEP) -> Comparison:
         results=read_results(sweep, root / "images", root / "scores"),
         training=read_training_images(root / "dataset", CONFIG.training_images),
         histories={
-            variant: read_history(root / "lora" / variant.name / "history.csv") for variant in sweep.variants if variant.rank
+            variant: read_history(root / "lora" / variant.name / HISTORY_FILE) for variant in sweep.variants if variant.rank
         },
-        samples={variant: read_samples(root / "lora" / variant.name / "samples") for variant in sweep.variants if variant.rank},
+        previews={
+            variant: read_previews(root / "lora" / variant.name / PREVIEWS) for variant in sweep.variants if variant.rank
+        },
         config=CONFIG,
     )

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from stages.report.figures import COURSES
+from stages.checkpoints.file_names import PREVIEWS
+from stages.report.figures import CHART_FILES
 from stages.report.grids import draw_grid
 from stages.report.page import render_page
 from stages.report.rendering import bounds, data_uri, number, signed
@@ -25,7 +26,7 @@ from tests.report.small_comparison import (
     WIDE,
     leak,
     read_world,
-    write_samples,
+    write_previews,
     write_training_images,
     write_variant,
     write_world,
@@ -119,7 +120,15 @@ def test_one_seed_gives_no_verdict(tmp_path):
     write_training_images(tmp_path)
     said = words(Page(render_page(read_world(tmp_path))))
     assert "+0.100 0.430 → 0.530 higher in 1 of 1" in said
+    assert "drew 2 prompts from the same starting noise." in said
     assert not re.search(r"clearly|not told apart from|95 % intervals over the", said)
+
+
+def test_page_is_grammatical_for_one_of_each(tmp_path):
+    comparison = read_world(write_world(tmp_path, NARROW), NARROW)
+    said = words(Page(render_page(replace(comparison, training=replace(comparison.training, count=1)))))
+    assert "The LoRAs learnt from a dataset of 1 image, this one" in said
+    assert "of the two kinds" not in said
 
 
 def luminance(colour: str) -> float:
@@ -158,7 +167,10 @@ def test_charts_are_svg_files_that_need_nothing_else(tmp_path):
     likeness = (tmp_path / "report" / "charts" / "scores-reference_similarity.svg").read_text()
     assert "○ +0.400 harm" in likeness
     assert "higher is harm, it leaks" in likeness
-    assert "Dashed: images that are not trained on" in (tmp_path / "report" / "charts" / "loss-text2img.svg").read_text()
+    assert (
+        "Dashed: held-out images, which are not trained on"
+        in (tmp_path / "report" / "charts" / "loss-text2img.svg").read_text()
+    )
 
 
 def test_page_shows_text_as_text(page):
@@ -195,26 +207,28 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         "charts/sweep-dreambooth.png",
         "charts/scores-prompt_similarity.svg",
         "charts/scores-reference_similarity.svg",
-        *(f"charts/{name}-{kind}.svg" for name in COURSES.values() for kind in ("text2img", "dreambooth")),
+        *(f"charts/{name}-{kind}.svg" for name in CHART_FILES.values() for kind in ("text2img", "dreambooth")),
         "scores.csv",
         "variants.csv",
         "metrics.json",
         "loss.csv",
-        "validation_loss.csv",
+        "held_out_loss.csv",
         "learning_rate.csv",
         "grad_norm.csv",
         "index.html",
     }
 
 
-def test_page_shows_the_courses_of_training_and_what_was_drawn_on_the_way(tmp_path):
+def test_page_shows_the_histories_and_the_previews_of_the_trainings(tmp_path):
     root = write_world(tmp_path)
-    write_samples(root / "lora" / "text2img-a0.7-r4" / "samples")
+    write_previews(root / "lora" / "text2img-a0.7-r4" / PREVIEWS)
     page = Page(render_page(read_world(root)))
     said = words(page)
-    assert re.search(r"text2img LoRA, rank 4: drawn on the way, from the same noise a portrait step 50 step 100 asuka", said)
-    assert "DreamBooth LoRA, rank 4: drawn on the way" not in said
-    assert said.count("Dashed: images that are not trained on") == 1
+    assert re.search(
+        r"text2img LoRA, rank 4: previews drawn while training, from the same noise a portrait step 50 step 100 asuka", said
+    )
+    assert "DreamBooth LoRA, rank 4: previews" not in said
+    assert said.count("Dashed: held-out images, which are not trained on") == 1
     assert said.count("LoRA gradient norm") == 2
     images = [address for address in page.addresses if address.startswith("data:")]
     assert len(images) == 5 * 2 * 3 + 3 + 4

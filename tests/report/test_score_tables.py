@@ -91,7 +91,7 @@ def test_variants_have_a_row_each(world, tmp_path):
     assert list(table) == [variant.name for variant in SWEEP.variants]
     assert table["text2img-a0.7-r4"]["rank"] == "4"
     assert float(table["text2img-a0.7-r4"]["reference_similarity_gain"]) == pytest.approx(0.1)
-    assert {name: row["validation_loss"] for name, row in table.items() if row["validation_loss"]} == {
+    assert {name: row["held_out_loss"] for name, row in table.items() if row["held_out_loss"]} == {
         "text2img-a0.7-r4": "0.50000"
     }
 
