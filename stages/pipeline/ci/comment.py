@@ -44,11 +44,9 @@ def _beside(comment: Path, report: Path, before: str) -> list[str]:
         unchanged = f"Nothing changed: every score and the grid are those of {before}."
         return [unchanged, "", *_picture("grid", report / "grid.png"), *_scores(report)]
     pictures = [f"Before ({before}):", "", *_picture("grid before", Path(old_grid.name)), "After:", ""]
-    table = (
-        ["No score changed.", ""]
-        if not rows
-        else [*_table(("", "score", "before", "after", "change", ""), rows), OTHER_TRAININGS, ""]
-    )
+    table = ["No score changed.", ""]
+    if rows:
+        table = [*_table(("", "score", "before", "after", "change", ""), rows), OTHER_TRAININGS, ""]
     return [*pictures, *_picture("grid", report / "grid.png"), f"What changed since {before}:", "", *table, *_scores(report)]
 
 
