@@ -26,7 +26,6 @@ from stages.pipeline.config import (
     ExperimentConfig,
     InputsConfig,
     ParamsError,
-    SweepConfig,
     read_params,
     validate,
 )
@@ -91,7 +90,7 @@ def validate_all(params: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The configs by section; what stands above all sections is that of "".
     """
-    schemas: dict[str, Any] = {"": ExperimentConfig, "sweep": SweepConfig, "cells": CellsConfig, "inputs": InputsConfig}
+    schemas: dict[str, Any] = {"": ExperimentConfig, "cells": CellsConfig, "inputs": InputsConfig}
     for name, module in stage_modules().items():
         for parameter, schema in config_schemas(module.stage).items():
             schemas[name if parameter == "config" else parameter] = schema

@@ -5,22 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.compare import CompareConfig, Names, stage
-from stages.pipeline.config import ParamsError, SweepConfig, validate
-from tests.report.small_comparison import NAMES, write_world
+from stages.compare import stage
+from stages.pipeline.config import ParamsError, validate
+from stages.report.config import ReportConfig
+from tests.report.small_comparison import CONFIG, SWEEP, write_world
 
 ROOT = Path(__file__).parents[1]
-SWEEP = SweepConfig(alpha=(0.7,), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"))
-CONFIG = CompareConfig(
-    title="Title",
-    names=Names(**NAMES),
-    subject_prompts=(1,),
-    images_per_cell=2,
-    image_size=16,
-    resampling="nearest",
-    training_images=2,
-    font=None,
-)
 
 
 def compare(root, config=CONFIG, sweep=SWEEP):
@@ -39,16 +29,15 @@ def test_report_is_written_over_an_old_one(tmp_path):
 
 def test_missing_variant_is_an_error_and_leaves_no_report(tmp_path):
     write_world(tmp_path)
-    sweep = SweepConfig(alpha=(0.7, 0.5), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"))
     with pytest.raises(FileNotFoundError, match=r"a0\.5.*stage generate"):
-        compare(tmp_path, sweep=sweep)
+        compare(tmp_path, sweep=replace(SWEEP, alpha=(0.7, 0.5)))
     assert not (tmp_path / "report").exists()
 
 
 def test_every_template_is_a_dependency_of_the_stage():
     """A fingerprint covers Python alone."""
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compare"]["deps"]
-    templates = [path for path in (ROOT / "stages" / "comparison").iterdir() if path.suffix not in (".py", "")]
+    templates = [path for path in (ROOT / "stages" / "report").iterdir() if path.suffix not in (".py", ".toml", "")]
     assert {f"stages/report/{path.name}" for path in templates} == {dep for dep in deps if dep.startswith("stages/")}
 
 
@@ -62,10 +51,11 @@ def test_broken_input_leaves_the_old_report_as_it_was(tmp_path, spoil):
     assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
 
 
-def test_characters_that_no_font_has_are_named_with_the_leaf_to_set(tmp_path, capsys):
+def test_characters_that_no_font_has_are_named_with_the_setting_to_change(tmp_path, capsys):
     compare(write_world(tmp_path), replace(CONFIG, title="été 猫"))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: compare.font: it has no 猫 (U+732B)")
+    assert "the PNG grids show a box" in line
     compare(tmp_path)
     assert capsys.readouterr().err == ""
 
@@ -78,12 +68,12 @@ def test_a_file_that_is_no_font_is_refused(tmp_path):
 
 
 def test_subject_prompt_that_was_not_drawn_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="subject_prompts: given 5: there are 2 prompts"):
+    with pytest.raises(ValueError, match="subject_prompts: given 5: 2 prompts were drawn"):
         compare(write_world(tmp_path), replace(CONFIG, subject_prompts=(5,)))
 
 
 @pytest.mark.parametrize(
-    ("leaf", "value"),
+    ("setting", "value"),
     [
         ("title", ""),
         ("subject_prompts", []),
@@ -95,6 +85,6 @@ def test_subject_prompt_that_was_not_drawn_is_an_error(tmp_path):
         ("font", "no-such-font.ttf"),
     ],
 )
-def test_wrong_value_names_its_leaf(leaf, value):
-    with pytest.raises(ParamsError, match=rf"compare\.{leaf}"):
-        validate("compare", CompareConfig, asdict(CONFIG) | {leaf: value})
+def test_wrong_value_names_its_setting(setting, value):
+    with pytest.raises(ParamsError, match=rf"compare\.{setting}"):
+        validate("compare", ReportConfig, asdict(CONFIG) | {setting: value})

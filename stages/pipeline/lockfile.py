@@ -6,8 +6,6 @@ python -m stages.pipeline.lockfile    # refuses a dvc.lock that DVC would refuse
 import hashlib
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from stages.pipeline.command import errors_in_one_line
+from stages.pipeline.dvc_command import ask_dvc
 from stages.pipeline.outputs import check_room
 
 LOCK = Path("dvc.lock")
@@ -110,9 +109,8 @@ def cached(out: LockedOut, cache: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where DVC's cache is; a folder that is not there where DVC does not say."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, check=False)
-    return Path(done.stdout.strip() or ".dvc/cache")
+    """Where DVC's cache is: the folder that DVC says, or its default where it does not say."""
+    return Path(ask_dvc("cache", "dir") or ".dvc/cache")
 
 
 def gone_stages(names: set[str], params: Mapping[str, Any], pipeline: Path = PIPELINE) -> set[str]:
@@ -149,7 +147,7 @@ def _keys(stage: Mapping[str, Any], params: Mapping[str, Any]) -> set[str] | Non
 
 
 def _resolve(value: Any, params: Mapping[str, Any]) -> Any:
-    """A value of dvc.yaml, `${section.leaf}` being looked up; None where that cannot be done."""
+    """A value of dvc.yaml, `${section.setting}` being looked up; None where that cannot be done."""
     if not isinstance(value, str):
         return value
     found: Any = params

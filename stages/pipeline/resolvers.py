@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from stages.pipeline.config import FINGERPRINTS
 from stages.pipeline.provenance import SECTION, conf_digest, values_digest
-from stages.pipeline.variants import Kind, Variant, export_cell, variant_cell
+from stages.pipeline.variants import Kind, Variant, export_cell, variant_cell, variants_of
 
 ROOT = Path(__file__).parents[2]
 ORIGINALS = ("theta0", "theta1", "theta2")
@@ -94,12 +94,8 @@ def _swept(sweep: Any) -> list[Variant]:
     alphas, ranks, dreambooth_ranks = (
         [value for value in values[name] if isinstance(value, int | float)] for name in ("alpha", "rank", "dreambooth_rank")
     )
-    lora_ranks: dict[Kind, list[Any]] = {"text2img": ranks, "dreambooth": dreambooth_ranks}
-    return [
-        *(Variant(name) for name in ("theta0", "theta1") if name in values["bases"]),
-        *(Variant("merge", alpha) for alpha in alphas),
-        *(Variant(kind, alpha, rank) for kind, of_kind in lora_ranks.items() for alpha in alphas for rank in of_kind),
-    ]
+    bases: list[Kind] = [name for name in ("theta0", "theta1") if name in values["bases"]]
+    return variants_of(bases, alphas, {"text2img": ranks, "dreambooth": dreambooth_ranks})
 
 
 def model_name(base: Any, original: str) -> str:

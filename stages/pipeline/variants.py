@@ -1,10 +1,10 @@
 """The variants of a model that are drawn and compared: what they are called, and where their files lie. Imports no torch."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["theta0", "theta1", "merge", "text2img", "dreambooth"]
-KINDS: tuple[Kind, ...] = ("theta0", "theta1", "merge", "text2img", "dreambooth")
 LORA_KINDS: tuple[Kind, ...] = ("text2img", "dreambooth")
 
 
@@ -49,6 +49,15 @@ class Variant:
     def trained(self) -> str:
         """The folder of its LoRA, or of its model where it has none."""
         return self.model if self.rank is None else f"data/lora/{self.name}"
+
+
+def variants_of(bases: Iterable[Kind], alphas: Sequence[float], ranks: Mapping[Kind, Sequence[int]]) -> list[Variant]:
+    """All variants: originals, merges, and of each kind of LoRA one for each alpha and rank."""
+    return [
+        *map(Variant, bases),
+        *(Variant("merge", alpha) for alpha in alphas),
+        *(Variant(kind, alpha, rank) for kind, of_kind in ranks.items() for alpha in alphas for rank in of_kind),
+    ]
 
 
 def variant_cell(variant: Variant, lora_scale: Any) -> dict[str, Any]:

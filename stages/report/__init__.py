@@ -1,1 +1,1 @@
-"""What is said of the drawings: variants, scores, grids, charts, tables and the page. Imports no torch."""
+"""The report on what the variants drew: scores, grids, charts, tables and the page. Imports no torch, see ruff.toml."""

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.report.histories import Course
+from stages.report.histories import Series
 
 BINS = 60
+"""Points of a curve, each the mean over as many steps: single steps scatter too much to be read."""
+WIDTH, HEIGHT = 560, 230
+"""Of a line chart, in SVG units."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30
+"""Margins between a line chart's edge and its axes, for the labels."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where it stands, and what it says."""
+    """A mark on an axis: its position in the drawing, and its label."""
 
     position: float
     label: str
@@ -22,14 +26,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear scale from `low`…`high` to `start`…`end`."""
+    """A linear scale: values from `low` to `high` stand at positions from `start` to `end` of the drawing."""
 
     low: float
     high: float
     start: float
     end: float
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Position of a value, to a tenth of a pixel."""
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
@@ -40,7 +44,8 @@ class Axis:
         digits = max(0, -math.floor(math.log10(step)))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [
-            Tick(self.place(index * step), f"{index * step:.{digits}f}".replace("-", "−")) for index in range(first, last + 1)
+            Tick(self.position(index * step), f"{index * step:.{digits}f}".replace("-", "−"))
+            for index in range(first, last + 1)
         ]
 
 
@@ -53,13 +58,13 @@ def fit_axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """A series of a line chart.
+    """A curve of a line chart.
 
     Attributes:
-        name: of the series.
-        number: of its colour; a training's loss and its held-out loss share one.
-        dashed: whether it is of held-out images.
-        points: as an SVG polyline takes them.
+        name: of the training.
+        number: of its colour, see series.css; a training's loss and its held-out loss share one.
+        dashed: whether it belongs to held-out images.
+        points: "x,y x,y …" in SVG units, as a polyline takes them.
     """
 
     name: str
@@ -80,52 +85,45 @@ class LineChart:
 
     @property
     def legend(self) -> list[Curve]:
-        """One curve of each colour."""
+        """The first curve of each colour: the trainings, without their held-out images."""
         return list({curve.number: curve for curve in reversed(self.curves)}.values())[::-1]
 
     @property
     def dashed(self) -> bool:
-        """Whether any curve is of held-out images."""
+        """Whether any curve belongs to held-out images."""
         return any(curve.dashed for curve in self.curves)
 
 
-def course_chart(
-    histories: Mapping[str, Mapping[str, Course]],
-    measure: str,
-    held_out: str | None = None,
-    width: int = 560,
-    height: int = 230,
-) -> LineChart:
-    """What a quantity did over the steps of several trainings; each point is the mean of one sixtieth of the steps.
+def line_chart(histories: Mapping[str, Mapping[str, Series]], measure: str, held_out: str | None = None) -> LineChart:
+    """One quantity over the steps of several trainings; each point of a curve is the mean over a sixtieth of the steps.
 
     Args:
         histories: for each curve its name and what `read_history` gives.
-        measure: the quantity.
-        held_out: another one, dashed in the same colours and not averaged, where it was measured.
-        width: in units of the drawing.
-        height: the same.
+        measure: the quantity, one of `histories.MEASURES`.
+        held_out: the same quantity of held-out images, drawn dashed in the same colours and not averaged; a training without
+            held-out images has no such curve.
     """
-    series = [(name, number, False, _binned(courses[measure])) for number, (name, courses) in enumerate(histories.items())]
+    drawn = [(name, number, False, _binned(history[measure])) for number, (name, history) in enumerate(histories.items())]
     if held_out is not None:
-        courses = [(name, number, courses[held_out]) for number, (name, courses) in enumerate(histories.items())]
-        series += [(name, number, True, course) for name, number, course in courses if len(course.steps)]
-    xs, ys = (np.concatenate(parts) for parts in zip(*((course.steps, course.values) for *_, course in series), strict=True))
-    x = Axis(0, float(xs.max()), LEFT, width - RIGHT)
-    y = Axis(0, float(ys.max()) * 1.05 or 1, height - BOTTOM, TOP)
+        measured = [(name, number, True, history[held_out]) for number, (name, history) in enumerate(histories.items())]
+        drawn += [curve for curve in measured if len(curve[-1].steps)]
+    xs, ys = (np.concatenate(parts) for parts in zip(*((series.steps, series.values) for *_, series in drawn), strict=True))
+    x = Axis(0, float(xs.max()), LEFT, WIDTH - RIGHT)
+    y = Axis(0, float(ys.max()) * 1.05 or 1, HEIGHT - BOTTOM, TOP)
     curves = [
-        Curve(name, number, dashed, " ".join(f"{x.place(a)},{y.place(b)}" for a, b in _points(course)))
-        for name, number, dashed, course in series
+        Curve(name, number, dashed, " ".join(f"{x.position(a)},{y.position(b)}" for a, b in _points(series)))
+        for name, number, dashed, series in drawn
     ]
-    return LineChart(width, height, curves, x.ticks(), y.ticks())
+    return LineChart(WIDTH, HEIGHT, curves, x.ticks(), y.ticks())
 
 
-def _points(course: Course) -> Iterator[tuple[float, float]]:
-    return zip(course.steps.tolist(), course.values.tolist(), strict=True)
+def _points(series: Series) -> Iterator[tuple[float, float]]:
+    return zip(series.steps.tolist(), series.values.tolist(), strict=True)
 
 
-def _binned(course: Course) -> Course:
-    parts = np.array_split(np.arange(len(course.steps)), min(BINS, len(course.steps)))
-    return Course(*(np.array([values[part].mean() for part in parts]) for values in (course.steps, course.values)))
+def _binned(series: Series) -> Series:
+    parts = np.array_split(np.arange(len(series.steps)), min(BINS, len(series.steps)))
+    return Series(*(np.array([values[part].mean() for part in parts]) for values in (series.steps, series.values)))
 
 
 def _round_step(step: float) -> float:

@@ -1,17 +1,18 @@
-"""What the report shows, and in which words and colours."""
+"""Everything that the report shows: results, training images, histories and previews, with its settings and colours."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.drawing.cells import read_png_text
+from stages.pipeline.png_text import read_png_text
+from stages.pipeline.variants import Kind, Variant
+from stages.report.config import ReportConfig
 from stages.report.effects import EFFECTS, Effect
-from stages.report.grids import Style
-from stages.report.histories import Course
+from stages.report.histories import Series
+from stages.report.naming import Namer
 from stages.report.results import Results
 from stages.report.scores import Interval
-from stages.report.variants import Kind, Namer, Variant
 
 COLOURS: dict[Kind, str] = {
     "theta0": "#64748b",
@@ -23,91 +24,73 @@ COLOURS: dict[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Presentation:
-    """How the comparison is shown.
-
-    Attributes:
-        title: of the page and of the main grid.
-        names: what each kind of variant is called.
-        subject_prompts: indices of the prompts that are meant to show what the LoRAs learnt; sweeps show the first one.
-        images_per_cell: pictures in a cell of a grid.
-        style: of pictures and letters.
-    """
-
-    title: str
-    names: Mapping[Kind, str]
-    subject_prompts: Sequence[int]
-    images_per_cell: int
-    style: Style
-
-
-@dataclass(frozen=True)
 class TrainingImages:
-    """What the LoRAs were trained on: how many images, and a sample of files with their captions."""
+    """What the LoRAs were trained on: how many images there are, and some of the files with their captions, to be shown."""
 
     count: int
-    sample: Sequence[tuple[Path, str]]
+    shown: Sequence[tuple[Path, str]]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An image that was drawn while training: with which prompt, after how many optimizer steps, and its file."""
+class Preview:
+    """An image that was drawn while training: its prompt, the optimizer steps done by then, and its file."""
 
     prompt: str
     step: int
     file: Path
 
 
-def read_samples(folder: Path) -> list[Sample]:
-    """The images p<prompt index>-step<step>.png of a folder, prompt by prompt; none where it does not exist."""
+def read_previews(folder: Path) -> list[Preview]:
+    """Read the images p<prompt index>-step<step>.png of a folder, prompt by prompt; none where there is no such folder."""
     files = sorted(folder.glob("p*-step*.png"), key=lambda file: tuple(map(int, file.stem[1:].split("-step"))))
     texts = [(read_png_text(file), file) for file in files]
-    return [Sample(text["prompt"], int(text["step"]), file) for text, file in texts]
+    return [Preview(text["prompt"], int(text["step"]), file) for text, file in texts]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that the report says.
+    """All that the report is made from.
 
     Attributes:
         results: what was drawn and scored.
         training: what the LoRAs were trained on.
-        histories: of each LoRA's training the course of each quantity, as `read_history` gives it.
-        samples: what each training drew on the way, if anything.
-        presentation: how it is shown.
+        histories: of each LoRA's training, as `read_history` gives it.
+        previews: the images that each training drew, if any.
+        config: how it is shown.
     """
 
     results: Results
     training: TrainingImages
-    histories: Mapping[Variant, Mapping[str, Course]]
-    samples: Mapping[Variant, Sequence[Sample]]
-    presentation: Presentation
+    histories: Mapping[Variant, Mapping[str, Series]]
+    previews: Mapping[Variant, Sequence[Preview]]
+    config: ReportConfig
 
     def __post_init__(self) -> None:
         """Refuse prompts that were not drawn."""
         prompts = self.results.prompts
-        for index in self.presentation.subject_prompts:
+        counted = "1 prompt was" if len(prompts) == 1 else f"{len(prompts)} prompts were"
+        for index in self.config.subject_prompts:
             if index not in prompts:
-                raise ValueError(f"subject_prompts: given {index}: there are {len(prompts)} prompts, counted from 0")
+                raise ValueError(f"subject_prompts: given {index}: {counted} drawn, counted from 0")
 
     @property
     def namer(self) -> Namer:
-        """Words for variants."""
-        return Namer(self.presentation.names, self.results.sweep)
+        """What the variants are called."""
+        return Namer(self.config.names, self.results.sweep)
 
     @property
     def other_prompts(self) -> list[int]:
-        """The prompts that ask for nothing of what the LoRAs learnt."""
-        return [index for index in self.results.prompts if index not in self.presentation.subject_prompts]
+        """Indices of the prompts that ask for nothing of what the LoRAs learnt."""
+        return [index for index in self.results.prompts if index not in self.config.subject_prompts]
 
     @property
     def groups(self) -> dict[str, Sequence[int]]:
-        """The prompts that ask for what the LoRAs learnt ("subject"), and those that do not ("other"), if there are any."""
-        groups = {"subject": self.presentation.subject_prompts, "other": self.other_prompts}
+        """Indices of the prompts that ask for what the LoRAs learnt ("subject"), and of the others, if any ("other")."""
+        groups = {"subject": self.config.subject_prompts, "other": self.other_prompts}
         return {name: prompts for name, prompts in groups.items() if prompts}
 
     def changes(self, variant: Variant) -> list[tuple[Effect, Interval]]:
-        """What a LoRA changed, each with its interval over seeds; nothing without a LoRA."""
+        """How much a LoRA changed each score, with the interval over seeds; empty for a variant without a LoRA."""
         if variant.rank is None:
             return []
         prompts = {True: self.groups["subject"], False: self.groups.get("other", ())}
@@ -117,11 +100,12 @@ class Comparison:
     @property
     def training_title(self) -> str:
         """A heading for the training images."""
-        return f"The LoRAs learnt from a dataset of {self.training.count} images like these"
+        images = "1 image, this one" if self.training.count == 1 else f"{self.training.count} images like these"
+        return f"The LoRAs learnt from a dataset of {images}"
 
     def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
-        """The pictures of a cell of a grid."""
-        return self.results.files(variant, prompt_index, self.presentation.images_per_cell)
+        """The pictures in a cell of a grid: one variant, one prompt, and as many seeds as a cell shows."""
+        return self.results.files(variant, prompt_index, self.config.images_per_cell)
 
 
 def read_training_images(dataset: Path, count: int) -> TrainingImages:
@@ -135,7 +119,7 @@ def read_training_images(dataset: Path, count: int) -> TrainingImages:
         raise FileNotFoundError(f"{path}: missing; make the captioned dataset first (stage caption)")
     with path.open(newline="", encoding="utf-8") as file:
         rows = [(dataset / row["file_name"], row["caption"]) for row in csv.DictReader(file)]
-    sample = [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if count else []
-    if missing := [image for image, _ in sample if not image.is_file()]:
+    shown = [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if count else []
+    if missing := [image for image, _ in shown if not image.is_file()]:
         raise FileNotFoundError(f"{missing[0]}: named by metadata.csv and missing")
-    return TrainingImages(len(rows), sample)
+    return TrainingImages(len(rows), shown)

@@ -1,6 +1,7 @@
-"""What a LoRA may change, and which direction of it is wanted: page, tables, metrics and comments take it from here.
+"""The scores that a LoRA may change, and whether a rise or a fall of each is wanted.
 
-A LoRA shall bring what it learnt into the pictures whose prompt asks for it, and leave everything else as it was.
+A LoRA shall bring what it learnt into the pictures whose prompt asks for it, and leave everything else as it was. The page,
+the tables, metrics.json and the comments on pull requests all take their verdicts from here.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ class Effect:
         key: its name in metrics.json and variants.csv.
         metric: of `scores.METRICS`.
         asked: whether it is taken on the subject prompts, which ask for what the LoRAs learnt, or on the others.
-        higher: what a rise is.
-        lower: what a fall is.
+        higher: the verdict on a rise.
+        lower: the verdict on a fall.
     """
 
     key: str
@@ -33,11 +34,11 @@ class Effect:
 
     @property
     def name(self) -> str:
-        """For a reader."""
+        """What the page calls it."""
         return METRIC_NAMES[self.metric] if self.asked else f"{METRIC_NAMES[self.metric]}, on prompts that do not ask for it"
 
     def verdict(self, change: Interval) -> Verdict:
-        """Whether a change is wanted; none is claimed where the interval holds 0 or there is none."""
+        """Whether a change is wanted; "not told apart" where its interval holds 0, or where one seed gives no interval."""
         if change.sign == 0:
             return "not told apart"
         return self.higher if change.sign > 0 else self.lower

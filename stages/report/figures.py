@@ -1,4 +1,4 @@
-"""Every chart of the page as an SVG file of its own, for `dvc plots` and for other documents. Imports no torch."""
+"""Every chart of the page as an SVG file of its own, for `dvc plots` and for other documents."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from stages.report.effects import METRIC_NAMES
 from stages.report.page import forest, training
 from stages.report.rendering import template
 
-COURSES = {"Loss": "loss", "Learning rate": "learning_rate", "Gradient norm": "grad_norm"}
-"""For each course of a training the name of its file."""
+CHART_FILES = {"Loss": "loss", "Learning rate": "learning_rate", "Gradient norm": "grad_norm"}
+"""For each chart of a training how its file's name begins."""
 
 
 def write_charts(comparison: Comparison, folder: Path) -> None:
@@ -20,8 +20,8 @@ def write_charts(comparison: Comparison, folder: Path) -> None:
         _write(folder / f"scores-{metric}.svg", macros.forest_file(drawn, name, drawn["legend"]))
     for kind in comparison.results.sweep.kinds:
         for name, chart in training(comparison, kind)["charts"].items():
-            title = f"{comparison.presentation.names[kind]}: {name.lower()}"
-            _write(folder / f"{COURSES[name]}-{kind}.svg", macros.course_file(chart, title, COLOURS[kind]))
+            title = f"{comparison.config.names.of(kind)}: {name.lower()}"
+            _write(folder / f"{CHART_FILES[name]}-{kind}.svg", macros.line_chart_file(chart, title, COLOURS[kind]))
 
 
 def _write(path: Path, svg: str) -> None:

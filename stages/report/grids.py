@@ -1,4 +1,4 @@
-"""Grids of images with headings, as one PNG. Imports no torch."""
+"""Grids of images with headings, as one PNG."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
+from stages.report.config import GridStyle
 from stages.report.lettering import Font, font_for, widest_part, wrap
 
 INK, MUTED, LINE, PAPER = "#16181d", "#6b7280", "#e5e7eb", "#ffffff"
 MARGIN, GUTTER, GAP, RADIUS = 40, 28, 4, 10
 TITLE, HEADING, SMALL = 34, 22, 17
 WIDEST_WORD = 200
-"""Pixels that a heading may widen a column of small pictures to; longer words are cut."""
+"""Pixels up to which a column of small pictures is widened for the words of its heading; longer words are cut."""
 RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 
 
@@ -29,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """Heading of a row, and for each column the pictures of its cell; no pictures leave the cell empty."""
+    """Heading of a row, and the pictures of its cells, column by column; a cell without pictures stays empty."""
 
     title: str
     cells: Sequence[Sequence[Path]]
@@ -37,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Strip:
-    """A line of pictures under the grid."""
+    """Pictures side by side under the grid, with a heading."""
 
     title: str
     images: Sequence[Path]
@@ -59,26 +60,7 @@ class Grid:
         return [self.title, *headings, *(row.title for row in self.rows), *([self.strip.title] if self.strip else [])]
 
 
-@dataclass(frozen=True)
-class Style:
-    """How pictures are shown.
-
-    Attributes:
-        image_size: pixels of one side of a picture in the grid.
-        resampling: a key of `RESAMPLING`.
-        font: a font file; None takes what `lettering.font_for` chooses.
-    """
-
-    image_size: int
-    resampling: str
-    font: Path | None = None
-
-    def text(self, text: str, size: int) -> Font:
-        """The font for a text at a size in pixels."""
-        return font_for(text, size, self.font)
-
-
-def draw_grid(grid: Grid, style: Style) -> Image.Image:
+def draw_grid(grid: Grid, style: GridStyle) -> Image.Image:
     """Draw a grid: headings on top, each row under its own heading, and a strip of pictures at the bottom."""
     across = mosaic_columns(max(len(cell) for row in grid.rows for cell in row.cells))
     cell_width = max(_span(across, style.image_size), _heading_width(grid.columns, style))
@@ -102,10 +84,10 @@ def mosaic_columns(count: int) -> int:
     return max(1, math.ceil(math.sqrt(count)))
 
 
-def _heading_width(columns: Sequence[Column], style: Style) -> int:
-    """What the words of the headings need, within reason: a small picture is no reason to cut them."""
+def _heading_width(columns: Sequence[Column], style: GridStyle) -> int:
+    """Pixels of the widest word in the headings, up to `WIDEST_WORD`: columns of small pictures get wide enough for it."""
     texts = [(text, size) for column in columns for text, size in ((column.title, HEADING), (column.subtitle, SMALL))]
-    return min(WIDEST_WORD, max(widest_part(text, style.text(text, size)) for text, size in texts))
+    return min(WIDEST_WORD, max(widest_part(text, font_for(text, size, style.font)) for text, size in texts))
 
 
 def _span(count: int, size: int) -> int:
@@ -113,16 +95,16 @@ def _span(count: int, size: int) -> int:
 
 
 class _Canvas:
-    """A picture that grows downwards; `y` is where the next thing goes."""
+    """A picture that grows downwards; what is drawn next begins `y` pixels below its top."""
 
-    def __init__(self, width: int, style: Style) -> None:
+    def __init__(self, width: int, style: GridStyle) -> None:
         self.style = style
         self.image = Image.new("RGB", (width, MARGIN), PAPER)
         self.y = MARGIN
 
     def line(self, text: str, size: int, colour: str, after: int) -> None:
         """Write text over the whole width, broken where it must be."""
-        font = self.style.text(text, size)
+        font = font_for(text, size, self.style.font)
         for part in wrap(text, font, self.image.width - 2 * MARGIN):
             self._write(part, MARGIN, self.y, font, colour)
             self.y += round(size * 1.3)
@@ -134,20 +116,20 @@ class _Canvas:
         ImageDraw.Draw(self.image).rounded_rectangle((left, self.y, left + width - 1, self.y + 5), 3, fill=column.colour)
         bottom = self.y + 18
         for text, size, colour in ((column.title, HEADING, INK), (column.subtitle, SMALL, MUTED)):
-            font = self.style.text(text, size)
+            font = font_for(text, size, self.style.font)
             for part in wrap(text, font, width):
                 self._write(part, left, bottom, font, colour)
                 bottom += round(size * 1.3)
         return bottom
 
     def mosaic(self, files: Sequence[Path], left: int, across: int) -> None:
-        """Place pictures at `y`, `across` side by side."""
+        """Paste the pictures of a cell below `y`, `across` side by side."""
         step = self.style.image_size + GAP
         for index, file in enumerate(files):
-            self._place(file, left + index % across * step, self.y + index // across * step)
+            self._paste(file, left + index % across * step, self.y + index // across * step)
 
     def strip(self, strip: Strip) -> None:
-        """Place as many pictures as fit in one line, under their heading."""
+        """Paste as many pictures as fit side by side, under their heading."""
         self.y += 36
         self._grow(self.y + 1)
         ImageDraw.Draw(self.image).line((MARGIN, self.y, self.image.width - MARGIN, self.y), fill=LINE, width=2)
@@ -157,7 +139,7 @@ class _Canvas:
         images = strip.images[: max(1, (room + GAP) // (size + GAP))]
         step = min((room - size) / max(1, len(images) - 1), size + 4 * GAP)
         for index, file in enumerate(images):
-            self._place(file, MARGIN + round(index * step), self.y)
+            self._paste(file, MARGIN + round(index * step), self.y)
         self.y += size
 
     def finish(self) -> Image.Image:
@@ -165,7 +147,7 @@ class _Canvas:
         self._grow(self.y + MARGIN)
         return self.image
 
-    def _place(self, file: Path, left: int, top: int) -> None:
+    def _paste(self, file: Path, left: int, top: int) -> None:
         """Paste a picture; of one that is not square the middle is shown, as training takes it."""
         size = self.style.image_size
         with Image.open(file) as image:

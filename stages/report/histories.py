@@ -1,4 +1,4 @@
-"""The courses of the trainings: read from history.csv, and written as tables for `dvc plots`. Imports no torch."""
+"""The histories of the trainings: read from history.csv, and written as tables for `dvc plots`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,48 +7,50 @@ from pathlib import Path
 import numpy as np
 
 from stages.pipeline.tables import read_table, write_table
-from stages.report.variants import Variant
+from stages.pipeline.variants import Variant
 
-MEASURES = ("loss", "validation_loss", "learning_rate", "grad_norm")
+HELD_OUT_LOSS = "held_out_loss"
+MEASURES = ("loss", HELD_OUT_LOSS, "learning_rate", "grad_norm")
+"""The quantities of a training, each a column of its history."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """What one quantity did over the optimizer steps."""
+class Series:
+    """One quantity of a training: `values[i]` was measured at the optimizer step `steps[i]`; both have the shape (n,)."""
 
     steps: np.ndarray
     values: np.ndarray
 
 
-def read_history(path: Path) -> dict[str, Course]:
-    """The course of each of `MEASURES`, where it was measured and is finite; the held-out loss may be empty.
+def read_history(path: Path) -> dict[str, Series]:
+    """Read each of `MEASURES` at the steps where it was measured and is finite; the held-out loss may have no step at all.
 
     Raises:
         OSError: the file is missing.
-        ValueError: it lacks a column, holds something else than numbers, or no step.
+        ValueError: a column is missing, holds anything but numbers, or holds no number at all.
     """
     rows = read_table(path, ("step", *MEASURES))
     try:
-        courses = {name: _course([(row["step"], row[name]) for row in rows if row[name]]) for name in MEASURES}
+        history = {name: _series([(row["step"], row[name]) for row in rows if row[name]]) for name in MEASURES}
     except ValueError as error:
         raise ValueError(f"{path}: expected numbers in the columns step, {', '.join(MEASURES)} ({error})") from error
     for name in MEASURES:
-        if name != "validation_loss" and not len(courses[name].steps):
-            raise ValueError(f"{path}: holds no steps with a {name} that is a number")
-    return courses
+        if name != HELD_OUT_LOSS and not len(history[name].steps):
+            raise ValueError(f"{path}: holds no step whose {name} is a number")
+    return history
 
 
-def write_courses(histories: Mapping[Variant, Mapping[str, Course]], folder: Path) -> None:
-    """Write <measure>.csv for each of `MEASURES`: variant, step and the value; no rows where nobody measured it."""
+def write_histories(histories: Mapping[Variant, Mapping[str, Series]], folder: Path) -> None:
+    """Write <measure>.csv for each of `MEASURES`: variant, step and value; a table without rows where it was never measured."""
     for name in MEASURES:
         rows = (
             (variant.name, f"{step:g}", f"{value:.6g}")
-            for variant, courses in histories.items()
-            for step, value in zip(courses[name].steps.tolist(), courses[name].values.tolist(), strict=True)
+            for variant, history in histories.items()
+            for step, value in zip(history[name].steps.tolist(), history[name].values.tolist(), strict=True)
         )
         write_table(folder / f"{name}.csv", ("variant", "step", name), rows)
 
 
-def _course(points: list[tuple[str, str]]) -> Course:
+def _series(points: list[tuple[str, str]]) -> Series:
     table = np.array(points, dtype=float).reshape(-1, 2)
-    return Course(*table[np.isfinite(table).all(axis=1)].T)
+    return Series(*table[np.isfinite(table).all(axis=1)].T)

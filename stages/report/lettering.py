@@ -1,4 +1,4 @@
-"""Letters in the PNG grids: which font draws a text, what it cannot draw, and where lines break. Imports no torch."""
+"""Letters in the PNG grids: which font draws a text, what it cannot draw, and where lines break."""
 
 import math
 import unicodedata
@@ -11,12 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 NO_CHARACTER = "\U0010ffff"
-"""Never a character (Unicode 23.7), so every font draws its sign for a missing one."""
+"""Never assigned to a character (Unicode 23.7), so every font draws its box for a missing one."""
 JOINER = "\u200d"
 CLINGING = {"Mn", "Me", "Cf", "Sk", "Pe", "Pf", "Po"}
 """Categories that stay with the character before them: accents, joiners, skin tones, closing marks."""
 
 MARKS = "-_/."
+"""A word that has to be cut is best cut behind one of these."""
 
 
 def font_for(text: str, size: int, file: Path | None) -> Font:
@@ -25,8 +26,8 @@ def font_for(text: str, size: int, file: Path | None) -> Font:
     Args:
         text: what is drawn.
         size: in pixels.
-        file: the font to take for every text. None takes Pillow's own, which has ASCII and little else, and for a text that
-            it has not the letters for DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic.
+        file: the font of every text. None takes Pillow's own font, which has ASCII and little else; a text with any other
+            letter is drawn in DejaVu Sans (Latin, Greek, Cyrillic), which comes with matplotlib.
 
     Raises:
         OSError: the file is not a font.
@@ -37,13 +38,13 @@ def font_for(text: str, size: int, file: Path | None) -> Font:
 
 
 def missing_characters(texts: Iterable[str], file: Path | None) -> list[str]:
-    """The characters for which a font draws its box, each once, in the order in which they appear; None is Pillow's own."""
+    """The characters that a font has no glyph for, each once, in the order in which they appear; None is Pillow's own font."""
     characters = dict.fromkeys(character for text in texts for character in composed(text) if not character.isspace())
     return [character for character in characters if not _has(file, character)]
 
 
 def undrawable(texts: Iterable[str], file: Path | None) -> list[str]:
-    """The characters that the grids would show as boxes, each once."""
+    """The characters that no font of `font_for` has a glyph for, so that the grids would show boxes; each once."""
     if file is not None:
         return missing_characters(texts, file)
     beyond = [text for text in texts if missing_characters([text], None)]
@@ -78,7 +79,7 @@ def widest_part(text: str, font: Font) -> int:
 
 
 def _parts(text: str) -> Iterator[tuple[str, str]]:
-    """What a line may not be broken in, each with the space before it."""
+    """The parts of a text that no line break may fall into, each with the space before it."""
     for number, word in enumerate(text.split()):
         start = 0
         for end in range(1, len(word) + 1):
@@ -97,7 +98,7 @@ def _clings(before: str, after: str) -> bool:
 
 
 def _fitting(line: str, font: Font, width: int) -> int:
-    """How many characters of a line fit; at least one, with what stays with it, and best up to a mark such as a hyphen."""
+    """How many characters of a line fit: at least one with what clings to it, and if possible up to a mark such as a hyphen."""
     if font.getlength(line) <= width:
         return len(line)
     ends = [end for end in range(1, len(line)) if not _clings(line[end - 1], line[end])]

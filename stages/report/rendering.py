@@ -10,11 +10,11 @@ from PIL import Image
 from stages.report.scores import Interval
 
 PAGE_IMAGE_SIZE = 256
-"""Largest picture in the page, in pixels; larger ones are reduced, and lose a little to compression."""
+"""Pixels of the longest side of a picture in the page; a larger one is reduced and compressed with some loss."""
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this folder; all text that is put into it is escaped."""
+    """A template of this folder, which escapes every text that is put into it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -53,8 +53,8 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else number(0, digits)
 
 
-def bounds(value: Interval, digits: int = 3) -> str:
+def bounds(value: Interval) -> str:
     """The bounds of a confidence interval in words; empty where there is one seed only."""
     if value.low is None or value.high is None:
         return ""
-    return f"{number(value.low, digits)} to {number(value.high, digits)}"
+    return f"{number(value.low)} to {number(value.high)}"

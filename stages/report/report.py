@@ -1,16 +1,16 @@
-"""The report: grids as PNG, charts as SVG, tables of scores, and one self-contained page. Imports no torch."""
+"""The report: grids as PNG, charts as SVG, tables of scores, and one self-contained page."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.pipeline.variants import Kind, Variant
 from stages.report.contents import COLOURS, Comparison
 from stages.report.figures import write_charts
 from stages.report.grids import Column, Grid, Row, Strip, draw_grid
-from stages.report.histories import write_courses
+from stages.report.histories import write_histories
 from stages.report.lettering import undrawable
 from stages.report.page import render_page
 from stages.report.score_tables import write_metrics, write_scores_table, write_variants_table
-from stages.report.variants import Kind, Variant
 
 NAMED = 8
 """How many characters a problem names; the others are counted."""
@@ -20,54 +20,53 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     """Write the grids, charts/ with every chart of the page, tables, metrics.json and index.html."""
     (folder / "charts").mkdir()
     for name, grid in grids(comparison).items():
-        draw_grid(grid, comparison.presentation.style).save(folder / name)
+        draw_grid(grid, comparison.config).save(folder / name)
     write_charts(comparison, folder / "charts")
     write_scores_table(comparison, folder / "scores.csv")
     write_variants_table(comparison, folder / "variants.csv")
     write_metrics(comparison, folder / "metrics.json")
-    write_courses(comparison.histories, folder)
+    write_histories(comparison.histories, folder)
     (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")
 
 
 def grids(comparison: Comparison) -> dict[str, Grid]:
-    """The grids by the names of their files: the main one, and one for each kind of LoRA."""
+    """The grids by the names of their files: the main grid, and one for each kind of LoRA."""
     sweeps = {f"charts/sweep-{kind}.png": sweep_grid(comparison, kind) for kind in comparison.results.sweep.kinds}
     return {"grid.png": main_grid(comparison), **sweeps}
 
 
 def font_problems(comparison: Comparison) -> list[str]:
-    """What is wrong with the letters of the grids, a line each; to be said before they are drawn.
+    """What is wrong with the letters of the grids, a line each; they need not be drawn for this.
 
     Raises:
         OSError: the font cannot be read.
     """
     texts = [text for grid in grids(comparison).values() for text in grid.texts]
-    if not (missing := undrawable(texts, comparison.presentation.style.font)):
+    if not (missing := undrawable(texts, comparison.config.font)):
         return []
     named = ", ".join(f"{character} (U+{ord(character):04X})" for character in missing[:NAMED])
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    return [f"font: it has no {named}{more}: the PNG grids show boxes; set it to a .ttf or .otf file that has them"]
+    boxes, them = ("a box", "it") if len(missing) == 1 else ("boxes", "them")
+    return [f"font: it has no {named}{more}: the PNG grids show {boxes}; set it to a .ttf or .otf file that has {them}"]
 
 
 def main_grid(comparison: Comparison) -> Grid:
     """Prompts down; originals, merge and LoRAs across; training images below."""
-    results, presentation = comparison.results, comparison.presentation
+    results = comparison.results
     leading = results.sweep.leading
     rows = [
         Row(prompt, [comparison.pictures(variant, index) for variant in leading]) for index, prompt in results.prompts.items()
     ]
-    strip = Strip(comparison.training_title, [file for file, _ in comparison.training.sample])
-    return Grid(presentation.title, _columns(comparison, leading), rows, strip)
+    strip = Strip(comparison.training_title, [file for file, _ in comparison.training.shown])
+    return Grid(comparison.config.title, _columns(comparison, leading), rows, strip)
 
 
 def sweep_grid(comparison: Comparison, kind: Kind) -> Grid:
     """Alphas down; no LoRA and each rank across; the first of the subject prompts."""
-    lines, prompt = comparison.results.sweep.lines(kind), comparison.presentation.subject_prompts[0]
-    columns = [Column(*comparison.namer.sweep_heading(variant), COLOURS[variant.kind]) for variant in lines[0]]
-    rows = [
-        Row(comparison.namer.formula(line[0]), [comparison.pictures(variant, prompt) for variant in line]) for line in lines
-    ]
-    return Grid(comparison.results.prompts[prompt], columns, rows)
+    rows, prompt = comparison.results.sweep.rows(kind), comparison.config.subject_prompts[0]
+    columns = [Column(*comparison.namer.sweep_heading(variant), COLOURS[variant.kind]) for variant in rows[0]]
+    shown = [Row(comparison.namer.formula(row[0]), [comparison.pictures(variant, prompt) for variant in row]) for row in rows]
+    return Grid(comparison.results.prompts[prompt], columns, shown)
 
 
 def _columns(comparison: Comparison, variants: Sequence[Variant]) -> list[Column]:

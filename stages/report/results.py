@@ -1,12 +1,13 @@
-"""All cells and scores of a comparison, checked, and what can be said about them in numbers. Imports no torch."""
+"""All images and scores of a comparison, checked, and the means and differences of the scores."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.drawing.cells import Cell, read_cells
+from stages.pipeline.variants import Variant
 from stages.report.scores import Interval, Scores, differences, mean_interval, read_scores, select
-from stages.report.variants import Sweep, Variant
+from stages.report.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class Results:
 
     Attributes:
         sweep: which variants there are.
-        images: the folder with one folder of cells a variant.
-        cells: the same for every variant.
+        images: the folder that holds a folder of images for each variant.
+        cells: every prompt with every seed, the same for all variants; each is an image of every variant.
         scores: of each variant.
     """
 
@@ -40,25 +41,25 @@ class Results:
         names = [cell.file_name for cell in self.cells if cell.prompt_index == prompt_index]
         return [self.images / variant.name / name for name in names[:count]]
 
-    def mean(self, variant: Variant, metric: str, prompts: Collection[int] | None = None) -> Interval:
-        """Mean score over the prompts with these indices, or over all."""
-        return mean_interval(select(self.scores[variant], metric, prompts))
+    def mean(self, variant: Variant, metric: str, prompt_indices: Collection[int]) -> Interval:
+        """Mean score over the prompts with these indices."""
+        return mean_interval(select(self.scores[variant], metric, prompt_indices))
 
-    def pairs(self, variant: Variant, metric: str, prompts: Collection[int] | None = None) -> dict[Cell, float]:
-        """What each image of a LoRA scores above the image of its merge from the same prompt and noise."""
-        of_variant, of_merge = (select(self.scores[each], metric, prompts) for each in (variant, variant.merge))
+    def pairs(self, variant: Variant, metric: str, prompt_indices: Collection[int]) -> dict[Cell, float]:
+        """For each image of a LoRA, its score minus that of its merge's image of the same prompt and seed."""
+        of_variant, of_merge = (select(self.scores[each], metric, prompt_indices) for each in (variant, variant.merge))
         return differences(of_variant, of_merge)
 
-    def gain(self, variant: Variant, metric: str, prompts: Collection[int] | None = None) -> Interval:
-        """Mean of `pairs`."""
-        return mean_interval(self.pairs(variant, metric, prompts))
+    def gain(self, variant: Variant, metric: str, prompt_indices: Collection[int]) -> Interval:
+        """What a LoRA changed: the mean of `pairs`."""
+        return mean_interval(self.pairs(variant, metric, prompt_indices))
 
 
 def read_results(sweep: Sweep, images: Path, scores: Path) -> Results:
-    """Read what the variants of the sweep drew and scored; whatever else lies in the folders is left alone.
+    """Read the images and scores of the variants of the sweep; other files in the folders are not looked at.
 
     Raises:
-        OSError: the cells or the scores of a variant are missing.
+        OSError: the images or the scores of a variant are missing.
         ValueError: two variants were drawn from different prompts or seeds.
     """
     first, *_ = sweep.variants

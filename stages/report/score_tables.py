@@ -1,4 +1,4 @@
-"""The tables of a comparison: scores.csv and variants.csv for people, metrics.json for DVC. Imports no torch."""
+"""The tables of a comparison: scores.csv and variants.csv for people, metrics.json for DVC."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.pipeline.tables import write_table
+from stages.pipeline.variants import Variant
 from stages.report.contents import Comparison
 from stages.report.effects import EFFECTS, effect_of
+from stages.report.histories import HELD_OUT_LOSS
 from stages.report.scores import METRICS, Interval, select
-from stages.report.variants import Variant
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a text begins that a spreadsheet computes instead of showing it (OWASP, "CSV Injection")."""
+"""First characters of a text that a spreadsheet would compute instead of showing (OWASP, "CSV Injection")."""
 
 IDENTITY = ("variant", "kind", "alpha", "rank")
 
@@ -20,10 +21,11 @@ IDENTITY = ("variant", "kind", "alpha", "rank")
 def write_scores_table(comparison: Comparison, path: Path) -> None:
     """Write scores.csv: for each variant a row for the subject prompts, one for the others, and one for each prompt.
 
-    `prompts` says which of the two a row belongs to; `prompt` is empty where the row is of all of them. Each metric has its
-    mean; `…_gain` is the mean difference to the same merge without a LoRA, paired by prompt and seed, and `…_verdict` says
-    whether it is wanted; both are empty without a LoRA. `…_seeds_low` and `…_seeds_high` bound the 95 % interval over
-    seeds: what other seeds would give with these very prompts. It says nothing about other prompts or another training.
+    The column `prompts` says which of the two groups a row belongs to; `prompt` is empty in the row of a whole group. Each
+    metric has its mean; `…_gain` is the mean difference to the same merge without a LoRA, paired by prompt and seed, and
+    `…_verdict` says whether it is wanted; both are empty without a LoRA. `…_seeds_low` and `…_seeds_high` bound the 95 %
+    interval over seeds: what other seeds would give with these very prompts. It says nothing about other prompts or another
+    training.
     """
     ends = ("", "_seeds_low", "_seeds_high", "_gain", "_gain_seeds_low", "_gain_seeds_high", "_verdict")
     columns = [f"{metric}{end}" for metric in METRICS for end in ends]
@@ -40,18 +42,20 @@ def _score_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
                 yield _score_row(comparison, variant, group, as_text(results.prompts[index]), [index])
 
 
-def _score_row(comparison: Comparison, variant: Variant, group: str, prompt: str, prompts: Collection[int]) -> Sequence[Any]:
+def _score_row(
+    comparison: Comparison, variant: Variant, group: str, prompt: str, prompt_indices: Collection[int]
+) -> Sequence[Any]:
     results = comparison.results
     numbers: list[str] = []
     for metric in METRICS:
-        numbers += _bounds(results.mean(variant, metric, prompts))
+        numbers += _bounds(results.mean(variant, metric, prompt_indices))
         if variant.rank is None:
             numbers += [""] * 4
             continue
-        gain = results.gain(variant, metric, prompts)
+        gain = results.gain(variant, metric, prompt_indices)
         verdict = "" if gain.low is None else effect_of(metric, group == "subject").verdict(gain)
         numbers += [*_bounds(gain), verdict]
-    images = len(select(results.scores[variant], METRICS[0], prompts))
+    images = len(select(results.scores[variant], METRICS[0], prompt_indices))
     return (*_identity(variant), group, prompt, images, *numbers)
 
 
@@ -61,7 +65,7 @@ def write_variants_table(comparison: Comparison, path: Path) -> None:
     A LoRA's row also has what it changed, named as in metrics.json, and the last loss of its held-out images.
     """
     means = [f"{metric}_{group}" for metric in METRICS for group in ("subject", "other")]
-    columns = (*IDENTITY, *means, *(effect.key for effect in EFFECTS), "validation_loss")
+    columns = (*IDENTITY, *means, *(effect.key for effect in EFFECTS), HELD_OUT_LOSS)
     write_table(path, columns, (_variant_row(comparison, variant) for variant in comparison.results.scores))
 
 
@@ -74,7 +78,7 @@ def _variant_row(comparison: Comparison, variant: Variant) -> Sequence[Any]:
     ]
     changes = effects_of(comparison, variant)
     history = comparison.histories.get(variant)
-    held_out = history["validation_loss"].values.tolist() if history else []
+    held_out = history[HELD_OUT_LOSS].values.tolist() if history else []
     numbers = (*means, *(changes.get(effect.key) for effect in EFFECTS), held_out[-1] if held_out else None)
     return (*_identity(variant), *map(_number, numbers))
 
@@ -83,9 +87,9 @@ def write_metrics(comparison: Comparison, path: Path) -> None:
     """Write metrics.json: for every variant its mean scores on the subject prompts and what a LoRA changed.
 
     A variant has the same key in any sweep (`Variant.key`), so that two revisions compare the same models, and one that
-    is gone shows as gone. Which direction of a change is wanted says `effects.EFFECTS`: `…_gain`, on the subject prompts,
-    should be above 0; `…_leak`, likeness to the training images where nothing of them is asked for, should not; and
-    `…_drift`, likeness to the prompt there, should not be below.
+    is gone shows as gone. `effects.EFFECTS` says which direction of a change is wanted: `…_gain`, on the subject prompts,
+    should be above 0; `…_leak`, the gain in likeness to the training images on the other prompts, should not be above 0; and
+    `…_drift`, the change of likeness to the prompt on the other prompts, should not be below 0.
     """
     metrics = {
         variant.key: {
@@ -99,7 +103,7 @@ def write_metrics(comparison: Comparison, path: Path) -> None:
 
 
 def effects_of(comparison: Comparison, variant: Variant) -> dict[str, float]:
-    """What a LoRA changed, by the keys of `EFFECTS`; nothing without a LoRA, nor on other prompts where there are none."""
+    """How much a LoRA changed each score, by the keys of `EFFECTS`; those of other prompts only where there are any."""
     return {effect.key: change.mean for effect, change in comparison.changes(variant)}
 
 

@@ -1,8 +1,8 @@
-"""Score files, and their means with confidence intervals. Imports no torch.
+"""Score files, and their means with confidence intervals.
 
-The interval speaks of the seeds: prompts are chosen, seeds are drawn, so what varies if the comparison is repeated is the
-seed. The unit is therefore the mean of a seed's images, and the interval is Student's (1908) on those means, paired by
-seed for differences. A bootstrap over eight seeds would be too narrow: 88 instead of 95 % coverage in simulation.
+The interval is over seeds: prompts are chosen by hand and stay, so that only the seeds would differ if the comparison were
+repeated. It is Student's (1908), on one mean for each seed; for a difference between two variants, on the mean difference for
+each seed. A bootstrap over eight seeds would be too narrow: it covers 88 instead of 95 % in simulation.
 """
 
 import math
@@ -20,7 +20,7 @@ METRICS = ("prompt_similarity", "reference_similarity")
 CONFIDENCE = 0.95
 
 Scores = Mapping[Cell, Mapping[str, float]]
-"""For each cell of a variant, its score by each metric."""
+"""For each image of a variant, by its prompt and seed, the score by each metric."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_scores(path: Path, cells: Sequence[Cell]) -> Scores:
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: it does not hold a number for each metric of each cell.
+        ValueError: it does not hold a number for each metric of each image.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; score the images of this variant first (stage score)")
@@ -72,7 +72,7 @@ def _score(text: str) -> float:
 
 
 def mean_interval(values: Mapping[Cell, float]) -> Interval:
-    """Mean over cells, with its confidence interval over seeds; each seed has the same number of cells."""
+    """Mean over images, with its confidence interval over seeds; each seed has the same number of images."""
     by_seed: dict[int, list[float]] = {}
     for cell, value in values.items():
         by_seed.setdefault(cell.seed, []).append(value)
@@ -84,12 +84,12 @@ def mean_interval(values: Mapping[Cell, float]) -> Interval:
     return Interval(mean, mean - half_width, mean + half_width)
 
 
-def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """The t that Student's distribution stays within, on both sides, with this probability.
+def student_quantile(degrees: int) -> float:
+    """The t between whose negative and itself Student's distribution lies with the probability `CONFIDENCE`.
 
     Not scipy's: diffusers and transformers import scipy wherever it is installed, at two seconds a process.
     """
-    outside = 1 - confidence
+    outside = 1 - CONFIDENCE
     return float(
         findroot(
             lambda t: betainc(degrees / 2, 0.5, 0, degrees / (degrees + t * t), regularized=True) - outside,
@@ -101,11 +101,11 @@ def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     )
 
 
-def select(scores: Scores, metric: str, prompts: Collection[int] | None = None) -> dict[Cell, float]:
-    """The scores by one metric, of the prompts with these indices or of all."""
-    return {cell: values[metric] for cell, values in scores.items() if prompts is None or cell.prompt_index in prompts}
+def select(scores: Scores, metric: str, prompt_indices: Collection[int]) -> dict[Cell, float]:
+    """The scores by one metric, of the prompts with these indices."""
+    return {cell: values[metric] for cell, values in scores.items() if cell.prompt_index in prompt_indices}
 
 
 def differences(scores: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> dict[Cell, float]:
-    """What each cell scores above the cell of the baseline with the same prompt and seed."""
+    """For each prompt and seed, the score minus the baseline's."""
     return {cell: value - baseline[cell] for cell, value in scores.items()}

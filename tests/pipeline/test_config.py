@@ -62,13 +62,6 @@ def sweep(**values):
     return {"alpha": [0.5], "rank": [4], "dreambooth_rank": [], "bases": ["theta0"]} | values
 
 
-def test_variants_are_named_as_the_numbers_are_written():
-    variants = validate("sweep", SweepConfig, sweep(alpha=[0, 0.5, 1.0], dreambooth_rank=[2])).variants
-    assert variants[:4] == ("theta0", "a0", "a0.5", "a1.0")
-    assert "text2img-a0-r4" in variants
-    assert "dreambooth-a1.0-r2" in variants
-
-
 WRONG = [{"alpha": [1.1]}, {"alpha": []}, {"rank": [0]}, {"bases": ["theta2"]}, {"alpha": [0.5, 0.5]}]
 
 

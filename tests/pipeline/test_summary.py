@@ -1,8 +1,8 @@
 import pytest
 
 from stages.pipeline.summary import main
+from stages.pipeline.variants import Variant
 from stages.report.report import write_report
-from stages.report.variants import Variant
 from tests.report.small_comparison import leak, read_world, write_world
 
 

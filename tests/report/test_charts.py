@@ -1,14 +1,14 @@
 import pytest
 
-from stages.report.charts import Axis, course_chart, fit_axis
-from stages.report.histories import read_history, write_courses
-from stages.report.variants import Variant
+from stages.pipeline.variants import Variant
+from stages.report.charts import Axis, fit_axis, line_chart
+from stages.report.histories import read_history, write_histories
 from tests.report.small_comparison import write_history
 
 
-def test_axis_places_its_ends():
+def test_axis_begins_and_ends_where_it_shall():
     axis = Axis(2, 4, 10, 20)
-    assert [axis.place(value) for value in (2, 3, 4)] == [10, 15, 20]
+    assert [axis.position(value) for value in (2, 3, 4)] == [10, 15, 20]
 
 
 @pytest.mark.parametrize(
@@ -21,17 +21,17 @@ def test_ticks_are_round(low, high, labels):
 
 def test_axis_of_one_value_has_a_width():
     axis = fit_axis([0.3, 0.3], 0, 100)
-    assert axis.place(0.3) == 50
+    assert axis.position(0.3) == 50
 
 
 def test_axis_shows_all_values():
     axis = fit_axis([0.1, 0.9], 0, 100)
-    assert 0 < axis.place(0.1) < axis.place(0.9) < 100
+    assert 0 < axis.position(0.1) < axis.position(0.9) < 100
 
 
 def test_losses_are_averaged(tmp_path):
     write_history(tmp_path / "lora" / "history.csv")
-    (curve,) = course_chart({"rank 4": read_history(tmp_path / "lora" / "history.csv")}, "loss").curves
+    (curve,) = line_chart({"rank 4": read_history(tmp_path / "lora" / "history.csv")}, "loss").curves
     points = [tuple(map(float, point.split(","))) for point in curve.points.split()]
     assert len(points) == 60
     heights = [y for _, y in points]
@@ -42,7 +42,7 @@ def test_held_out_loss_is_dashed_in_the_colour_of_its_training(tmp_path):
     for name, held_out in (("one", ()), ("two", (50, 100))):
         write_history(tmp_path / name / "history.csv", held_out)
     histories = {name: read_history(tmp_path / name / "history.csv") for name in ("one", "two")}
-    chart = course_chart(histories, "loss", held_out="validation_loss")
+    chart = line_chart(histories, "loss", held_out="held_out_loss")
     assert [(curve.name, curve.number, curve.dashed) for curve in chart.curves] == [
         ("one", 0, False),
         ("two", 1, False),
@@ -51,30 +51,30 @@ def test_held_out_loss_is_dashed_in_the_colour_of_its_training(tmp_path):
     assert [curve.name for curve in chart.legend] == ["one", "two"]
     assert len(chart.curves[2].points.split()) == 2
     assert chart.dashed
-    assert not course_chart(histories, "learning_rate").dashed
+    assert not line_chart(histories, "learning_rate").dashed
 
 
-def test_courses_are_tables_for_plots(tmp_path):
+def test_histories_are_tables_for_plots(tmp_path):
     write_history(tmp_path / "lora" / "history.csv", (50,))
     write_history(tmp_path / "other" / "history.csv")
     histories = {
         Variant("text2img", 0.7, rank): read_history(tmp_path / name / "history.csv")
         for rank, name in ((4, "lora"), (8, "other"))
     }
-    write_courses(histories, tmp_path)
-    assert (tmp_path / "validation_loss.csv").read_text() == "variant,step,validation_loss\ntext2img-a0.7-r4,50,0.5\n"
+    write_histories(histories, tmp_path)
+    assert (tmp_path / "held_out_loss.csv").read_text() == "variant,step,held_out_loss\ntext2img-a0.7-r4,50,0.5\n"
     rows = (tmp_path / "loss.csv").read_text().splitlines()
     assert rows[:2] == ["variant,step,loss", "text2img-a0.7-r4,1,1"]
     assert len(rows) == 201
 
 
 def test_infinite_norms_are_left_out(tmp_path):
-    (tmp_path / "history.csv").write_text("step,loss,validation_loss,learning_rate,grad_norm\n1,1,,1,inf\n2,1,,1,3\n")
-    course = read_history(tmp_path / "history.csv")["grad_norm"]
-    assert (course.steps.tolist(), course.values.tolist()) == ([2], [3])
+    (tmp_path / "history.csv").write_text("step,loss,held_out_loss,learning_rate,grad_norm\n1,1,,1,inf\n2,1,,1,3\n")
+    norms = read_history(tmp_path / "history.csv")["grad_norm"]
+    assert (norms.steps.tolist(), norms.values.tolist()) == ([2], [3])
 
 
-HEADER = "step,loss,validation_loss,learning_rate,grad_norm\n"
+HEADER = "step,loss,held_out_loss,learning_rate,grad_norm\n"
 
 
 @pytest.mark.parametrize("text", ["step,lost\n1,2\n", HEADER, f"{HEADER}1,high,,1,1\n"])

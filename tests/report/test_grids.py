@@ -1,6 +1,11 @@
 from PIL import Image
 
-from stages.report.grids import Column, Grid, Row, Strip, Style, draw_grid, mosaic_columns
+from stages.report.config import GridStyle
+from stages.report.grids import Column, Grid, Row, Strip, draw_grid, mosaic_columns
+
+
+def style(image_size, resampling):
+    return GridStyle(image_size=image_size, resampling=resampling, font=None)
 
 
 def colour_files(folder, colours):
@@ -20,7 +25,7 @@ def test_every_picture_is_in_the_grid(tmp_path):
     files = colour_files(tmp_path, colours)
     rows = [Row("one", [files[0:1], files[1:2]]), Row("two", [files[2:3], files[3:4]])]
     columns = [Column("a", "b", "#123456"), Column("c", "d", "#654321")]
-    grid = draw_grid(Grid("title", columns, rows, Strip("strip", files[4:])), Style(32, "nearest"))
+    grid = draw_grid(Grid("title", columns, rows, Strip("strip", files[4:])), style(32, "nearest"))
     assert set(colours) | {(0x12, 0x34, 0x56), (0x65, 0x43, 0x21)} <= colours_of(grid)
 
 
@@ -28,7 +33,7 @@ def test_columns_and_rows_keep_their_places(tmp_path):
     red, green, blue = files = colour_files(tmp_path, [(250, 0, 0), (0, 250, 0), (0, 0, 250)])
     assert len(files) == 3
     rows = [Row("r", [[red], [green]]), Row("s", [[blue], []])]
-    grid = draw_grid(Grid("t", [Column("a", "", "#fff")] * 2, rows), Style(32, "nearest"))
+    grid = draw_grid(Grid("t", [Column("a", "", "#fff")] * 2, rows), style(32, "nearest"))
     centres = {}
     for x in range(grid.width):
         for y in range(grid.height):
@@ -44,7 +49,7 @@ def test_columns_and_rows_keep_their_places(tmp_path):
 def test_same_input_same_bytes(tmp_path):
     files = colour_files(tmp_path, [(1, 2, 3)])
     grid = Grid("t", [Column("a", "b", "#000")], [Row("r", [files])])
-    grids = [draw_grid(grid, Style(20, "lanczos")) for _ in range(2)]
+    grids = [draw_grid(grid, style(20, "lanczos")) for _ in range(2)]
     assert grids[0].tobytes() == grids[1].tobytes()
 
 
@@ -63,7 +68,7 @@ LONG = "stable-diffusion-v1-5-inpainting-fp16-ema-pruned_the_very_long_one"
 
 def test_long_headings_stay_on_the_page(tmp_path):
     files = colour_files(tmp_path, [(255, 255, 255)])
-    grid = draw_grid(Grid("t" * 200, [Column("a", "", "#ffffff")], [Row("r" * 200, [files])]), Style(64, "nearest"))
+    grid = draw_grid(Grid("t" * 200, [Column("a", "", "#ffffff")], [Row("r" * 200, [files])]), style(64, "nearest"))
     assert min(written(grid)) >= 38
     assert max(written(grid)) < grid.width - 38
 
@@ -71,13 +76,13 @@ def test_long_headings_stay_on_the_page(tmp_path):
 def test_long_names_stay_in_their_columns(tmp_path):
     files = colour_files(tmp_path, [(255, 255, 255)])
     columns = [Column(LONG, LONG.upper(), "#ffffff"), Column("", "", "#ffffff")]
-    grid = draw_grid(Grid("", columns, [Row("", [files, files])]), Style(64, "nearest"))
+    grid = draw_grid(Grid("", columns, [Row("", [files, files])]), style(64, "nearest"))
     assert max(written(grid)) < grid.width / 2
 
 
 def test_small_pictures_do_not_cut_the_words_of_headings(tmp_path):
     files = colour_files(tmp_path, [(9, 9, 9)])
-    grid = draw_grid(Grid("t", [Column("DreamBooth LoRA", "rank 4", "#000")], [Row("r", [files])]), Style(24, "nearest"))
+    grid = draw_grid(Grid("t", [Column("DreamBooth LoRA", "rank 4", "#000")], [Row("r", [files])]), style(24, "nearest"))
     assert grid.width > 2 * 40 + 110
 
 
@@ -87,7 +92,7 @@ def test_pictures_keep_their_shape(tmp_path):
     wide.paste((0, 0, 250), (30, 0, 60, 30))
     wide.save(tmp_path / "wide.png")
     grid = draw_grid(
-        Grid("t", [Column("a", "", "#fff")], [Row("r", [[]])], Strip("s", [tmp_path / "wide.png"])), Style(30, "nearest")
+        Grid("t", [Column("a", "", "#fff")], [Row("r", [[]])], Strip("s", [tmp_path / "wide.png"])), style(30, "nearest")
     )
     assert (0, 0, 250) in colours_of(grid)
     assert (250, 0, 0) not in colours_of(grid)
@@ -96,5 +101,5 @@ def test_pictures_keep_their_shape(tmp_path):
 def test_letters_beyond_ascii_are_drawn(tmp_path):
     """Pillow's own font draws the same box for all of them."""
     files = colour_files(tmp_path, [(9, 9, 9)])
-    drawn = [draw_grid(Grid(title, [Column("a", "", "#000")], [Row("r", [files])]), Style(64, "nearest")) for title in "éαЖ"]
+    drawn = [draw_grid(Grid(title, [Column("a", "", "#000")], [Row("r", [files])]), style(64, "nearest")) for title in "éαЖ"]
     assert len({grid.tobytes() for grid in drawn}) == 3

@@ -8,27 +8,30 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from stages.report.figures import COURSES
+from stages.checkpoints.file_names import PREVIEWS
+from stages.pipeline.variants import Variant
+from stages.report.figures import CHART_FILES
 from stages.report.grids import draw_grid
 from stages.report.page import render_page
 from stages.report.rendering import bounds, data_uri, number, signed
 from stages.report.report import grids, main_grid, write_report
 from stages.report.results import read_results
 from stages.report.scores import Interval
-from stages.report.variants import Sweep, Variant
 from tests.report.small_comparison import (
     COLOURS,
+    CONFIG,
     NAMES,
+    NARROW,
     SWEEP,
+    WIDE,
     leak,
     read_world,
-    write_samples,
+    write_previews,
     write_training_images,
     write_variant,
     write_world,
 )
 
-WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (4, 2), "dreambooth": ()})
 VOID = {"meta", "img", "input", "br", "line", "circle"}
 
 
@@ -117,7 +120,15 @@ def test_one_seed_gives_no_verdict(tmp_path):
     write_training_images(tmp_path)
     said = words(Page(render_page(read_world(tmp_path))))
     assert "+0.100 0.430 → 0.530 higher in 1 of 1" in said
+    assert "drew 2 prompts from the same starting noise." in said
     assert not re.search(r"clearly|not told apart from|95 % intervals over the", said)
+
+
+def test_page_is_grammatical_for_one_of_each(tmp_path):
+    comparison = read_world(write_world(tmp_path, NARROW), NARROW)
+    said = words(Page(render_page(replace(comparison, training=replace(comparison.training, count=1)))))
+    assert "The LoRAs learnt from a dataset of 1 image, this one" in said
+    assert "of the two kinds" not in said
 
 
 def luminance(colour: str) -> float:
@@ -142,9 +153,9 @@ def test_colours_of_words_can_be_read():
 def test_charts_are_svg_files_that_need_nothing_else(tmp_path):
     leak(write_world(tmp_path), Variant("text2img", 0.7, 4))
     comparison = read_world(tmp_path)
-    named = replace(comparison.presentation, names={**NAMES, "text2img": "<b>LoRA</b> & " + "x" * 60})
+    named = replace(CONFIG, names=replace(NAMES, text2img="<b>LoRA</b> & " + "x" * 60))
     (tmp_path / "report").mkdir()
-    write_report(replace(comparison, presentation=named), tmp_path / "report")
+    write_report(replace(comparison, config=named), tmp_path / "report")
     charts = sorted((tmp_path / "report" / "charts").glob("*.svg"))
     assert len(charts) == 2 + 2 * 3
     for chart in charts:
@@ -156,7 +167,10 @@ def test_charts_are_svg_files_that_need_nothing_else(tmp_path):
     likeness = (tmp_path / "report" / "charts" / "scores-reference_similarity.svg").read_text()
     assert "○ +0.400 harm" in likeness
     assert "higher is harm, it leaks" in likeness
-    assert "Dashed: images that are not trained on" in (tmp_path / "report" / "charts" / "loss-text2img.svg").read_text()
+    assert (
+        "Dashed: held-out images, which are not trained on"
+        in (tmp_path / "report" / "charts" / "loss-text2img.svg").read_text()
+    )
 
 
 def test_page_shows_text_as_text(page):
@@ -193,26 +207,28 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         "charts/sweep-dreambooth.png",
         "charts/scores-prompt_similarity.svg",
         "charts/scores-reference_similarity.svg",
-        *(f"charts/{name}-{kind}.svg" for name in COURSES.values() for kind in ("text2img", "dreambooth")),
+        *(f"charts/{name}-{kind}.svg" for name in CHART_FILES.values() for kind in ("text2img", "dreambooth")),
         "scores.csv",
         "variants.csv",
         "metrics.json",
         "loss.csv",
-        "validation_loss.csv",
+        "held_out_loss.csv",
         "learning_rate.csv",
         "grad_norm.csv",
         "index.html",
     }
 
 
-def test_page_shows_the_courses_of_training_and_what_was_drawn_on_the_way(tmp_path):
+def test_page_shows_the_histories_and_the_previews_of_the_trainings(tmp_path):
     root = write_world(tmp_path)
-    write_samples(root / "lora" / "text2img-a0.7-r4" / "samples")
+    write_previews(root / "lora" / "text2img-a0.7-r4" / PREVIEWS)
     page = Page(render_page(read_world(root)))
     said = words(page)
-    assert re.search(r"text2img LoRA, rank 4: drawn on the way, from the same noise a portrait step 50 step 100 asuka", said)
-    assert "DreamBooth LoRA, rank 4: drawn on the way" not in said
-    assert said.count("Dashed: images that are not trained on") == 1
+    assert re.search(
+        r"text2img LoRA, rank 4: previews drawn while training, from the same noise a portrait step 50 step 100 asuka", said
+    )
+    assert "DreamBooth LoRA, rank 4: previews" not in said
+    assert said.count("Dashed: held-out images, which are not trained on") == 1
     assert said.count("LoRA gradient norm") == 2
     images = [address for address in page.addresses if address.startswith("data:")]
     assert len(images) == 5 * 2 * 3 + 3 + 4
@@ -224,7 +240,7 @@ def test_page_does_not_say_where_it_was_made(world):
 
 def test_grid_shows_every_variant(world):
     comparison = read_world(world)
-    image = draw_grid(main_grid(comparison), comparison.presentation.style)
+    image = draw_grid(main_grid(comparison), comparison.config)
     shown = {colour for _, colour in image.getcolors(image.width * image.height) or []}
     assert set(COLOURS.values()) <= shown
 
@@ -236,7 +252,7 @@ def test_our_own_headings_can_be_drawn_by_any_font(wide_world):
 
 
 def test_removed_variant_is_left_out(wide_world):
-    narrow = render_page(read_world(wide_world, Sweep(("theta0",), (0.7,), {"text2img": (4,)})))
+    narrow = render_page(read_world(wide_world, NARROW))
     assert "rank 2" not in narrow
     assert "anime" not in narrow
 
@@ -245,7 +261,7 @@ def test_other_prompts_in_one_variant_are_refused(tmp_path):
     write_variant(tmp_path, Variant("theta0"))
     write_variant(tmp_path, Variant("merge", 0.7), seeds=[3, 5, 9])
     with pytest.raises(ValueError, match=r"a0\.7: has other prompts or seeds"):
-        read_results(Sweep(("theta0",), (0.7,), {}), tmp_path / "images", tmp_path / "scores")
+        read_results(NARROW, tmp_path / "images", tmp_path / "scores")
 
 
 def test_large_pictures_are_reduced(tmp_path):

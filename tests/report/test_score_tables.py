@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from stages.pipeline.variants import Variant
 from stages.report.score_tables import as_text, write_metrics, write_scores_table, write_variants_table
-from stages.report.variants import Sweep, Variant
-from tests.report.small_comparison import SWEEP, leak, read_world, write_world
-
-WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (4, 2), "dreambooth": ()})
+from tests.report.small_comparison import NARROW, SWEEP, WIDE, leak, read_world, write_world
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def test_a_model_has_the_same_key_and_value_in_any_sweep(tmp_path):
     wide = metrics_of(tmp_path, WIDE, tmp_path / "wide.json")
     assert len(wide) == 8
     for ranks in ((4,), (2,), (2, 4)):
-        narrow = metrics_of(tmp_path, Sweep(("theta0",), (0.7,), {"text2img": ranks}), tmp_path / "narrow.json")
+        narrow = metrics_of(tmp_path, replace(NARROW, rank=ranks), tmp_path / "narrow.json")
         assert set(narrow) == {"theta0", "a0_7", *(f"text2img-a0_7-r{rank}" for rank in ranks)}
         assert all(wide[key] == values for key, values in narrow.items())
 
@@ -76,7 +74,7 @@ def test_keys_have_no_dots_and_differ():
 
 def test_no_leak_is_claimed_where_every_prompt_asks_for_the_subject(world, tmp_path):
     comparison = read_world(world)
-    all_ask = replace(comparison, presentation=replace(comparison.presentation, subject_prompts=(0, 1)))
+    all_ask = replace(comparison, config=replace(comparison.config, subject_prompts=(0, 1)))
     write_metrics(all_ask, tmp_path / "metrics.json")
     assert set(json.loads((tmp_path / "metrics.json").read_text())["text2img-a0_7-r4"]) == {
         "prompt_similarity",
@@ -93,7 +91,7 @@ def test_variants_have_a_row_each(world, tmp_path):
     assert list(table) == [variant.name for variant in SWEEP.variants]
     assert table["text2img-a0.7-r4"]["rank"] == "4"
     assert float(table["text2img-a0.7-r4"]["reference_similarity_gain"]) == pytest.approx(0.1)
-    assert {name: row["validation_loss"] for name, row in table.items() if row["validation_loss"]} == {
+    assert {name: row["held_out_loss"] for name, row in table.items() if row["held_out_loss"]} == {
         "text2img-a0.7-r4": "0.50000"
     }
 

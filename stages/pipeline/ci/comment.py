@@ -1,19 +1,19 @@
 """The comment on a pull request: the grid before and after, the scores, and what changed in them, as Markdown."""
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.pipeline.dvc_command import run_dvc
 from stages.pipeline.summary import LEGEND, score_rows
 from stages.report.effects import EFFECTS
 
 Metrics = Mapping[str, Mapping[str, float]]
 """For each variant its scores, as metrics.json has them."""
 
-NOISE = "These are means without intervals, of one training each: another training seed would change them too."
+OTHER_TRAININGS = "These are means without intervals, of one training each: another training seed would change them too."
 
 
 def write_comment(comment: Path, report: Path, before: str | None) -> None:
@@ -44,12 +44,14 @@ def _beside(comment: Path, report: Path, before: str) -> list[str]:
         unchanged = f"Nothing changed: every score and the grid are those of {before}."
         return [unchanged, "", *_picture("grid", report / "grid.png"), *_scores(report)]
     pictures = [f"Before ({before}):", "", *_picture("grid before", Path(old_grid.name)), "After:", ""]
-    told = ["No score changed.", ""] if not rows else [*_table(("", "score", "before", "after", "change", ""), rows), NOISE, ""]
-    return [*pictures, *_picture("grid", report / "grid.png"), f"What changed since {before}:", "", *told, *_scores(report)]
+    table = ["No score changed.", ""]
+    if rows:
+        table = [*_table(("", "score", "before", "after", "change", ""), rows), OTHER_TRAININGS, ""]
+    return [*pictures, *_picture("grid", report / "grid.png"), f"What changed since {before}:", "", *table, *_scores(report)]
 
 
 def changes(old: Metrics, new: Metrics) -> Iterator[Sequence[str]]:
-    """A row for each score that differs, with whether that is for the better, and one for each variant that came or went."""
+    """A row for each score that differs, with whether that is for the better, and one for each variant that is new or gone."""
     for variant in sorted({*old, *new}):
         if variant not in new or variant not in old:
             yield variant, "", "", "", "", "new" if variant in new else "gone"
@@ -63,7 +65,7 @@ def changes(old: Metrics, new: Metrics) -> Iterator[Sequence[str]]:
 
 
 def _direction(name: str, change: float) -> str:
-    """Whether a change of what a LoRA does is wanted; nothing is said of a mean score."""
+    """Whether a change of one of `EFFECTS` is wanted; "" for a mean score, which has no such direction."""
     wanted = {effect.key: 1 if effect.higher == "good" else -1 for effect in EFFECTS}.get(name)
     if wanted is None:
         return ""
@@ -94,12 +96,11 @@ def _old_metrics(report: Path, revision: str) -> Metrics:
 
 
 def _metrics(file: Path) -> Metrics:
-    """The scores of each variant; what is not a variant's, as in files of an older form, is left out."""
+    """The scores of each variant; in files of an older form some values belong to no variant, and are left out."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return {name: values for name, values in content.items() if isinstance(values, dict)}
 
 
 def _get(path: Path, revision: str, out: Path) -> bool:
     """Take a file of another revision from DVC's cache or remote; whether it was there."""
-    command = ["dvc", "get", ".", path.as_posix(), "--rev", revision, "--out", str(out), "--force"]
-    return subprocess.run(command, check=False).returncode == 0
+    return run_dvc("get", ".", path.as_posix(), "--rev", revision, "--out", str(out), "--force") == 0

@@ -9,12 +9,12 @@ python -m stages.pipeline.ci.fetch --proposed FOLDER --to FOLDER
 
 import argparse
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stages.pipeline.config import read_params
+from stages.pipeline.dvc_command import run_dvc
 from stages.pipeline.lockfile import LockedOut, gone_stages, locked_outs
 
 FILES = ("dvc.yaml", "dvc.lock", "params.yaml")
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     options.to.mkdir(parents=True, exist_ok=True)
     (options.to / "README").write_text("A DVC remote. This file is there because CI hands on no folder without files.\n")
-    _dvc("remote", "add", "--local", "--force", REMOTE, str(options.to.resolve()))
+    run_dvc("remote", "add", "--local", "--force", REMOTE, str(options.to.resolve()))
     fetch()
     for name in FILES:
         if (options.proposed / name).is_file():
@@ -43,10 +43,10 @@ def fetch() -> None:
     """Fetch the small outputs of the lock file that is here, and put them into the folder."""
     small = small_stages(locked_outs())
     targets = sorted(small - gone_stages(small, read_params()))
-    if targets and _dvc("fetch", "--", *targets):
+    if targets and run_dvc("fetch", "--", *targets):
         print("fetched: not all of it could be fetched; what is missing will be made anew", file=sys.stderr)
     if targets:
-        _dvc("push", "--remote", REMOTE, "--", *targets)
+        run_dvc("push", "--remote", REMOTE, "--", *targets)
 
 
 def small_stages(outs: Iterable[LockedOut]) -> set[str]:
@@ -55,10 +55,6 @@ def small_stages(outs: Iterable[LockedOut]) -> set[str]:
     for out in outs:
         sizes[out.stage] = sizes.get(out.stage, 0) + out.size
     return {stage for stage, size in sizes.items() if stage != "sync" and size <= LARGEST}
-
-
-def _dvc(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], check=False).returncode
 
 
 if __name__ == "__main__":

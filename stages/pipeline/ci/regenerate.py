@@ -1,6 +1,7 @@
 """Regenerate the comparison in CI: fetch from the DVC remote what is missing, run what has changed, compare.
 
-Only the cells and what a changed stage reads are fetched; where nothing has changed no model is. A stage that needs a GPU
+Only the LoRAs, images and scores of the sweep, and what a changed stage reads, are fetched; where nothing has changed, no model
+is. A stage that needs a GPU
 refuses to run without one, and the message says which stage it is and what has changed for it.
 
     python -m stages.pipeline.ci.regenerate                                         # regenerate
@@ -11,16 +12,19 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stages.pipeline import lockfile
 from stages.pipeline.ci.comment import write_comment
-from stages.pipeline.config import SweepConfig, load_params
-from stages.pipeline.lockfile import locked_outs
+from stages.pipeline.config import load_params
+from stages.pipeline.dvc_command import ask_dvc, dvc_command, run_dvc
+from stages.pipeline.lockfile import LockedOut, locked_outs
+from stages.report.sweep import Sweep
 
 REPORT = Path("data/report")
-CELLS = re.compile(r"(data/(?:images|lora|scores)/)(.+)")
+OF_A_VARIANT = re.compile(r"data/(?:images|lora|scores)/(.+)")
+"""An output that the comparison reads, with the name of its variant."""
 RUNNING = re.compile(r"Running stage '([^']+)'")
 
 
@@ -31,48 +35,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--comment", type=Path, metavar="FILE", help="Markdown file to write")
     options = parser.parse_args(argv)
     lockfile.main()
-    cells = sorted(locked_cells(Path("dvc.lock"), load_params("sweep", SweepConfig)))
-    if cells and has_remote():
-        _dvc("pull", "--allow-missing", *cells)
+    compared = sorted(compared_stages(locked_outs(), load_params("sweep", Sweep)))
+    if compared and has_remote():
+        run_dvc("pull", "--allow-missing", *compared)
     status, last = _repro()
     if status:
         print(f"grids: stage {last} had to run here and could not; what has changed for it:", file=sys.stderr, flush=True)
-        _dvc("status", last)
+        run_dvc("status", last)
         return status
     if not REPORT.exists() and has_remote():  # nothing that it reads has changed, so it was not made here
-        _dvc("pull", "--allow-missing", str(REPORT))
+        run_dvc("pull", "--allow-missing", str(REPORT))
     if options.comment:
         write_comment(options.comment, REPORT, options.before)
     return 0
 
 
-def locked_cells(lock: Path, sweep: SweepConfig) -> Iterator[str]:
-    """The stages of dvc.lock that made cells of the present sweep: the comparison reads all of these, changed or not."""
-    for out in locked_outs(lock):
-        found = CELLS.fullmatch(out.path.as_posix())
-        if found and found[2].removesuffix(".csv") in sweep.variants:
+def compared_stages(outs: Iterable[LockedOut], sweep: Sweep) -> Iterator[str]:
+    """The stages whose outputs the comparison reads, changed or not: those of the variants of the present sweep."""
+    names = {variant.name for variant in sweep.variants}
+    for out in outs:
+        found = OF_A_VARIANT.fullmatch(out.path.as_posix())
+        if found and found[1].removesuffix(".csv") in names:
             yield out.stage
 
 
 def has_remote() -> bool:
     """Whether a default DVC remote is configured."""
-    return bool(subprocess.run(["dvc", "config", "core.remote"], capture_output=True, check=False).stdout.strip())
+    return bool(ask_dvc("config", "core.remote"))
 
 
 def _repro() -> tuple[int, str]:
-    """Run `dvc repro`, passing its output on; the status, and the stage that ran last."""
+    """Run `dvc repro` and print its output; returns its exit status and the name of the stage that ran last."""
     last = "?"
-    command = ["dvc", "--wait-for-lock", "repro", *(("--pull", "--allow-missing") if has_remote() else ())]
+    command = dvc_command("repro", *(("--pull", "--allow-missing") if has_remote() else ()))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             found = RUNNING.search(line)
             last = found[1] if found else last
     return process.returncode, last
-
-
-def _dvc(*arguments: str) -> int:
-    return subprocess.run(["dvc", "--wait-for-lock", *arguments], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPARE = {
     "cmd": "python take_report.py",
     "deps": ["made", "take_report.py"],

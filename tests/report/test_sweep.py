@@ -1,14 +1,20 @@
-from stages.pipeline.config import SweepConfig
-from stages.report.variants import Namer, Sweep, Variant
+from stages.pipeline.config import validate
+from stages.pipeline.variants import Variant
+from stages.report.naming import Namer
+from stages.report.sweep import Sweep
 from tests.report.small_comparison import NAMES, SWEEP
 
-WIDE = Sweep(("theta0", "theta1"), (0.7, 0.3), {"text2img": (8, 2), "dreambooth": (4,)})
+WIDE = Sweep(alpha=(0.7, 0.3), rank=(8, 2), dreambooth_rank=(4,), bases=("theta0", "theta1"))
 
 
 def test_names_are_those_of_the_dag():
-    config = SweepConfig(alpha=(0.7, 0.3), rank=(8, 2), dreambooth_rank=(4,), bases=("theta0", "theta1"))
-    assert {variant.name for variant in WIDE.variants} == set(config.variants)
-    assert len(WIDE.variants) == len(config.variants)
+    """As the paths of dvc.yaml have them: numbers as they are written."""
+    values = {"alpha": [0, 0.5, 1.0], "rank": [4], "dreambooth_rank": [2], "bases": ["theta0"]}
+    names = [variant.name for variant in validate("sweep", Sweep, values).variants]
+    assert names[:4] == ["theta0", "a0", "a0.5", "a1.0"]
+    assert names[4:] == [f"text2img-a{alpha}-r4" for alpha in ("0", "0.5", "1.0")] + [
+        f"dreambooth-a{alpha}-r2" for alpha in ("0", "0.5", "1.0")
+    ]
 
 
 def test_whole_alpha_keeps_its_name():
@@ -20,13 +26,13 @@ def test_first_values_lead():
 
 
 def test_sweep_rises():
-    assert WIDE.lines("text2img") == [
+    assert WIDE.rows("text2img") == [
         [Variant("merge", alpha), Variant("text2img", alpha, 2), Variant("text2img", alpha, 8)] for alpha in (0.3, 0.7)
     ]
 
 
 def test_no_dreambooth():
-    sweep = Sweep((), (0,), {"text2img": (4,), "dreambooth": ()})
+    sweep = Sweep(alpha=(0,), rank=(4,), dreambooth_rank=(), bases=())
     assert sweep.kinds == ["text2img"]
     assert [variant.name for variant in sweep.leading] == ["a0", "text2img-a0-r4"]
 
@@ -42,6 +48,6 @@ def test_alpha_is_the_weight_of_theta1():
 
 
 def test_nothing_is_said_of_alpha_where_nothing_is_merged():
-    namer = Namer(NAMES, Sweep((), (0,), {"text2img": (4,)}))
+    namer = Namer(NAMES, Sweep(alpha=(0,), rank=(4,), dreambooth_rank=(), bases=()))
     assert namer.heading(Variant("merge", 0)) == ("merge", "")
     assert namer.label(Variant("text2img", 0, 4)) == "text2img LoRA, rank 4"
