@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.mini import train_ancestor, train_captioner, train_finetune, train_judge, train_scorer, train_vae
+from stages.mini.training import train_ancestor, train_captioner, train_finetune, train_judge, train_scorer, train_vae
 from stages.pipeline.outputs import atomic_directory, atomic_file
 
 MINI = Path("data/mini")

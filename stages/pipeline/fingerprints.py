@@ -12,6 +12,7 @@ PACKAGE = "stages"
 
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "dicebear": "dicebear-core",
     "yaml": "pyyaml",
     "hydra": "hydra-core",
     "bing_image_downloader": "bing-image-downloader",

@@ -1,0 +1,1 @@
+"""How well the small models do on drawings and prompts held out from training. Imports nothing of training."""
