@@ -78,9 +78,9 @@ def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path
     given = {row.file_name: row.caption for row in rows if row.caption.strip()}
     own = given if config.own == "use" else {}
     asked = [row.file_name for row in rows if row.file_name not in own]
-    print(f"{len(own)} captions of the images' own, {len(asked)} by the captioner", file=sys.stderr)
+    print(f"captions: {len(own)} of the images' own, {len(asked)} by the captioner", file=sys.stderr)
     if len(own) < len(given):
-        print(f"caption.own is ignore: {len(given)} captions that images came with are not used", file=sys.stderr)
+        print(f"caption.own is ignore: captions that images came with are not used ({len(given)})", file=sys.stderr)
     written = _describe(config, runtime, images, asked) if asked else []
     edited = edit_captions(
         written,
@@ -103,7 +103,7 @@ def _describe(config: CaptionConfig, runtime: RuntimeConfig, images: Path, names
     """Have BLIP look at the images of these names."""
     if config.model is None:
         raise ValueError(
-            f"caption.model is null, and {len(names)} images have no caption of their own, the first {names[0]} "
+            f"caption.model is null, and images have no caption to use ({len(names)}), the first {names[0]} "
             f"({images / 'manifest.csv'} says where it comes from): write one beside it, or name a captioner"
         )
     from stages.dataset.captioner import generate_captions, load_blip
@@ -127,12 +127,11 @@ def _describe(config: CaptionConfig, runtime: RuntimeConfig, images: Path, names
 def _warn(written: Mapping[str, str], captions: Mapping[str, str]) -> None:
     """Point at captions that the model left empty, and at those that the text encoder will not read to the end."""
     from stages.dataset.captions import TOKEN_LIMIT, likely_tokens
+    from stages.encoding.data_warnings import say_problems, too_long
 
-    for name, caption in captions.items():
-        if not written.get(name, caption).strip():
-            print(f"warning: {name}: the captioner has no words for it", file=sys.stderr)
-        if likely_tokens(caption) > TOKEN_LIMIT:
-            print(f"warning: {name}: its caption has over {TOKEN_LIMIT} tokens; the text encoder will cut it", file=sys.stderr)
+    say_problems(f"{name}: the captioner has no words for it" for name, caption in written.items() if not caption.strip())
+    guesses = {name: likely_tokens(caption) for name, caption in captions.items()}
+    say_problems(f"{line}; tokens are guessed from the words" for line in too_long("caption", guesses, TOKEN_LIMIT))
 
 
 if __name__ == "__main__":

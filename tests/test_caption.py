@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_captions_of_the_images_own_need_no_captioner_and_lose_nothing(tmp_path,
         "0002.png": "a photo of Asuka, red hair, 8-bit",
         "0003.png": "asuka, red hair, red hair, 8-bit",
     }
-    assert "3 captions of the images' own, 0 by the captioner" in capsys.readouterr().err
+    assert "captions: 3 of the images' own, 0 by the captioner" in capsys.readouterr().err
 
 
 def test_a_captioner_that_is_not_asked_is_not_loaded(tmp_path):
@@ -124,7 +125,7 @@ def test_the_dataset_given_back_as_a_folder_keeps_its_captions(tmp_path):
 def test_without_a_captioner_images_without_a_caption_are_refused_by_name(tmp_path, leaves):
     raw = written(tmp_path, a="one", c="three")
     count, first = (3, "0001") if leaves else (1, "0002")
-    message = rf"^caption\.model is null, and {count} images have no caption of their own, the first {first}\.png"
+    message = rf"^caption\.model is null, and images have no caption to use \({count}\), the first {first}\.png"
     with pytest.raises(ValueError, match=message):
         stage(config(tmp_path, model=None, **leaves), RUNTIME, raw, tmp_path / "dataset")
 
@@ -134,12 +135,12 @@ def test_the_captioner_is_asked_about_images_without_a_caption_alone(captioner, 
     stage(config(captioner), RUNTIME, raw, tmp_path / "asked")
     mixed = written(tmp_path, b="mine, red hair")
     stage(config(captioner), RUNTIME, mixed, tmp_path / "mixed")
-    assert "1 captions of the images' own, 2 by the captioner" in capsys.readouterr().err
+    assert "captions: 1 of the images' own, 2 by the captioner" in capsys.readouterr().err
     expected = read_captions(tmp_path / "asked") | {"0002.png": "asuka, mine, red hair"}
     assert list(read_captions(tmp_path / "mixed").items()) == list(expected.items())
     stage(config(captioner, own="ignore"), RUNTIME, mixed, tmp_path / "ignored")
     assert read_captions(tmp_path / "ignored") == read_captions(tmp_path / "asked")
-    assert "caption.own is ignore: 1 captions that images came with are not used" in capsys.readouterr().err
+    assert "caption.own is ignore: captions that images came with are not used (1)" in capsys.readouterr().err
 
 
 @pytest.mark.stage
@@ -180,4 +181,6 @@ def test_captions_without_a_word_left_fail_by_file_name_and_leave_nothing(captio
 @pytest.mark.stage
 def test_a_caption_that_will_be_cut_is_named(captioner, raw, tmp_path, capsys):
     stage(config(captioner, prefix=" ".join(["word"] * 80)), RUNTIME, raw, tmp_path / "dataset")
-    assert "warning: 0002.png: its caption has over 77 tokens" in capsys.readouterr().err
+    said = re.search("warning: 3 captions have more than 77 tokens; the rest is cut off: (.+)", capsys.readouterr().err)
+    assert said
+    assert re.findall(r"000\d\.png", said[1]) == ["0001.png", "0002.png", "0003.png"]
