@@ -10,6 +10,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
+from stages.dataset.config import CaptioningConfig
 from stages.pipeline.hub.client import hub_access
 
 
@@ -53,14 +54,7 @@ def load_blip(
 
 @torch.inference_mode()
 def generate_captions(
-    model: BlipForConditionalGeneration,
-    processor: BlipProcessor,
-    files: Sequence[Path],
-    *,
-    prompt: str | None,
-    num_beams: int,
-    max_new_tokens: int,
-    batch_size: int,
+    model: BlipForConditionalGeneration, processor: BlipProcessor, files: Sequence[Path], config: CaptioningConfig
 ) -> Iterator[str]:
     """Describe images, in their order, as the model words it; nothing is drawn at random.
 
@@ -68,19 +62,17 @@ def generate_captions(
         model: from `load_blip`.
         processor: from `load_blip`.
         files: images.
-        prompt: words that each caption begins with (conditional captioning); None lets the model begin.
-        num_beams: 1 is greedy search.
-        max_new_tokens: most tokens after the prompt.
-        batch_size: images at once; another size can change a close call between two words.
+        config: how to ask it; with a prompt, this is conditional captioning.
 
     Yields:
         A caption for each file.
     """
-    for start in range(0, len(files), batch_size):
-        images = [Image.open(file).convert("RGB") for file in files[start : start + batch_size]]
-        text = [prompt] * len(images) if prompt else None
+    limits: dict[str, Any] = {"num_beams": config.num_beams, "max_new_tokens": config.max_new_tokens}
+    for start in range(0, len(files), config.batch_size):
+        images = [Image.open(file).convert("RGB") for file in files[start : start + config.batch_size]]
+        text = [config.prompt] * len(images) if config.prompt else None
         inputs = processor(images=images, text=text, return_tensors="pt")  # pyright: ignore[reportCallIssue]
         inputs = inputs.to(model.device, model.dtype)
-        tokens = model.generate(**inputs, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False)
+        tokens = model.generate(**inputs, **limits, do_sample=False)
         words = tokens[:, 1:]  # the first is [DEC], which is no word and not in every vocabulary
         yield from processor.batch_decode(words, skip_special_tokens=True)

@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from tests.dataset.pictures import encoded, noise
+from tests.dataset.settings import captioning
 
 pytestmark = pytest.mark.stage
 
@@ -22,14 +23,13 @@ def pictures(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-def captions(folder, files, prompt=None, num_beams=1, batch_size=2):
+def captions(folder, files, **changed):
     import torch
 
     from stages.dataset.captioner import generate_captions, load_blip
 
     model, processor = load_blip(folder, None, torch.device("cpu"), torch.float32)
-    settings = {"prompt": prompt, "num_beams": num_beams, "max_new_tokens": 6, "batch_size": batch_size}
-    return list(generate_captions(model, processor, files, **settings))
+    return list(generate_captions(model, processor, files, captioning(**changed)))
 
 
 def test_captions_depend_on_the_picture_and_not_on_the_batch(captioner, pictures):

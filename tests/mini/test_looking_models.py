@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from stages.dataset.captioner import generate_captions, load_blip
+from stages.dataset.config import CaptioningConfig
 from stages.drawing.embeddings import embed_images, embed_texts, load_scorer
 from stages.mini import draw_sets, evaluate, train_captioner, train_judge, train_scorer
 from stages.mini.drawings import STYLES
@@ -40,7 +41,8 @@ def test_they_are_trained_loaded_and_measured(work: Path, capsys: pytest.Capture
 
     blip, processor = load_blip(work / "captioner", None, CPU, torch.float32)
     files = sorted((work / "asuka").glob("*.png"))
-    captions = generate_captions(blip, processor, files, prompt=None, num_beams=1, max_new_tokens=4, batch_size=2)
+    settings = CaptioningConfig(prompt=None, num_beams=1, max_new_tokens=4, batch_size=2)
+    captions = generate_captions(blip, processor, files, settings)
     assert len(list(captions)) == 3
     scorer = load_scorer(work / "scorer", None, CPU, torch.float32)
     assert embed_images(scorer, files, 2).shape == embed_texts(scorer, ["asuka"] * 3).shape
