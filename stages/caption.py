@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.dataset.config import CaptionEditsConfig, CaptioningConfig
 from stages.pipeline.command import run
-from stages.pipeline.config import RuntimeConfig, Source, strict
+from stages.pipeline.config import ModelSource, RuntimeConfig, strict
 from stages.pipeline.outputs import atomic_directory
 
 
@@ -35,13 +35,7 @@ class CaptionConfig(CaptioningConfig, CaptionEditsConfig):
     """
 
     own: Literal["use", "ignore"]
-    model: Source | None
-
-    def __post_init__(self) -> None:
-        """Refuse a single file: a captioner is a directory of weights, tokenizer and image settings."""
-        for leaf in ("file", "sha256"):
-            if self.model is not None and getattr(self.model, leaf) is not None:
-                raise ValueError(f"model.{leaf}: a captioner is a whole directory or repository; set this to null")
+    model: ModelSource | None
 
 
 def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path) -> None:
@@ -83,11 +77,12 @@ def _describe(config: CaptionConfig, runtime: RuntimeConfig, images: Path, names
             f"({images / 'manifest.csv'} says where it comes from): write one beside it, or name a captioner"
         )
     from stages.dataset.captioner import generate_captions, load_blip
+    from stages.pipeline.hub.repositories import fetch_model
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    source = config.model.path or str(config.model.repo)
-    model, processor = load_blip(source, config.model.revision, prepare(runtime), weight_dtype(runtime))
+    device = prepare(runtime)
+    model, processor = load_blip(fetch_model("caption.model", config.model), device, weight_dtype(runtime))
     captions = generate_captions(model, processor, [images / name for name in names], config)
     return list(track(captions, "captions", total=len(names)))
 

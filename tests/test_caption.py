@@ -8,6 +8,7 @@ from stages.dataset.metadata import read_captions
 from stages.download import DownloadConfig
 from stages.download import stage as download
 from stages.pipeline.config import ParamsError, RuntimeConfig, validate
+from tests.dataset.loopback_hub import COMMIT, model_repository, reached
 from tests.dataset.pictures import save_noise
 
 RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
@@ -56,7 +57,7 @@ def test_a_missing_captioner_is_refused_by_its_leaf(tmp_path):
 
 def test_a_single_file_is_no_captioner(tmp_path):
     source = {"path": None, "repo": "a/b", "revision": "0" * 40, "file": "x.safetensors", "sha256": None}
-    with pytest.raises(ParamsError, match=r"^caption\.model\.file: a captioner is a whole directory"):
+    with pytest.raises(ParamsError, match=r"^caption\.model\.file: given 'x\.safetensors': this model is a whole directory"):
         config(tmp_path, model=source)
 
 
@@ -141,6 +142,25 @@ def test_the_captioner_is_asked_about_images_without_a_caption_alone(captioner, 
     stage(config(captioner, own="ignore"), RUNTIME, mixed, tmp_path / "ignored")
     assert read_captions(tmp_path / "ignored") == read_captions(tmp_path / "asked")
     assert "caption.own is ignore: captions that images came with are not used (1)" in capsys.readouterr().err
+
+
+@pytest.mark.stage
+def test_a_captioner_of_the_hub_says_what_a_copy_of_it_says_and_is_checked(captioner, raw, tmp_path):
+    stage(config(captioner), RUNTIME, raw, tmp_path / "copy")
+    pinned = {"path": None, "repo": "owner/blip", "revision": COMMIT, "file": None, "sha256": None}
+    with reached(model_repository("owner/blip", captioner), tmp_path / "cache") as patch:
+        stage(config(captioner, model=pinned), RUNTIME, raw, tmp_path / "online")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        stage(config(captioner, model=pinned), RUNTIME, raw, tmp_path / "offline")
+    for name in ("online", "offline"):
+        assert read_captions(tmp_path / name) == read_captions(tmp_path / "copy")
+    hub = model_repository("owner/blip", captioner)
+    with reached(hub, tmp_path / "another_cache"):
+        weights = hub.files["model.safetensors"]
+        hub.files["model.safetensors"] = weights[:-1] + bytes([weights[-1] ^ 1])
+        with pytest.raises(ValueError, match=r"^caption\.model: owner/blip: model\.safetensors: damaged on its way"):
+            stage(config(captioner, model=pinned), RUNTIME, raw, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
 
 
 @pytest.mark.stage

@@ -11,42 +11,39 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.utils.logging import disable_progress_bar
 
 from stages.dataset.config import CaptioningConfig
-from stages.pipeline.hub.client import hub_access
 
 
-def load_blip(
-    source: str | Path, revision: str | None, device: torch.device, dtype: torch.dtype
-) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+def load_blip(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """Load BLIP and its processor.
 
     The tokenizer and the image processor are named by class: the automatic choice of the latter asks for torchvision.
 
     Args:
-        source: a local directory in the transformers layout, or a hub id.
-        revision: commit of the hub id; None for a directory.
+        folder: in the transformers layout.
         device: where it computes.
         dtype: of weights and activations.
 
     Raises:
-        OSError: the files cannot be had, or are not a BLIP captioner.
+        OSError: files are missing, or are not those of a BLIP captioner.
     """
-    name = f"captioner {source}@{revision}" if revision else f"captioner {source}"
-    commit = revision or "main"
-    if revision is None and not (Path(source) / "config.json").is_file():  # transformers would take BLIP's original config
+    name = f"captioner {folder}"
+    if not (folder / "config.json").is_file():  # transformers would take BLIP's original config
         raise OSError(f"{name} is not a model in the transformers layout: config.json is missing")
-    if revision is None:
-        disable_progress_bar()  # nothing is downloaded, and loading is a flash
-    with hub_access(name):
-        config = BlipConfig.from_pretrained(source, revision=commit)
-        tokenizer = BertTokenizer.from_pretrained(source, revision=commit)
-        image_processor = BlipImageProcessorPil.from_pretrained(source, revision=commit)
+    disable_progress_bar()  # loading is a flash
+    local: dict[str, Any] = {"local_files_only": True}
+    try:
+        config = BlipConfig.from_pretrained(folder, **local)
+        tokenizer = BertTokenizer.from_pretrained(folder, **local)
+        image_processor = BlipImageProcessorPil.from_pretrained(folder, **local)
         loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            source, config=config, revision=commit, dtype=dtype, output_loading_info=True
+            folder, config=config, dtype=dtype, output_loading_info=True, **local
         )
+    except (OSError, ValueError, RuntimeError) as error:  # paragraphs
+        raise OSError(f"{name}: {' '.join(str(error).split())}") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
-        raise OSError(f"{name} is not a BLIP captioning model: it lacks {len(missing)} weights, first {missing[0]}")
+        raise OSError(f"{name} is not a BLIP captioning model: it lacks weights ({len(missing)}), first {missing[0]}")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what BertTokenizer makes of a directory without its files
         raise OSError(f"{name} has no vocabulary: tokenizer.json or vocab.txt is missing")
     return model.to(device).eval(), BlipProcessor(image_processor, tokenizer)

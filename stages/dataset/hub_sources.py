@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import DatasetCard, snapshot_download
+from huggingface_hub import DatasetCard
 from huggingface_hub.utils import filter_repo_objects
 
 from stages.dataset.config import HubDatasetSource, HubFilesSource
@@ -15,6 +15,7 @@ from stages.dataset.images import RefusedImageError
 from stages.dataset.own_captions import CAPTION_COLUMNS, TABLES, own_captions, tidy
 from stages.dataset.sources import Candidate
 from stages.pipeline.hub.client import damage, fetch_if_there, hub_access
+from stages.pipeline.hub.repositories import check, snapshot
 
 
 def hub_file_candidates(source: HubFilesSource) -> list[Candidate]:
@@ -31,15 +32,13 @@ def hub_file_candidates(source: HubFilesSource) -> list[Candidate]:
     pinned = f"{source.repo}@{source.revision}"
     with hub_access(f"dataset {pinned}"):
         fetched = [*wanted, "README.md"]
-        folder = Path(snapshot_download(source.repo, repo_type="dataset", revision=source.revision, allow_patterns=fetched))
+        folder = snapshot(source.repo, source.revision, fetched, repo_type="dataset")
     found = visible_files(folder)
     files = {name: found[name] for name in filter_repo_objects(found, allow_patterns=wanted)}
     images = list_images({name: files[name] for name in filter_repo_objects(files, allow_patterns=list(source.patterns))})
     if not images:
         raise ValueError(f"{pinned} has no image file that matches {', '.join(source.patterns)}")
-    for name in files.keys() - images.keys():
-        if harm := damage(files[name]):
-            raise ValueError(f"{source.repo}: {name}: was damaged on its way: {harm}")
+    check(source.repo, {name: files[name] for name in sorted(files.keys() - images.keys())})
     captions = own_captions(files, images.keys(), source.repo.partition("/")[2])
     licence = _licence(folder / "README.md")
     address = f"hf://datasets/{pinned}"

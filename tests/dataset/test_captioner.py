@@ -28,7 +28,7 @@ def captions(folder, files, **changed):
 
     from stages.dataset.captioner import generate_captions, load_blip
 
-    model, processor = load_blip(folder, None, torch.device("cpu"), torch.float32)
+    model, processor = load_blip(folder, torch.device("cpu"), torch.float32)
     return list(generate_captions(model, processor, files, captioning(**changed)))
 
 
@@ -76,14 +76,5 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(captioner, tmp_path)
     weights = load_file(broken / "model.safetensors")
     del weights["vision_model.post_layernorm.bias"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(OSError, match=r"lacks 1 weights, first vision_model\.post_layernorm\.bias"):
+    with pytest.raises(OSError, match=r"lacks weights \(1\), first vision_model\.post_layernorm\.bias"):
         captions(broken, [])
-
-
-def test_a_captioner_of_the_hub_that_cannot_be_had_is_one_line():
-    import torch
-
-    from stages.dataset.captioner import load_blip
-
-    with pytest.raises(OSError, match=r"^captioner org/blip@a+: it is not in the local cache.*HF_HUB_OFFLINE$"):
-        load_blip("org/blip", "a" * 40, torch.device("cpu"), torch.float32)
