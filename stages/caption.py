@@ -15,49 +15,27 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from stages.dataset.config import CaptionEditsConfig, CaptioningConfig
 from stages.pipeline.command import run
-from stages.pipeline.config import Count, RuntimeConfig, Source, Text, strict
+from stages.pipeline.config import ModelSource, RuntimeConfig, strict
 from stages.pipeline.outputs import atomic_directory
 
 
 @dataclass(frozen=True, config=strict)
-class CaptionConfig:
+class CaptionConfig(CaptioningConfig, CaptionEditsConfig):
     """How captions are written, and what is done to them afterwards.
 
     Attributes:
         own: whether captions that images came with are used, or all images described anew.
         model: BLIP for captioning, a directory or a hub id with its commit; null where all images have captions of their own.
-        prompt: words that every caption begins with, given to the model before it looks; null for none.
-        num_beams: width of the beam search; 1 is greedy.
-        max_new_tokens: most tokens of a caption.
-        batch_size: images at once.
-        prefix: phrases put in front of every caption, such as a trigger word; null for none.
-        drop_phrases: shell patterns of the phrases (what stands between commas) to leave out of the model's captions.
-        drop_common_phrases: leave out phrases that stand in at least this share of the model's captions; null keeps them.
-        suffix: phrases put behind every caption; null for none.
     """
 
     own: Literal["use", "ignore"]
-    model: Source | None
-    prompt: Text | None
-    num_beams: Annotated[int, Field(ge=1, le=32)]
-    max_new_tokens: Annotated[int, Field(ge=1, le=512)]
-    batch_size: Count
-    prefix: Text | None
-    drop_phrases: tuple[Text, ...]
-    drop_common_phrases: Annotated[float, Field(gt=0, le=1)] | None
-    suffix: Text | None
-
-    def __post_init__(self) -> None:
-        """Refuse a single file: a captioner is a directory of weights, tokenizer and image settings."""
-        for leaf in ("file", "sha256"):
-            if self.model is not None and getattr(self.model, leaf) is not None:
-                raise ValueError(f"model.{leaf}: a captioner is a whole directory or repository; set this to null")
+    model: ModelSource | None
 
 
 def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path) -> None:
@@ -78,20 +56,12 @@ def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path
     given = {row.file_name: row.caption for row in rows if row.caption.strip()}
     own = given if config.own == "use" else {}
     asked = [row.file_name for row in rows if row.file_name not in own]
-    print(f"{len(own)} captions of the images' own, {len(asked)} by the captioner", file=sys.stderr)
+    print(f"captions: {len(own)} of the images' own, {len(asked)} by the captioner", file=sys.stderr)
     if len(own) < len(given):
-        print(f"caption.own is ignore: {len(given)} captions that images came with are not used", file=sys.stderr)
+        print(f"caption.own is ignore: captions that images came with are not used ({len(given)})", file=sys.stderr)
     written = _describe(config, runtime, images, asked) if asked else []
-    edited = edit_captions(
-        written,
-        prefix=config.prefix,
-        drop=config.drop_phrases,
-        drop_common=config.drop_common_phrases,
-        suffix=config.suffix,
-    )
-    captions = dict(zip(asked, edited, strict=True))
-    for name, caption in own.items():
-        captions[name] = complete_caption(caption, prefix=config.prefix, suffix=config.suffix)
+    captions = dict(zip(asked, edit_captions(written, config), strict=True))
+    captions |= {name: complete_caption(caption, config) for name, caption in own.items()}
     _warn(dict(zip(asked, written, strict=True)), captions)
     with atomic_directory(out) as folder:
         for row in rows:
@@ -103,36 +73,28 @@ def _describe(config: CaptionConfig, runtime: RuntimeConfig, images: Path, names
     """Have BLIP look at the images of these names."""
     if config.model is None:
         raise ValueError(
-            f"caption.model is null, and {len(names)} images have no caption of their own, the first {names[0]} "
+            f"caption.model is null, and images have no caption to use ({len(names)}), the first {names[0]} "
             f"({images / 'manifest.csv'} says where it comes from): write one beside it, or name a captioner"
         )
     from stages.dataset.captioner import generate_captions, load_blip
+    from stages.pipeline.hub.repositories import fetch_model
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    source = config.model.path or str(config.model.repo)
-    model, processor = load_blip(source, config.model.revision, prepare(runtime), weight_dtype(runtime))
-    captions = generate_captions(
-        model,
-        processor,
-        [images / name for name in names],
-        prompt=config.prompt,
-        num_beams=config.num_beams,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
+    device = prepare(runtime)
+    model, processor = load_blip(fetch_model("caption.model", config.model), device, weight_dtype(runtime))
+    captions = generate_captions(model, processor, [images / name for name in names], config)
     return list(track(captions, "captions", total=len(names)))
 
 
 def _warn(written: Mapping[str, str], captions: Mapping[str, str]) -> None:
     """Point at captions that the model left empty, and at those that the text encoder will not read to the end."""
     from stages.dataset.captions import TOKEN_LIMIT, likely_tokens
+    from stages.encoding.data_warnings import say_problems, too_long
 
-    for name, caption in captions.items():
-        if not written.get(name, caption).strip():
-            print(f"warning: {name}: the captioner has no words for it", file=sys.stderr)
-        if likely_tokens(caption) > TOKEN_LIMIT:
-            print(f"warning: {name}: its caption has over {TOKEN_LIMIT} tokens; the text encoder will cut it", file=sys.stderr)
+    say_problems(f"{name}: the captioner has no words for it" for name, caption in written.items() if not caption.strip())
+    guesses = {name: likely_tokens(caption) for name, caption in captions.items()}
+    say_problems(f"{line}; tokens are guessed from the words" for line in too_long("caption", guesses, TOKEN_LIMIT))
 
 
 if __name__ == "__main__":

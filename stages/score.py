@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.command import run
-from stages.pipeline.config import RuntimeConfig, Source, strict
+from stages.pipeline.config import ModelSource, RuntimeConfig, strict
 from stages.pipeline.outputs import atomic_file
 
 BATCH_SIZE = 32
@@ -30,13 +30,7 @@ class ScoreConfig:
         scorer: CLIP, a directory or a hub id with its commit.
     """
 
-    scorer: Source
-
-    def __post_init__(self) -> None:
-        """Refuse a single file: a scorer is a directory of weights, tokenizer and image settings."""
-        for leaf in ("file", "sha256"):
-            if getattr(self.scorer, leaf) is not None:
-                raise ValueError(f"scorer.{leaf}: a scorer is a whole directory or repository; set this to null")
+    scorer: ModelSource
 
 
 def stage(config: ScoreConfig, runtime: RuntimeConfig, images: Path, references: Path, out: Path) -> None:
@@ -58,11 +52,11 @@ def stage(config: ScoreConfig, runtime: RuntimeConfig, images: Path, references:
         raise FileNotFoundError(f"{references}: holds no PNG files to compare with")
 
     from stages.drawing import embeddings
+    from stages.pipeline.hub.repositories import fetch_model
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    scorer = embeddings.load_scorer(
-        config.scorer.path or str(config.scorer.repo), config.scorer.revision, prepare(runtime), weight_dtype(runtime)
-    )
+    device = prepare(runtime)
+    scorer = embeddings.load_scorer(fetch_model("score.scorer", config.scorer), device, weight_dtype(runtime))
     scores = embeddings.score_cells(scorer, images, cells, reference_files, BATCH_SIZE)
     with atomic_file(out) as part:
         write_scores(part, scores)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from stages.dataset.metadata import read_captions
 from stages.download import DownloadConfig
 from stages.download import stage as download
 from stages.pipeline.config import ParamsError, RuntimeConfig, validate
+from tests.dataset.loopback_hub import COMMIT, model_repository, reached
 from tests.dataset.pictures import save_noise
 
 RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
@@ -55,7 +57,7 @@ def test_a_missing_captioner_is_refused_by_its_leaf(tmp_path):
 
 def test_a_single_file_is_no_captioner(tmp_path):
     source = {"path": None, "repo": "a/b", "revision": "0" * 40, "file": "x.safetensors", "sha256": None}
-    with pytest.raises(ParamsError, match=r"^caption\.model\.file: a captioner is a whole directory"):
+    with pytest.raises(ParamsError, match=r"^caption\.model\.file: given 'x\.safetensors': this model is a whole directory"):
         config(tmp_path, model=source)
 
 
@@ -100,7 +102,7 @@ def test_captions_of_the_images_own_need_no_captioner_and_lose_nothing(tmp_path,
         "0002.png": "a photo of Asuka, red hair, 8-bit",
         "0003.png": "asuka, red hair, red hair, 8-bit",
     }
-    assert "3 captions of the images' own, 0 by the captioner" in capsys.readouterr().err
+    assert "captions: 3 of the images' own, 0 by the captioner" in capsys.readouterr().err
 
 
 def test_a_captioner_that_is_not_asked_is_not_loaded(tmp_path):
@@ -124,7 +126,7 @@ def test_the_dataset_given_back_as_a_folder_keeps_its_captions(tmp_path):
 def test_without_a_captioner_images_without_a_caption_are_refused_by_name(tmp_path, leaves):
     raw = written(tmp_path, a="one", c="three")
     count, first = (3, "0001") if leaves else (1, "0002")
-    message = rf"^caption\.model is null, and {count} images have no caption of their own, the first {first}\.png"
+    message = rf"^caption\.model is null, and images have no caption to use \({count}\), the first {first}\.png"
     with pytest.raises(ValueError, match=message):
         stage(config(tmp_path, model=None, **leaves), RUNTIME, raw, tmp_path / "dataset")
 
@@ -134,12 +136,31 @@ def test_the_captioner_is_asked_about_images_without_a_caption_alone(captioner, 
     stage(config(captioner), RUNTIME, raw, tmp_path / "asked")
     mixed = written(tmp_path, b="mine, red hair")
     stage(config(captioner), RUNTIME, mixed, tmp_path / "mixed")
-    assert "1 captions of the images' own, 2 by the captioner" in capsys.readouterr().err
+    assert "captions: 1 of the images' own, 2 by the captioner" in capsys.readouterr().err
     expected = read_captions(tmp_path / "asked") | {"0002.png": "asuka, mine, red hair"}
     assert list(read_captions(tmp_path / "mixed").items()) == list(expected.items())
     stage(config(captioner, own="ignore"), RUNTIME, mixed, tmp_path / "ignored")
     assert read_captions(tmp_path / "ignored") == read_captions(tmp_path / "asked")
-    assert "caption.own is ignore: 1 captions that images came with are not used" in capsys.readouterr().err
+    assert "caption.own is ignore: captions that images came with are not used (1)" in capsys.readouterr().err
+
+
+@pytest.mark.stage
+def test_a_captioner_of_the_hub_says_what_a_copy_of_it_says_and_is_checked(captioner, raw, tmp_path):
+    stage(config(captioner), RUNTIME, raw, tmp_path / "copy")
+    pinned = {"path": None, "repo": "owner/blip", "revision": COMMIT, "file": None, "sha256": None}
+    with reached(model_repository("owner/blip", captioner), tmp_path / "cache") as patch:
+        stage(config(captioner, model=pinned), RUNTIME, raw, tmp_path / "online")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        stage(config(captioner, model=pinned), RUNTIME, raw, tmp_path / "offline")
+    for name in ("online", "offline"):
+        assert read_captions(tmp_path / name) == read_captions(tmp_path / "copy")
+    hub = model_repository("owner/blip", captioner)
+    with reached(hub, tmp_path / "another_cache"):
+        weights = hub.files["model.safetensors"]
+        hub.files["model.safetensors"] = weights[:-1] + bytes([weights[-1] ^ 1])
+        with pytest.raises(ValueError, match=r"^caption\.model: owner/blip: model\.safetensors: damaged on its way"):
+            stage(config(captioner, model=pinned), RUNTIME, raw, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
 
 
 @pytest.mark.stage
@@ -180,4 +201,6 @@ def test_captions_without_a_word_left_fail_by_file_name_and_leave_nothing(captio
 @pytest.mark.stage
 def test_a_caption_that_will_be_cut_is_named(captioner, raw, tmp_path, capsys):
     stage(config(captioner, prefix=" ".join(["word"] * 80)), RUNTIME, raw, tmp_path / "dataset")
-    assert "warning: 0002.png: its caption has over 77 tokens" in capsys.readouterr().err
+    said = re.search("warning: 3 captions have more than 77 tokens; the rest is cut off: (.+)", capsys.readouterr().err)
+    assert said
+    assert re.findall(r"000\d\.png", said[1]) == ["0001.png", "0002.png", "0003.png"]

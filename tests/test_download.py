@@ -58,7 +58,7 @@ def test_a_failing_run_leaves_the_earlier_output_alone(tmp_path):
 def test_too_few_usable_images_fail(tmp_path):
     source = save_noise(tmp_path / "mine", "a.png", "b.png")
     (source / "b.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"1 of 2 images are usable; download\.min_images is 2"):
+    with pytest.raises(ValueError, match=r"1 of 2 images can be used; download\.min_images is 2"):
         stage(config(folder_source(source), on_bad="skip", min_images=2), tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
 

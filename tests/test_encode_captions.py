@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
 def test_captions_that_are_cut_are_named(encoded, capsys):
     run_stage("encode_captions", dataset="dataset", model="model", out="again.safetensors")
-    problem = "warning: 1 captions have more than 77 tokens; the rest is cut off: 0006.png (92)"
+    problem = "warning: 1 caption has more than 77 tokens; the rest is cut off: 0006.png (92)"
     assert problem in capsys.readouterr().err
     run_stage("train_text2img", **TEXT2IMG, out="told-again")
     assert problem in capsys.readouterr().err

@@ -1,36 +1,18 @@
 """Finding a checkpoint: on this machine, or at a pinned commit of the Hugging Face hub."""
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
 
 from stages.checkpoints.files.tensors import sha256
-from stages.checkpoints.files.weight_files import FILE_SUFFIXES, find_weights
+from stages.checkpoints.files.weight_files import FILE_SUFFIXES
+from stages.pipeline.config import Source
+
+if TYPE_CHECKING:
+    from stages.pipeline.hub.repositories import Layout
 
 # What this room reads of a repository in the diffusers layout: no other formats and no safety checker.
-_CONFIGS = ("model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
-_FOLDERS = ("", "unet/", "vae/", "text_encoder/")
-# Forms of weights in order of preference; a form is fetched only for the folders that have none before it.
-_FORMS = (
-    ("{}.safetensors", "{}.safetensors.index.json", "{}-*-of-*.safetensors"),
-    ("{}.fp16.safetensors", "{}.safetensors.index.fp16.json", "{}.fp16-*-of-*.safetensors"),
-    ("{}.bin", "{}.bin.index.json", "{}-*-of-*.bin"),
-)
-
-
-class Origin(Protocol):
-    """Where something comes from: `path`, or `file` (null: all of it) of `repo` at the commit `revision`."""
-
-    @property
-    def path(self) -> Path | None: ...  # noqa: D102
-    @property
-    def repo(self) -> str | None: ...  # noqa: D102
-    @property
-    def revision(self) -> str | None: ...  # noqa: D102
-    @property
-    def file(self) -> str | None: ...  # noqa: D102
-    @property
-    def sha256(self) -> str | None: ...  # noqa: D102
+_SMALL = ("model_index.json", "config.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
+_STEM = "diffusion_pytorch_model"
 
 
 class Location(NamedTuple):
@@ -47,7 +29,7 @@ class Location(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def locate(origin: Origin, *, weights: bool = True) -> Location:
+def locate(origin: Source, *, weights: bool = True) -> Location:
     """Find a source on this machine, downloading it if it comes from the hub.
 
     What was downloaded is checked against the digests that the hub gave, because its client only counts bytes.
@@ -72,58 +54,33 @@ def locate(origin: Origin, *, weights: bool = True) -> Location:
     return location
 
 
-def _download(origin: Origin, weights: bool) -> Location:
-    from stages.pipeline.hub.client import damage, hub_access
+def _download(origin: Source, weights: bool) -> Location:
+    from stages.pipeline.hub.repositories import fetch_file, fetch_folder
 
-    with hub_access(f"{origin.repo} at {origin.revision}: not fetched from the hub"):
-        is_file = origin.file is not None and origin.file.endswith(FILE_SUFFIXES)
-        path, root = _download_file(origin) if is_file else _download_folder(origin, weights)
-    if weights:
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if file.is_file() and (harm := damage(file)):
-                raise ValueError(f"{file}: damaged on its way: {harm}")
-    commit = root.name  # the client keeps a repository's files under snapshots/<commit>
-    name = "/".join(filter(None, (f"{origin.repo}@{commit}", origin.file)))
-    note = f"{origin.repo}: {origin.revision} is commit {commit} now: write that into conf as its revision"
+    repo, file = str(origin.repo), origin.file
+    if file is not None and file.endswith(FILE_SUFFIXES):
+        config_of_training = PurePosixPath(file).with_suffix(".yaml").as_posix()
+        path, commit = fetch_file(repo, origin.revision, file, beside=[config_of_training])
+    else:
+        path, commit = fetch_folder(repo, origin.revision, _layout(weights), file or "")
+    name = "/".join(filter(None, (f"{repo}@{commit}", file)))
+    note = f"{repo}: {origin.revision} is commit {commit} now: write that into conf as its revision"
     return Location(path, name, (note,) if commit != origin.revision else ())
 
 
-def _download_file(origin: Origin) -> tuple[Path, Path]:
-    """One file, and the config of its training if that lies beside it; the second path is the repository's."""
-    from huggingface_hub import hf_hub_download
+def _layout(weights: bool) -> "Layout":
+    """The files of a model in the diffusers layout, with or without its weights, or of its VAE alone."""
+    from stages.pipeline.hub.repositories import Layout
 
-    from stages.pipeline.hub.client import fetch_if_there
-
-    path = Path(hf_hub_download(str(origin.repo), str(origin.file), revision=origin.revision))
-    root = path.parents[len(Path(str(origin.file)).parts) - 1]
-    neighbour = Path(str(origin.file)).with_suffix(".yaml").as_posix()
-    fetch_if_there(str(origin.repo), neighbour, repo_type="model", revision=root.name)
-    return path, root
-
-
-def _download_folder(origin: Origin, weights: bool) -> tuple[Path, Path]:
-    """A folder, or the whole of a repository in the diffusers layout; the second path is the repository's."""
-    from huggingface_hub import snapshot_download
-
-    folder = f"{origin.file}/" if origin.file else ""
-
-    def fetch(patterns: Iterable[str], revision: str | None) -> Path:
-        return Path(snapshot_download(str(origin.repo), revision=revision, allow_patterns=[folder + part for part in patterns]))
-
-    root = fetch(_CONFIGS, origin.revision)
-    for form in _FORMS if weights else ():
-        wanting = [part for part in _FOLDERS if _lacks_weights(root / folder / part)]
-        patterns = [part + pattern.format(_stem(part, pattern)) for part in wanting for pattern in form]
-        if patterns:
-            fetch(patterns, root.name)
-    return root / folder, root
+    forms = (
+        _form("model", "{}.safetensors", "{}.safetensors.index.json", "{}-*-of-*.safetensors"),
+        _form("model", "{}.fp16.safetensors", "{}.safetensors.index.fp16.json", "{}.fp16-*-of-*.safetensors"),
+        _form("pytorch_model", "{}.bin", "{}.bin.index.json", "{}-*-of-*.bin"),
+    )
+    return Layout(_SMALL, forms if weights else ())
 
 
-def _lacks_weights(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not find_weights(folder)
-
-
-def _stem(part: str, pattern: str) -> str:
-    if part != "text_encoder/":
-        return "diffusion_pytorch_model"
-    return "pytorch_model" if ".bin" in pattern else "model"
+def _form(text_encoder: str, *patterns: str) -> dict[str, list[str]]:
+    """The patterns of one form of weights for each folder; the text encoder's files have a stem of their own."""
+    stems = {"": _STEM, "unet/": _STEM, "vae/": _STEM, "text_encoder/": text_encoder}
+    return {folder: [pattern.format(stem) for pattern in patterns] for folder, stem in stems.items()}

@@ -6,46 +6,43 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from stages.pipeline.hub.client import hub_access
+from stages.dataset.config import CaptioningConfig
 
 
-def load_blip(
-    source: str | Path, revision: str | None, device: torch.device, dtype: torch.dtype
-) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
+def load_blip(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """Load BLIP and its processor.
 
     The tokenizer and the image processor are named by class: the automatic choice of the latter asks for torchvision.
 
     Args:
-        source: a local directory in the transformers layout, or a hub id.
-        revision: commit of the hub id; None for a directory.
+        folder: in the transformers layout.
         device: where it computes.
         dtype: of weights and activations.
 
     Raises:
-        OSError: the files cannot be had, or are not a BLIP captioner.
+        OSError: files are missing, or are not those of a BLIP captioner.
     """
-    name = f"captioner {source}@{revision}" if revision else f"captioner {source}"
-    commit = revision or "main"
-    if revision is None and not (Path(source) / "config.json").is_file():  # transformers would take BLIP's original config
+    name = f"captioner {folder}"
+    if not (folder / "config.json").is_file():  # transformers would take BLIP's original config
         raise OSError(f"{name} is not a model in the transformers layout: config.json is missing")
-    if revision is None:
-        disable_progress_bar()  # nothing is downloaded, and loading is a flash
-    with hub_access(name):
-        config = BlipConfig.from_pretrained(source, revision=commit)
-        tokenizer = BertTokenizer.from_pretrained(source, revision=commit)
-        image_processor = BlipImageProcessorPil.from_pretrained(source, revision=commit)
+    disable_progress_bar()  # loading is a flash
+    local: dict[str, Any] = {"local_files_only": True}
+    try:
+        config = BlipConfig.from_pretrained(folder, **local)
+        tokenizer = BertTokenizer.from_pretrained(folder, **local)
+        image_processor = BlipImageProcessorPil.from_pretrained(folder, **local)
         loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            source, config=config, revision=commit, dtype=dtype, output_loading_info=True
+            folder, config=config, dtype=dtype, output_loading_info=True, **local
         )
+    except (OSError, ValueError, RuntimeError) as error:  # paragraphs
+        raise OSError(f"{name}: {' '.join(str(error).split())}") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
-        raise OSError(f"{name} is not a BLIP captioning model: it lacks {len(missing)} weights, first {missing[0]}")
+        raise OSError(f"{name} is not a BLIP captioning model: it lacks weights ({len(missing)}), first {missing[0]}")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what BertTokenizer makes of a directory without its files
         raise OSError(f"{name} has no vocabulary: tokenizer.json or vocab.txt is missing")
     return model.to(device).eval(), BlipProcessor(image_processor, tokenizer)
@@ -53,14 +50,7 @@ def load_blip(
 
 @torch.inference_mode()
 def generate_captions(
-    model: BlipForConditionalGeneration,
-    processor: BlipProcessor,
-    files: Sequence[Path],
-    *,
-    prompt: str | None,
-    num_beams: int,
-    max_new_tokens: int,
-    batch_size: int,
+    model: BlipForConditionalGeneration, processor: BlipProcessor, files: Sequence[Path], config: CaptioningConfig
 ) -> Iterator[str]:
     """Describe images, in their order, as the model words it; nothing is drawn at random.
 
@@ -68,19 +58,17 @@ def generate_captions(
         model: from `load_blip`.
         processor: from `load_blip`.
         files: images.
-        prompt: words that each caption begins with (conditional captioning); None lets the model begin.
-        num_beams: 1 is greedy search.
-        max_new_tokens: most tokens after the prompt.
-        batch_size: images at once; another size can change a close call between two words.
+        config: how to ask it; with a prompt, this is conditional captioning.
 
     Yields:
         A caption for each file.
     """
-    for start in range(0, len(files), batch_size):
-        images = [Image.open(file).convert("RGB") for file in files[start : start + batch_size]]
-        text = [prompt] * len(images) if prompt else None
+    limits: dict[str, Any] = {"num_beams": config.num_beams, "max_new_tokens": config.max_new_tokens}
+    for start in range(0, len(files), config.batch_size):
+        images = [Image.open(file).convert("RGB") for file in files[start : start + config.batch_size]]
+        text = [config.prompt] * len(images) if config.prompt else None
         inputs = processor(images=images, text=text, return_tensors="pt")  # pyright: ignore[reportCallIssue]
         inputs = inputs.to(model.device, model.dtype)
-        tokens = model.generate(**inputs, num_beams=num_beams, max_new_tokens=max_new_tokens, do_sample=False)
+        tokens = model.generate(**inputs, **limits, do_sample=False)
         words = tokens[:, 1:]  # the first is [DEC], which is no word and not in every vocabulary
         yield from processor.batch_decode(words, skip_special_tokens=True)

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from stages.dataset.config import CaptionEditsConfig
+
 TOKEN_LIMIT = 77
 """Positions of Stable Diffusion's CLIP text encoder, the begin and the end token included."""
 
@@ -41,40 +43,30 @@ def common_phrases(captions: Sequence[Sequence[str]], share: float) -> set[str]:
     return {phrase for phrase, count in counts.items() if count >= share * len(captions)}
 
 
-def edit_captions(
-    captions: Sequence[str],
-    *,
-    prefix: str | None,
-    drop: Sequence[str],
-    drop_common: float | None,
-    suffix: str | None,
-) -> list[str]:
+def edit_captions(captions: Sequence[str], config: CaptionEditsConfig) -> list[str]:
     """Turn a captioner's captions into training captions.
 
     Args:
         captions: as the captioner wrote them.
-        prefix: phrases put in front of each, such as a trigger word; None for none.
-        drop: shell patterns of phrases to leave out.
-        drop_common: leave out phrases that stand in at least this share of the captions; None keeps them.
-        suffix: phrases put behind each; None for none.
+        config: what to do to them.
 
     Returns:
         As many captions, phrases joined by ", ", no phrase twice. One with no phrase left is "".
     """
-    kept = [drop_phrases(split_phrases(caption), drop) for caption in captions]
-    common = common_phrases(kept, drop_common) if drop_common is not None else set()
-    front, back = split_phrases(prefix or ""), split_phrases(suffix or "")
+    kept = [drop_phrases(split_phrases(caption), config.drop_phrases) for caption in captions]
+    common = common_phrases(kept, config.drop_common_phrases) if config.drop_common_phrases is not None else set()
+    front, back = split_phrases(config.prefix or ""), split_phrases(config.suffix or "")
     pruned = ([phrase for phrase in phrases if phrase.casefold() not in common] for phrases in kept)
     return [", ".join(distinct_phrases([*front, *phrases, *back])) for phrases in pruned]
 
 
-def complete_caption(caption: str, *, prefix: str | None, suffix: str | None) -> str:
+def complete_caption(caption: str, config: CaptionEditsConfig) -> str:
     """A caption that a user wrote, as it is, with those phrases of prefix and suffix that it does not hold yet.
 
     A phrase is held where its words stand, also inside of another phrase: "a photo of asuka" holds "asuka".
     """
-    front = [phrase for phrase in split_phrases(prefix or "") if not _holds(caption, phrase)]
-    back = [phrase for phrase in split_phrases(suffix or "") if not _holds(caption, phrase)]
+    front = [phrase for phrase in split_phrases(config.prefix or "") if not _holds(caption, phrase)]
+    back = [phrase for phrase in split_phrases(config.suffix or "") if not _holds(caption, phrase)]
     return ", ".join([*front, caption, *back])
 
 

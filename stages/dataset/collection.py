@@ -2,26 +2,21 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
-from stages.dataset.images import RefusedImageError, pixel_digest, save_png
+from stages.dataset.config import CollectionConfig
+from stages.dataset.images import RefusedImageError, decode, pixel_digest, save_png
 from stages.dataset.metadata import ManifestRow, write_manifest
 from stages.dataset.sources import Candidate
 from stages.pipeline.progress import track
 
 
-def collect(
-    candidates: Sequence[Candidate],
-    folder: Path,
-    decode: Callable[[bytes], Image.Image],
-    on_bad: str,
-    max_images: int | None,
-) -> list[ManifestRow]:
+def collect(candidates: Sequence[Candidate], folder: Path, config: CollectionConfig) -> list[ManifestRow]:
     """Write the usable candidates as 0001.png, 0002.png … in their order, and manifest.csv beside them.
 
     A candidate that shows exactly what an earlier one shows is left out, with a line that says so; the earlier one takes its
@@ -30,21 +25,20 @@ def collect(
     Args:
         candidates: of one source; read one at a time.
         folder: where to write; it exists and is empty.
-        decode: bytes of a file to an RGB image; raises `RefusedImageError`.
-        on_bad: "fail" ends at the first candidate that cannot be used, "skip" leaves it out with a line that says why.
-        max_images: where to stop; None for all.
+        config: which of them to take.
 
     Returns:
         The rows of the manifest.
 
     Raises:
         RefusedImageError: a candidate cannot be used, and `on_bad` is "fail".
+        ValueError: fewer than `min_images` can be used.
     """
     digits = max(4, len(str(len(candidates))))
     captions: dict[str, str] = {}
-    usable = _distinct(_usable(track(candidates, "images"), decode, on_bad), captions)
+    usable = _distinct(_usable(track(candidates, "images"), config), captions)
     rows, names = [], []
-    for number, (candidate, data, image) in enumerate(islice(usable, max_images), start=1):
+    for number, (candidate, data, image) in enumerate(islice(usable, config.max_images), start=1):
         path = folder / f"{number:0{digits}d}.png"
         save_png(image, path)
         names.append(candidate.name)
@@ -59,6 +53,9 @@ def collect(
                 height=image.height,
             )
         )
+    if len(rows) < config.min_images:
+        counts = f"{len(rows)} of {len(candidates)} images can be used"
+        raise ValueError(f"{counts}; download.min_images is {config.min_images}: add images, or set it lower")
     rows = [replace(row, caption=captions[name]) for row, name in zip(rows, names, strict=True)]
     write_manifest(folder, rows)
     return rows
@@ -67,14 +64,14 @@ def collect(
 Decoded = tuple[Candidate, bytes, Image.Image]
 
 
-def _usable(candidates: Iterator[Candidate], decode: Callable[[bytes], Image.Image], on_bad: str) -> Iterator[Decoded]:
+def _usable(candidates: Iterator[Candidate], config: CollectionConfig) -> Iterator[Decoded]:
     for candidate in candidates:
         try:
             data = candidate.read()
-            image = decode(data)
+            image = decode(data, config.min_size, config.max_pixels)
         except RefusedImageError as error:
             message = f"{candidate.name}: {' '.join(str(error).split())}"
-            if on_bad == "fail":
+            if config.on_bad == "fail":
                 raise RefusedImageError(f"{message}; remove it, or set download.on_bad=skip") from error
             print(f"skipped {message}", file=sys.stderr)
         else:

@@ -1,10 +1,10 @@
 """What lies in a folder of images: its pictures, found by suffix or by content, and what is left out of it."""
 
 import os
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from stages.dataset.file_paths import say
 from stages.dataset.images import looks_like_image
 
 IMAGE_SUFFIXES = frozenset(
@@ -13,7 +13,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 CAPTION_SUFFIXES = (".txt", ".caption")
 _TEXT_SUFFIXES = frozenset({*CAPTION_SUFFIXES, ".csv", ".json", ".jsonl", ".md", ".toml", ".yaml", ".yml"})
-_NAMES_SHOWN = 5
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
@@ -46,25 +45,6 @@ def list_images(files: Mapping[str, Path]) -> dict[str, Path]:
 def count_images(folder: Path) -> int:
     """How many pictures a folder holds; nothing is said of what is left out."""
     return sum(not path.name.startswith(".") and _is_image(path) for path in _walk([folder]))
-
-
-def printable(name: str) -> str:
-    r"""A file's name as text: bytes that are not UTF-8 become \x83 and the like."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def names_not_utf8(folder: Path) -> list[str]:
-    """The files and folders in a folder, hidden ones too, whose own names are not UTF-8, by their paths in it."""
-    paths = (Path(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files))
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.name != printable(path.name))
-
-
-def say(names: Collection[str], what: str, advice: str = "") -> None:
-    """Print how many files something is said of, and the first of them; nothing if there are none."""
-    if names:
-        first = ", ".join(printable(name) for name in list(names)[:_NAMES_SHOWN])
-        more = ", …" if len(names) > _NAMES_SHOWN else ""
-        print(f"{what} ({len(names)}): {first}{more}{advice and '; ' + advice}", file=sys.stderr)
 
 
 def _is_image(path: Path) -> bool:

@@ -1,53 +1,53 @@
 """Images of a dataset repository of the Hugging Face hub, at one commit."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import DatasetCard, snapshot_download
+from huggingface_hub import DatasetCard
 from huggingface_hub.utils import filter_repo_objects
 
+from stages.dataset.config import HubDatasetSource, HubFilesSource
 from stages.dataset.folders import CAPTION_SUFFIXES, list_images, visible_files
 from stages.dataset.images import RefusedImageError
 from stages.dataset.own_captions import CAPTION_COLUMNS, TABLES, own_captions, tidy
 from stages.dataset.sources import Candidate
 from stages.pipeline.hub.client import damage, fetch_if_there, hub_access
+from stages.pipeline.hub.repositories import check, snapshot
 
 
-def hub_file_candidates(repo: str, revision: str, patterns: Sequence[str]) -> list[Candidate]:
+def hub_file_candidates(source: HubFilesSource) -> list[Candidate]:
     """The image files of a dataset repository with their own captions (see `own_captions`), in the order of their paths.
 
-    Args:
-        repo: hub id, "owner/name".
-        revision: commit.
-        patterns: shell patterns of the paths to take, such as "train/*"; "*" matches slashes too. Text files that bear the
-            names of images, and tables beside them, are fetched too.
+    Text files that bear the names of images, and tables beside them, are fetched too.
 
     Raises:
         OSError: the hub, the repository or the commit cannot be reached.
         ValueError: no image matches.
     """
-    texts = sorted({text for pattern in patterns for text in _texts_beside(pattern)})
-    wanted = [*patterns, *texts]
-    with hub_access(f"dataset {repo}@{revision}"):
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=[*wanted, "README.md"]))
+    texts = sorted({text for pattern in source.patterns for text in _texts_beside(pattern)})
+    wanted = [*source.patterns, *texts]
+    pinned = f"{source.repo}@{source.revision}"
+    with hub_access(f"dataset {pinned}"):
+        fetched = [*wanted, "README.md"]
+        folder = snapshot(source.repo, source.revision, fetched, repo_type="dataset")
     found = visible_files(folder)
     files = {name: found[name] for name in filter_repo_objects(found, allow_patterns=wanted)}
-    images = list_images({name: files[name] for name in filter_repo_objects(files, allow_patterns=list(patterns))})
+    images = list_images({name: files[name] for name in filter_repo_objects(files, allow_patterns=list(source.patterns))})
     if not images:
-        raise ValueError(f"{repo}@{revision} has no image file that matches {', '.join(patterns)}")
-    for name in files.keys() - images.keys():
-        if harm := damage(files[name]):
-            raise ValueError(f"{repo}: {name}: was damaged on its way: {harm}")
-    captions = own_captions(files, images.keys(), repo.partition("/")[2])
+        raise ValueError(f"{pinned} has no image file that matches {', '.join(source.patterns)}")
+    check(source.repo, {name: files[name] for name in sorted(files.keys() - images.keys())})
+    captions = own_captions(files, images.keys(), source.repo.partition("/")[2])
     licence = _licence(folder / "README.md")
-    address = f"hf://datasets/{repo}@{revision}"
-    return [
-        Candidate(f"{repo}: {name}", f"{address}/{name}", licence, None, partial(_read_blob, path), captions.get(name, ""))
-        for name, path in images.items()
-    ]
+    address = f"hf://datasets/{pinned}"
+
+    def candidate(name: str, path: Path) -> Candidate:
+        load = partial(_read_blob, path)
+        return Candidate(f"{source.repo}: {name}", f"{address}/{name}", licence, None, load, captions.get(name, ""))
+
+    return [candidate(name, path) for name, path in images.items()]
 
 
 def _texts_beside(pattern: str) -> Iterator[str]:
@@ -59,17 +59,10 @@ def _texts_beside(pattern: str) -> Iterator[str]:
     yield from (str(path.with_name(table)) for table in TABLES)
 
 
-def hub_dataset_candidates(
-    repo: str, revision: str, split: str, image_column: str, caption_column: str | None
-) -> list[Candidate]:
+def hub_dataset_candidates(source: HubDatasetSource) -> list[Candidate]:
     """The images of a column of a dataset (parquet, imagefolder or webdataset), in the order of its rows.
 
-    Args:
-        repo: hub id, "owner/name".
-        revision: commit.
-        split: such as "train".
-        image_column: such as "image".
-        caption_column: of the images' own captions; None for none, with a line where a column may hold some.
+    Where no column of captions is named, a line says which columns may hold some.
 
     Raises:
         OSError: the hub, the repository or the commit cannot be reached.
@@ -77,40 +70,38 @@ def hub_dataset_candidates(
     """
     from datasets import Image, load_dataset
 
-    with hub_access(f"dataset {repo}@{revision}"):
-        licence = _card_licence(repo, revision)  # first: its errors say more than load_dataset's
-        table = load_dataset(repo, revision=revision, split=split)
-    _check_columns(f"{repo}@{revision}", table.features, image_column, caption_column)
-    rows = table.select_columns([image_column]).cast_column(image_column, Image(decode=False))
-    captions = [tidy(text or "") for text in table[caption_column]] if caption_column else [""] * len(rows)
-    address = f"hf://datasets/{repo}@{revision}"
-    return [
-        Candidate(
-            f"{repo}: row {row}",
-            f"{address}#{split}/{row}",
-            licence,
-            None,
-            partial(_read_cell, rows, row, image_column),
-            caption,
-        )
-        for row, caption in enumerate(captions)
-    ]
+    pinned = f"{source.repo}@{source.revision}"
+    with hub_access(f"dataset {pinned}"):
+        licence = _card_licence(source)  # first: its errors say more than load_dataset's
+        table = load_dataset(source.repo, revision=source.revision, split=source.split)
+    _check_columns(source, table.features)
+    rows = table.select_columns([source.image_column]).cast_column(source.image_column, Image(decode=False))
+    named = source.caption_column
+    captions = [tidy(text or "") for text in table[named]] if named else [""] * len(rows)
+    address = f"hf://datasets/{pinned}#{source.split}"
+
+    def candidate(row: int, caption: str) -> Candidate:
+        load = partial(_read_cell, rows, row, source.image_column)
+        return Candidate(f"{source.repo}: row {row}", f"{address}/{row}", licence, None, load, caption)
+
+    return [candidate(row, caption) for row, caption in enumerate(captions)]
 
 
-def _check_columns(name: str, features: Mapping[str, Any], image_column: str, caption_column: str | None) -> None:
+def _check_columns(source: HubDatasetSource, features: Mapping[str, Any]) -> None:
     """Refuse columns that are not there or hold something else; name those that may hold captions and are not used."""
     from datasets import Image, Value
 
+    name = f"{source.repo}@{source.revision}"
     texts = [
         column for column, kind in features.items() if isinstance(kind, Value) and kind.dtype in ("string", "large_string")
     ]
     columns = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
-    if not isinstance(features.get(image_column), Image):
-        raise ValueError(f"{name} has no column {image_column!r} of images; it has: {columns}")
-    if caption_column is not None and caption_column not in texts:
-        raise ValueError(f"{name} has no column {caption_column!r} of text; it has: {columns}")
+    if not isinstance(features.get(source.image_column), Image):
+        raise ValueError(f"{name} has no column {source.image_column!r} of images; it has: {columns}")
+    if source.caption_column is not None and source.caption_column not in texts:
+        raise ValueError(f"{name} has no column {source.caption_column!r} of text; it has: {columns}")
     unused = [column for column in texts if column.lower() in (*CAPTION_COLUMNS, "prompt", "captions", "description")]
-    if caption_column is None and unused:
+    if source.caption_column is None and unused:
         advice = f"to use it, set download.source.caption_column={unused[0]}"
         print(f"{name} has a column {unused[0]!r} that may hold captions, and it is not used; {advice}", file=sys.stderr)
 
@@ -129,8 +120,8 @@ def _read_cell(rows: Any, row: int, image_column: str) -> bytes:
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
 
-def _card_licence(repo: str, revision: str) -> str:
-    card = fetch_if_there(repo, "README.md", repo_type="dataset", revision=revision)
+def _card_licence(source: HubDatasetSource) -> str:
+    card = fetch_if_there(source.repo, "README.md", repo_type="dataset", revision=source.revision)
     return _licence(card) if card else ""
 
 

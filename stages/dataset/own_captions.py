@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from stages.dataset.folders import CAPTION_SUFFIXES, printable, say
+from stages.dataset.file_paths import printable, say
+from stages.dataset.folders import CAPTION_SUFFIXES
 from stages.pipeline.tables import read_table
 
 TABLES = ("metadata.csv", "metadata.jsonl")

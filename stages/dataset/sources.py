@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.dataset.folders import list_images, printable, visible_files
+from stages.dataset.config import FolderSource
+from stages.dataset.file_paths import printable
+from stages.dataset.folders import list_images, visible_files
 from stages.dataset.images import RefusedImageError
 from stages.dataset.metadata import MANIFEST
 from stages.dataset.own_captions import own_captions, tidy
@@ -48,21 +50,20 @@ class Candidate:
         return data
 
 
-def folder_candidates(folder: Path) -> list[Candidate]:
+def folder_candidates(source: FolderSource) -> list[Candidate]:
     """The images of a local folder and its subfolders with their own captions, in the order of their paths.
 
     A manifest.csv in the folder, with the columns file_name (path in the folder), source, licence and, where wanted, sha256
     (digest of the file) and caption, says where they come from; without one the path is the source and the licence unknown.
 
     Args:
-        folder: see `visible_files`, `list_images` and `own_captions` for what counts in it.
+        source: see `visible_files`, `list_images` and `own_captions` for what counts in its folder.
 
     Raises:
-        ValueError: the folder is not there or holds no image, or the manifest and the folder differ.
+        ValueError: the folder holds no image, or the manifest and the folder differ.
         OSError: a subfolder cannot be read.
     """
-    if not folder.is_dir():
-        raise ValueError(f"no such folder: {folder}")
+    folder = source.path
     files = visible_files(folder)
     images = list_images(files)
     if not images:

@@ -3,7 +3,7 @@
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from io import BytesIO
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.response import addinfourl
 
+from stages.dataset.config import BingSource, UrlsSource
 from stages.dataset.images import RefusedImageError, looks_like_image
 from stages.dataset.own_captions import tidy
 from stages.dataset.sources import Candidate
@@ -114,42 +115,38 @@ def _is_web(url: str) -> bool:
     return urlsplit(url).scheme in ("http", "https")
 
 
-def url_candidates(addresses: Path, timeout: float) -> list[Candidate]:
+def url_candidates(source: UrlsSource) -> list[Candidate]:
     """The images of an address list, in its order.
 
-    Args:
-        addresses: a csv file with the columns source (http or https), source_sha256, licence and, where wanted, caption: the
-            manifest.csv of an earlier download from the web serves as it is, which is how a search is made reproducible.
-        timeout: seconds without an answer.
+    The manifest.csv of an earlier download from the web serves as it is, which is how a search is made reproducible.
 
     Raises:
-        FileNotFoundError: no such list.
         ValueError: the list is empty, lacks a column, or an address has no digest.
     """
-    rows = read_table(addresses, ("source", "source_sha256", "licence"))
+    rows = read_table(source.list, ("source", "source_sha256", "licence"))
     if not rows:
-        raise ValueError(f"{addresses} lists no addresses")
+        raise ValueError(f"{source.list} lists no addresses")
     for row in rows:
         if len(row["source_sha256"]) != 64:
-            raise ValueError(f"{addresses}: {row['source']} has no source_sha256, and addresses change what they give")
-    return [
-        Candidate(url, url, row["licence"], row["source_sha256"], partial(fetch, url, timeout), tidy(row.get("caption", "")))
-        for row in rows
-        for url in (row["source"],)
-    ]
+            raise ValueError(f"{source.list}: {row['source']} has no source_sha256, and addresses change what they give")
+
+    def candidate(row: Mapping[str, str]) -> Candidate:
+        url = row["source"]
+        load = partial(fetch, url, source.timeout)
+        return Candidate(url, url, row["licence"], row["source_sha256"], load, tidy(row.get("caption", "")))
+
+    return [candidate(row) for row in rows]
 
 
-def search_candidates(query: str, limit: int, folder: Path, timeout: int) -> list[Candidate]:
+def search_candidates(source: BingSource, folder: Path) -> list[Candidate]:
     """The first images that a Bing search finds today, in its order.
 
     Nobody can repeat a search: another day finds other images, and the images' licences are unknown. What was found is
     pinned by the manifest alone; give it to `url_candidates` to have the same images again.
 
     Args:
-        query: search words.
-        limit: how many to download; fewer where Bing has no more.
+        source: what to search for.
         folder: where the downloads go, an existing one.
-        timeout: seconds without an answer, for each image.
 
     Raises:
         OSError: Bing cannot be reached, or finds nothing.
@@ -169,9 +166,9 @@ def search_candidates(query: str, limit: int, folder: Path, timeout: int) -> lis
     found: list[Candidate] = []
     _keep_to_limits()
     try:
-        Recorder(query, limit, folder, adult="strict", timeout=timeout, verbose=False).run()
+        Recorder(source.query, source.limit, folder, adult="strict", timeout=source.timeout, verbose=False).run()
     except (OSError, HTTPException, ValueError) as error:
         raise OSError(f"Bing cannot be reached ({error}); use a list made earlier: download/source=urls") from error
     if not found:
-        raise OSError(f"Bing finds no image for {query!r}; try other words, or another source")
+        raise OSError(f"Bing finds no image for {source.query!r}; try other words, or another source")
     return found

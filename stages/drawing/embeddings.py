@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from stages.drawing.cells import Cell
-from stages.pipeline.hub.client import hub_access
 
 
 @dataclass(frozen=True)
@@ -30,30 +28,29 @@ class Scorer:
     image_processor: CLIPImageProcessorPil
 
 
-def load_scorer(source: str | Path, revision: str | None, device: torch.device, dtype: torch.dtype) -> Scorer:
+def load_scorer(folder: Path, device: torch.device, dtype: torch.dtype) -> Scorer:
     """Load CLIP and what prepares its inputs.
 
     Args:
-        source: a local directory in the transformers layout, or a hub id.
-        revision: commit of the hub id; None for a directory.
+        folder: in the transformers layout.
         device: where it computes.
         dtype: of weights and activations.
 
     Raises:
-        OSError: the files cannot be had, or are not a CLIP.
+        OSError: files are missing, or are not those of a CLIP.
     """
-    name = f"{source}@{revision}" if revision else str(source)
-    pin: dict[str, Any] = {"revision": revision} if revision else {}
-    if not pin:
-        disable_progress_bar()  # nothing is downloaded, and loading is a flash
-    with hub_access(f"cannot load the scorer {name}"):
+    disable_progress_bar()  # loading is a flash
+    local: dict[str, Any] = {"local_files_only": True}
+    try:
         # The image processor is named by class: the automatic choice asks for torchvision.
-        image_processor = CLIPImageProcessorPil.from_pretrained(source, **pin)
-        tokenizer = CLIPTokenizer.from_pretrained(source, **pin)
-        loaded: Any = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **pin)
+        image_processor = CLIPImageProcessorPil.from_pretrained(folder, **local)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
+        loaded: Any = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, **local)
+    except (OSError, ValueError, RuntimeError) as error:  # paragraphs
+        raise OSError(f"cannot load the scorer {folder}: {' '.join(str(error).split())}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise OSError(f"the scorer {name} is not a CLIP: it lacks {len(missing)} weights, first {missing[0]}")
+        raise OSError(f"the scorer {folder} is not a CLIP: it lacks weights ({len(missing)}), first {missing[0]}")
     return Scorer(model.to(device).eval(), tokenizer, image_processor)
 
 

@@ -25,6 +25,7 @@ from stages.checkpoints.files.tensors import sha256
 from stages.drawing.config import SamplingConfig
 from stages.drawing.lora_loading import ADAPTER, attach, load_tuned_unet, match
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
+from stages.encoding.data_warnings import too_long
 from stages.encoding.prompts import embed_prompts, token_counts
 
 logger = logging.getLogger(__name__)
@@ -124,9 +125,9 @@ def encode_prompt(models: Models, prompt: str, clip_skip: int = 0) -> Tensor:
     Returns:
         prompt_embeds: (1, 77, D), after the text encoder's final layer norm, on its device.
     """
-    (length,) = token_counts(models.tokenizer, [prompt])
-    if length > models.tokenizer.model_max_length:
-        logger.warning("%d tokens are more than the text encoder reads; the end is cut off: %s", length, prompt)
+    (tokens,) = token_counts(models.tokenizer, [prompt])
+    for problem in too_long("prompt", {prompt: tokens}, models.tokenizer.model_max_length):
+        logger.warning(problem)
     embeds = embed_prompts(models.tokenizer, models.text_encoder, [prompt], clip_skip, batch_size=1)
     return embeds.to(models.text_encoder.device)
 

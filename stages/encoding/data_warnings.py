@@ -3,11 +3,25 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from stages.encoding.buckets import Size, cover
 
 NAMED = 5
 """How many files a problem names; the others are counted."""
+
+
+def too_long(kind: Literal["caption", "prompt"], token_counts: Mapping[str, int], limit: int) -> list[str]:
+    """The line on texts that the text encoder does not read to their end; none if it reads them all.
+
+    Args:
+        kind: what the texts are.
+        token_counts: tokens, begin and end included, by what names a text: a file, or the prompt itself.
+        limit: tokens that the text encoder reads.
+    """
+    cut = [f"{name} ({tokens})" for name, tokens in token_counts.items() if tokens > limit]
+    what = f"more than {limit} tokens; the rest is cut off"
+    return _line(cut, f"{kind} has {what}", f"{kind}s have {what}")
 
 
 def caption_problems(captions: Mapping[str, str], token_counts: Sequence[int], limit: int) -> list[str]:
@@ -18,14 +32,14 @@ def caption_problems(captions: Mapping[str, str], token_counts: Sequence[int], l
         token_counts: of each caption, begin and end included.
         limit: tokens that the text encoder reads.
     """
-    cut = [f"{name} ({tokens})" for name, tokens in zip(captions, token_counts, strict=True) if tokens > limit]
     empty = [name for name, caption in captions.items() if not caption.strip()]
     times = Counter(caption for caption in captions.values() if caption.strip())
     same = [f"{count} times “{caption}”" for caption, count in times.most_common() if count > 1]
+    several = "of several images, which cannot be told apart by"
     return [
-        *_line(cut, f"captions have more than {limit} tokens; the rest is cut off"),
-        *_line(empty, "captions are empty"),
-        *_line(same, "captions are of several images, which cannot be told apart by them"),
+        *too_long("caption", dict(zip(captions, token_counts, strict=True)), limit),
+        *_line(empty, "caption is empty", "captions are empty"),
+        *_line(same, f"caption is {several} it", f"captions are {several} them"),
     ]
 
 
@@ -33,7 +47,11 @@ def size_problems(images: Mapping[str, Size], targets: Mapping[str, Size]) -> li
     """Images that are enlarged to the size they are trained at, which blurs them."""
     sizes = ((name, size, targets[name]) for name, size in images.items())
     small = [f"{name} ({size[0]}x{size[1]})" for name, size, target in sizes if cover(size, target)[0] > size[0]]
-    return _line(small, "images are smaller than they are trained at, and are enlarged, which blurs them")
+    return _line(
+        small,
+        "image is smaller than it is trained at, and is enlarged, which blurs it",
+        "images are smaller than they are trained at, and are enlarged, which blurs them",
+    )
 
 
 def say_problems(problems: Iterable[str]) -> None:
@@ -42,8 +60,9 @@ def say_problems(problems: Iterable[str]) -> None:
         print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
-def _line(found: Sequence[str], what: str) -> list[str]:
+def _line(found: Sequence[str], one: str, many: str) -> list[str]:
+    """How many are found, what is wrong with one or many of them, and the first by name; no line if there are none."""
     if not found:
         return []
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return [f"{len(found)} {what}: {', '.join(found[:NAMED])}{more}"]
+    return [f"{len(found)} {one if len(found) == 1 else many}: {', '.join(found[:NAMED])}{more}"]

@@ -1,6 +1,5 @@
 """What DreamBooth trains on: images of the subject under one prompt, and images of its class (Ruiz et al. 2023)."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stages.encoding.data_warnings import say_problems, too_long
 from stages.encoding.encoded_files import EncodedImages
 from stages.encoding.latents import encode_images, load_vae
 from stages.encoding.prompts import embed_prompts, load_text_encoder, token_counts
@@ -71,9 +71,8 @@ def dreambooth_streams(
     """
     prompts = prompts_of(config, class_images)
     tokenizer, text_encoder = load_text_encoder(model, device)
-    for prompt, tokens in zip(prompts, token_counts(tokenizer, prompts), strict=True):
-        if tokens > tokenizer.model_max_length:
-            print(f"warning: {tokens} tokens, {tokenizer.model_max_length} are read: {prompt}", file=sys.stderr)
+    token_counts_of = dict(zip(prompts, token_counts(tokenizer, prompts), strict=True))
+    say_problems(too_long("prompt", token_counts_of, tokenizer.model_max_length))
     embeds = (
         torch.arange(len(prompts))
         if config.train_text_encoder

@@ -118,12 +118,27 @@ class Source:
         if self.repo is not None and not COMMIT.fullmatch(self.revision or "") and not (self.file and self.sha256):
             raise ValueError(f"revision: {self.revision!r} is not a commit of 40 hex digits; pin the one you mean")
 
-    @property
-    def name(self) -> str:
-        """What to call it in a report and in a file's metadata: the hub id with its commit, or the last part of the path."""
-        if self.path is not None:
-            return self.path.name
-        return "/".join(filter(None, (f"{self.repo}@{self.revision}", self.file)))
+
+def _no_single_file(value: str | None) -> str | None:
+    if value is not None:
+        raise ValueError("this model is a whole directory or repository (weights, tokenizer, image settings); set it to null")
+    return value
+
+
+Unused = Annotated[str | None, AfterValidator(_no_single_file)]
+
+
+@dataclass(frozen=True, config=strict)
+class ModelSource(Source):
+    """Where a model of the transformers library comes from: a directory, or the whole of a repository at one commit.
+
+    Attributes:
+        file: null; it is here because all sources have the same settings.
+        sha256: null, likewise.
+    """
+
+    file: Unused
+    sha256: Unused
 
 
 @dataclass(frozen=True, config=strict)

@@ -90,10 +90,10 @@ def exports(sweep: Any) -> DictConfig:
 
 def _swept(sweep: Any) -> list[Variant]:
     """The variants of a sweep, so far as its values are such as may stand in names: the shell sees these."""
-    values = {name: list(listed(sweep.get(name))) for name in ("alpha", "rank", "dreambooth_rank", "bases")}
-    alphas, ranks, dreambooth_ranks = (
-        [value for value in values[name] if isinstance(value, int | float)] for name in ("alpha", "rank", "dreambooth_rank")
-    )
+    names = ("alpha", "rank", "dreambooth_rank", "bases")
+    values = {name: list(listed(sweep.get(name))) if isinstance(sweep, DictConfig) else [] for name in names}
+    alphas = [value for value in values["alpha"] if isinstance(value, int | float)]
+    ranks, dreambooth_ranks = ([value for value in values[name] if isinstance(value, int)] for name in names[1:3])
     bases: list[Kind] = [name for name in ("theta0", "theta1") if name in values["bases"]]
     return variants_of(bases, alphas, {"text2img": ranks, "dreambooth": dreambooth_ranks})
 

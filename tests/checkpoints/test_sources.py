@@ -1,19 +1,15 @@
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stages.checkpoints.sources import locate
+from stages.pipeline.config import Source
 
 
-@dataclass(frozen=True)
-class Origin:
-    path: Path | None = None
-    repo: str | None = None
-    revision: str | None = None
-    file: str | None = None
-    sha256: str | None = None
+def source(path: Path | None = None, **given: Any) -> Source:
+    return Source(**{"path": path, "repo": None, "revision": None, "file": None, "sha256": None} | given)
 
 
 @pytest.fixture
@@ -23,17 +19,17 @@ def file(tmp_path):
 
 
 def test_a_local_file(file):
-    assert locate(Origin(file, sha256=hashlib.sha256(b"weights").hexdigest())) == (file, "model.safetensors", ())
+    assert locate(source(file, sha256=hashlib.sha256(b"weights").hexdigest())) == (file, "model.safetensors", ())
 
 
 def test_another_file_than_the_one_named(file):
     with pytest.raises(ValueError, match=r"its sha256 is [0-9a-f]{64}, not 0000"):
-        locate(Origin(file, sha256="0" * 64))
+        locate(source(file, sha256="0" * 64))
 
 
 def test_a_directory_has_no_digest(tmp_path):
     with pytest.raises(ValueError, match="this is a directory"):
-        locate(Origin(tmp_path, sha256="0" * 64))
+        locate(source(tmp_path, sha256="0" * 64))
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "vae", None])
@@ -43,5 +39,5 @@ def test_without_the_hub_the_error_says_what_was_wanted(name, monkeypatch, tmp_p
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(OSError, match=f"owner/model at {'a' * 40}: not fetched from the hub") as error:
-        locate(Origin(repo="owner/model", revision="a" * 40, file=name))
+        locate(source(repo="owner/model", revision="a" * 40, file=name))
     assert len(str(error.value).splitlines()) == 1

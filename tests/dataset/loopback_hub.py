@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -23,7 +25,12 @@ class Hub(ThreadingHTTPServer):
         self.downloads = f"/{repo}/resolve/" if kind == "models" else f"/{kind}/{repo}/resolve/"
         self.cut = 0  # so many of the next downloads break off in the middle
         self.faults: dict[tuple[str, str], Callable[[Handler], None]] = {}  # method and part of a path to another answer
-        self.digests = {name: hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() for name, data in files.items()}
+        self.digests = self.digest_all(files)
+
+    @staticmethod
+    def digest_all(files: dict[str, bytes]) -> dict[str, str]:
+        """Git's digests of files, as the hub gives them of small ones."""
+        return {name: hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() for name, data in files.items()}
 
     def tree(self, folder: str, recursive: bool) -> list[dict[str, object]]:
         """What a folder holds: files at any depth, or its own files and subfolders."""
@@ -103,6 +110,24 @@ def loopback_hub(repo: str, files: dict[str, bytes]) -> Iterator[str]:
     """Serve the files as dataset `repo` at `COMMIT`; gives the endpoint."""
     with serving(Hub(repo, files)) as endpoint:
         yield endpoint
+
+
+@contextmanager
+def reached(hub: Hub, cache: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Let a hub answer to the client of this process, whose cache is another; gives what the settings are undone by."""
+    constants = "huggingface_hub.constants."
+    with serving(hub) as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants + "HF_HUB_OFFLINE", False)
+        patch.setattr(constants + "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants + "ENDPOINT", endpoint)
+        patch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        yield patch
+
+
+def model_repository(repo: str, folder: Path) -> Hub:
+    """A hub whose one repository holds the files of a folder."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return Hub(repo, files, "models")
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from stages.dataset.captions import (
     likely_tokens,
     split_phrases,
 )
+from tests.dataset.settings import edits
 
 
-def edit(captions, prefix=None, drop=(), drop_common=None, suffix=None):
-    return edit_captions(captions, prefix=prefix, drop=drop, drop_common=drop_common, suffix=suffix)
+def edit(captions, **changed):
+    return edit_captions(captions, edits(**changed))
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,13 @@ def test_common_phrases_count_captions_not_occurrences():
 
 def test_constant_features_are_left_to_the_trigger_word():
     written = ["portrait, red hair, smile", "portrait, red hair, frown"]
-    assert edit(written, prefix="asuka", drop=["*hair*"]) == ["asuka, portrait, smile", "asuka, portrait, frown"]
-    assert edit(written, prefix="asuka", drop_common=1.0) == ["asuka, smile", "asuka, frown"]
+    assert edit(written, prefix="asuka", drop_phrases=["*hair*"]) == ["asuka, portrait, smile", "asuka, portrait, frown"]
+    assert edit(written, prefix="asuka", drop_common_phrases=1.0) == ["asuka, smile", "asuka, frown"]
 
 
 def test_prefix_and_suffix_are_neither_dropped_nor_doubled():
     assert (
-        edit(["red hair, asuka", "smile"], prefix="asuka", drop=["asuka"], drop_common=0.5, suffix="a, b")
+        edit(["red hair, asuka", "smile"], prefix="asuka", drop_phrases=["asuka"], drop_common_phrases=0.5, suffix="a, b")
         == ["asuka, a, b"] * 2
     )
     assert edit(["x, 8-bit illustration"], suffix="8-bit illustration") == ["x, 8-bit illustration"]
@@ -62,7 +63,7 @@ def test_prefix_and_suffix_are_neither_dropped_nor_doubled():
 
 def test_without_edits_only_spacing_changes_and_a_sentence_stays_whole():
     assert edit(["a girl with red hair  and a hat", ""]) == ["a girl with red hair and a hat", ""]
-    assert edit(["a girl with red hair"], drop=["*hair*"]) == [""]
+    assert edit(["a girl with red hair"], drop_phrases=["*hair*"]) == [""]
 
 
 def test_token_guess_counts_words_marks_and_both_ends():

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from stages.dataset.folders import list_images, printable, visible_files
+from stages.dataset.file_paths import printable
+from stages.dataset.folders import list_images, visible_files
 from tests.dataset.pictures import encoded, noise, save_noise
 
 

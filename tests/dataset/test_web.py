@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from stages.dataset import web
+from stages.dataset.config import BingSource, UrlsSource
 from stages.dataset.images import RefusedImageError
 from stages.pipeline.hub import transfers
 from tests.dataset.pictures import encoded, noise
@@ -34,6 +35,14 @@ def answers(monkeypatch):
     return pages
 
 
+def urls(path):
+    return UrlsSource(kind="urls", list=path, timeout=1)
+
+
+def bing(limit):
+    return BingSource(kind="bing", query="8-bit", limit=limit, timeout=1)
+
+
 def address_list(tmp_path, *rows):
     path = tmp_path / "list.csv"
     path.write_text("source,source_sha256,licence\n" + "".join(f"{row}\n" for row in rows))
@@ -44,7 +53,7 @@ def test_a_list_gives_its_images_in_order_and_checks_them(tmp_path, answers):
     answers["https://a.org/%C3%A9.png"] = DATA
     answers["https://b.org/x"] = DATA + b"x"
     listed = address_list(tmp_path, f"https://a.org/é.png,{DIGEST},CC0", f"https://b.org/x,{DIGEST},")
-    good, changed = web.url_candidates(listed, 1)
+    good, changed = web.url_candidates(urls(listed))
     assert (good.read(), good.licence) == (DATA, "CC0")
     with pytest.raises(RefusedImageError, match="it was changed since"):
         changed.read()
@@ -53,7 +62,7 @@ def test_a_list_gives_its_images_in_order_and_checks_them(tmp_path, answers):
 def test_a_list_may_give_captions(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text(f"source,source_sha256,licence,caption\nhttps://a.org,{DIGEST},CC0,asuka\nhttps://b.org,{DIGEST},CC0,\n")
-    assert [item.caption for item in web.url_candidates(path, 1)] == ["asuka", ""]
+    assert [item.caption for item in web.url_candidates(urls(path))] == ["asuka", ""]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +71,7 @@ def test_a_list_may_give_captions(tmp_path):
 )
 def test_a_list_that_pins_nothing_is_refused(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
-        web.url_candidates(address_list(tmp_path, *rows), 1)
+        web.url_candidates(urls(address_list(tmp_path, *rows)))
 
 
 def test_addresses_of_this_machine_are_refused(tmp_path):
@@ -166,7 +175,7 @@ def test_a_search_keeps_the_address_of_each_image(tmp_path, answers):
     ]
     answers["https://a.org/1.png"] = answers["https://a.org/3.png"] = DATA
     answers["https://b.org/"] = b"<html>buy this picture</html>"
-    found = web.search_candidates("8-bit", 3, tmp_path, 1)
+    found = web.search_candidates(bing(3), tmp_path)
     assert [item.source for item in found] == ["https://a.org/1.png", "https://a.org/3.png"]
     assert found[1].read() == DATA
 
@@ -174,12 +183,12 @@ def test_a_search_keeps_the_address_of_each_image(tmp_path, answers):
 def test_a_search_stops_at_its_limit(tmp_path, answers):
     answers[SEARCH] = [bing_page(*(f"https://a.org/{number}" for number in range(5)))]
     answers.update({f"https://a.org/{number}": DATA for number in range(5)})
-    assert len(web.search_candidates("8-bit", 2, tmp_path, 1)) == 2
+    assert len(web.search_candidates(bing(2), tmp_path)) == 2
 
 
 def test_an_unreachable_and_a_fruitless_search_say_what_to_do(tmp_path, answers):
     with pytest.raises(OSError, match=r"Bing cannot be reached .*download/source=urls"):
-        web.search_candidates("8-bit", 2, tmp_path, 1)
+        web.search_candidates(bing(2), tmp_path)
     answers[SEARCH] = b""
     with pytest.raises(OSError, match="finds no image for '8-bit'"):
-        web.search_candidates("8-bit", 2, tmp_path, 1)
+        web.search_candidates(bing(2), tmp_path)

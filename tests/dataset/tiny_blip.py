@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "drawing", "of", "red", "hair", "smile", ",", "-"]
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory):
-    return load_scorer(save_tiny_scorer(tmp_path_factory.mktemp("scorer")), None, CPU, torch.float32)
+    return load_scorer(save_tiny_scorer(tmp_path_factory.mktemp("scorer")), CPU, torch.float32)
 
 
 def test_reference_similarity_is_the_mean_cosine():
@@ -63,7 +63,7 @@ def test_cells_are_scored_against_their_own_prompt(scorer, tmp_path):
 
 def test_other_models_are_refused(tmp_path):
     with pytest.raises(OSError, match="cannot load the scorer"):
-        load_scorer(tmp_path, None, CPU, torch.float32)
+        load_scorer(tmp_path, CPU, torch.float32)
     text_encoder = save_tiny_checkpoint(tmp_path / "checkpoint") / "text_encoder"
     with pytest.raises(OSError, match="scorer"):
-        load_scorer(text_encoder, None, CPU, torch.float32)
+        load_scorer(text_encoder, CPU, torch.float32)

@@ -61,8 +61,7 @@ def tiny_text_config() -> CLIPTextConfig:
 
 def save_tiny_scorer(folder: Path) -> Path:
     """Save a random CLIP for images of 32 pixels."""
-    from transformers import CLIPVisionConfig
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
     torch.manual_seed(0)
     vision = CLIPVisionConfig(

@@ -37,10 +37,10 @@ COLOURS: dict[Kind, tuple[int, int, int]] = {
     "dreambooth": (200, 0, 200),
 }
 LIKENESS: dict[Kind, float] = {"theta0": 0.2, "theta1": 0.3, "merge": 0.4, "text2img": 0.5, "dreambooth": 0.7}
-SWEEP = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"))
-WIDE = Sweep(alpha=(0.7, 0.3), rank=(4, 2), dreambooth_rank=(), bases=("theta0", "theta1"))
+SWEEP = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"), lora_scale=1.0)
+WIDE = Sweep(alpha=(0.7, 0.3), rank=(4, 2), dreambooth_rank=(), bases=("theta0", "theta1"), lora_scale=1.0)
 """Two alphas, two ranks and one kind of LoRA."""
-NARROW = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(), bases=("theta0",))
+NARROW = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(), bases=("theta0",), lora_scale=1.0)
 
 
 def write_variant(root: Path, variant: Variant, seeds: list[int] | None = None) -> None:

@@ -136,7 +136,7 @@ def measure_captioner(world: World) -> Figures:
     from stages.dataset.captioner import load_blip
     from stages.mini.evaluation.caption_accuracy import describe, named_right
 
-    blip, processor = load_blip(world.mini / "captioner", None, world.device, torch.float32)
+    blip, processor = load_blip(world.mini / "captioner", world.device, torch.float32)
     drawings = draw_held_out(tuple(STYLES), max(10, world.samples // 2))
     truths = [drawings.attributes(index) for index in range(len(drawings))]
     figures = {"held_out": named_right(describe(blip, processor.tokenizer, drawings.images), truths)}
@@ -168,7 +168,7 @@ def measure_scorer(world: World) -> Figures:
     from stages.drawing.embeddings import load_scorer
     from stages.mini.evaluation.caption_ranking import ranked_above_changed, retrieved
 
-    scorer = load_scorer(world.mini / "scorer", None, world.device, torch.float32)
+    scorer = load_scorer(world.mini / "scorer", world.device, torch.float32)
     drawings = draw_held_out(tuple(STYLES), max(10, world.samples // 2))
     return {
         "retrieved_among_50": retrieved(scorer.model, scorer.tokenizer, drawings),

@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 from stages.checkpoints.merging.config import WEIGHTED_SUM
 from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import read_model, write_model
-from stages.drawing.sampling import Models, Sampling, encode_prompt, load_models, sample
+from stages.drawing.config import SamplingConfig
+from stages.drawing.sampling import Models, encode_prompt, load_models, sample
 from stages.mini.drawings.caption_attributes import words_of
 from stages.mini.drawings.portraits import CHANCES, STYLES, caption
 from stages.pipeline.progress import track
 
-SAMPLING = Sampling(noise_scheduler="ddim", num_inference_steps=25, guidance_scale=3.0, resolution=64, batch_size=16)
+SAMPLING = SamplingConfig(
+    negative_prompt="",
+    noise_scheduler="ddim",
+    num_inference_steps=25,
+    guidance_scale=3.0,
+    resolution=64,
+    batch_size=16,
+    clip_skip=0,
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from stages.dataset.captioner import generate_captions, load_blip
+from stages.dataset.config import CaptioningConfig
 from stages.drawing.embeddings import embed_images, embed_texts, load_scorer
 from stages.mini.drawings import draw_sets
 from stages.mini.drawings.labelled import drawn_set
@@ -30,11 +31,12 @@ def test_they_are_trained_loaded_and_measured(work: Path, capsys: pytest.Capture
     train_scorer.main([*options, "--captioner", str(work / "captioner"), "--out", str(work / "scorer")])
     draw_sets.write_image_set("adventurer", draw_sets.SUBJECT, range(3), work / "asuka")
 
-    blip, processor = load_blip(work / "captioner", None, CPU, torch.float32)
+    blip, processor = load_blip(work / "captioner", CPU, torch.float32)
     files = sorted((work / "asuka").glob("*.png"))
-    captions = generate_captions(blip, processor, files, prompt=None, num_beams=1, max_new_tokens=4, batch_size=2)
+    settings = CaptioningConfig(prompt=None, num_beams=1, max_new_tokens=4, batch_size=2)
+    captions = generate_captions(blip, processor, files, settings)
     assert len(list(captions)) == 3
-    scorer = load_scorer(work / "scorer", None, CPU, torch.float32)
+    scorer = load_scorer(work / "scorer", CPU, torch.float32)
     assert embed_images(scorer, files, 2).shape == embed_texts(scorer, ["asuka"] * 3).shape
     assert not list(work.glob("*.pt")), "a finished training leaves no checkpoint that a later one would go on with"
     assert set(load_judge(work / "judge").judge(np.zeros((1, 64, 64, 3), np.uint8))) >= {"style", "hair", "background"}
