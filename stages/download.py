@@ -21,7 +21,7 @@ from stages.pipeline.config import strict
 from stages.pipeline.outputs import atomic_directory
 
 if TYPE_CHECKING:
-    from stages.dataset.sources import Candidate
+    from stages.dataset.candidates import Candidate
 
 
 @dataclass(frozen=True, config=strict)
@@ -51,11 +51,11 @@ def stage(config: DownloadConfig, out: Path) -> None:
 
 def _candidates(source: ImageSource, scratch: Path) -> "list[Candidate]":
     """Ask the source what it offers; the hub's client is imported only where it is needed."""
-    from stages.dataset import sources, web
+    from stages.dataset import candidates, web
 
     match source:
         case FolderSource():
-            return sources.folder_candidates(source)
+            return candidates.folder_candidates(source)
         case UrlsSource():
             return web.url_candidates(source)
         case BingSource():

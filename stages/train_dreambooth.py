@@ -47,7 +47,7 @@ def stage(
     """
     check_rank(rank)
 
-    from stages.drawing.previews import SEED, draw_previews
+    from stages.drawing.preview_images import SEED, draw_previews
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_images
     from stages.lora.dreambooth import dreambooth_streams, prompts_of, read_class_images

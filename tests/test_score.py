@@ -30,9 +30,7 @@ def test_every_cell_gets_a_score(pictures, tmp_path):
     from tests.drawing.tiny_models import save_tiny_scorer
 
     images, cells = pictures
-    config = validate(
-        "score", ScoreConfig, {"scorer": SCORER | {"path": save_tiny_scorer(tmp_path / "scorer")}, "batch_size": 3}
-    )
+    config = validate("score", ScoreConfig, {"scorer": SCORER | {"path": save_tiny_scorer(tmp_path / "scorer")}})
     for name in ("one.csv", "two.csv"):
         stage(config, RUNTIME, images, tmp_path / "references", tmp_path / "scores" / name)
     scores = read_scores(tmp_path / "scores" / "one.csv", cells)
@@ -50,7 +48,7 @@ def test_a_scorer_of_the_hub_scores_as_a_copy_of_it_and_is_checked(pictures, tmp
     pinned = SCORER | {"path": None, "repo": "owner/clip", "revision": COMMIT}
 
     def score(scorer, name):
-        config = validate("score", ScoreConfig, {"scorer": scorer, "batch_size": 3})
+        config = validate("score", ScoreConfig, {"scorer": scorer})
         stage(config, RUNTIME, images, tmp_path / "references", tmp_path / name)
         return (tmp_path / name).read_bytes()
 
@@ -70,7 +68,7 @@ def test_a_scorer_of_the_hub_scores_as_a_copy_of_it_and_is_checked(pictures, tmp
 def test_a_scorer_that_cannot_be_had_is_one_line_that_names_its_setting(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     pinned = SCORER | {"path": None, "repo": "owner/clip", "revision": "a" * 40}
-    config = validate("score", ScoreConfig, {"scorer": pinned, "batch_size": 3})
+    config = validate("score", ScoreConfig, {"scorer": pinned})
     message = r"^score\.scorer: owner/clip at a+: not fetched from the hub: it is not in the local cache.*HF_HUB_OFFLINE$"
     with pytest.raises(ValueError, match=message):
         stage(config, RUNTIME, pictures[0], tmp_path / "references", tmp_path / "out.csv")
@@ -80,7 +78,7 @@ def test_nothing_to_compare_with_is_an_error(tmp_path):
     from tests.report.small_comparison import write_world
 
     images = write_world(tmp_path) / "images" / "theta0"
-    config = validate("score", ScoreConfig, {"scorer": SCORER, "batch_size": 1})
+    config = validate("score", ScoreConfig, {"scorer": SCORER})
     with pytest.raises(FileNotFoundError, match="holds no PNG files"):
         stage(config, RUNTIME, images, tmp_path / "lora", tmp_path / "out.csv")
 
@@ -92,9 +90,8 @@ def test_nothing_to_compare_with_is_an_error(tmp_path):
         ("scorer", {"scorer": SCORER | {"path": None, "repo": "owner/name", "revision": "main"}}),
         ("scorer.file", {"scorer": SCORER | {"file": "model.safetensors"}}),
         ("scorer.sha256", {"scorer": SCORER | {"sha256": "0" * 64}}),
-        ("batch_size", {"batch_size": 0}),
     ],
 )
 def test_wrong_value_names_its_leaf(leaf, values):
     with pytest.raises(ParamsError, match=rf"score\.{leaf}"):
-        validate("score", ScoreConfig, {"scorer": SCORER, "batch_size": 1} | values)
+        validate("score", ScoreConfig, {"scorer": SCORER} | values)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from stages.dataset.candidates import Candidate
 from stages.dataset.config import CollectionConfig
 from stages.dataset.images import RefusedImageError, decode, pixel_digest, save_png
 from stages.dataset.metadata import ManifestRow, write_manifest
-from stages.dataset.sources import Candidate
 from stages.pipeline.progress import track
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from huggingface_hub import DatasetCard
 from huggingface_hub.utils import filter_repo_objects
 
+from stages.dataset.candidates import Candidate
 from stages.dataset.config import HubDatasetSource, HubFilesSource
 from stages.dataset.folders import CAPTION_SUFFIXES, list_images, visible_files
 from stages.dataset.images import RefusedImageError
 from stages.dataset.own_captions import CAPTION_COLUMNS, TABLES, own_captions, tidy
-from stages.dataset.sources import Candidate
 from stages.pipeline.hub.client import damage, fetch_if_there, hub_access
 from stages.pipeline.hub.repositories import check, snapshot
 

@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.response import addinfourl
 
+from stages.dataset.candidates import Candidate
 from stages.dataset.config import BingSource, UrlsSource
 from stages.dataset.images import RefusedImageError, looks_like_image
 from stages.dataset.own_captions import tidy
-from stages.dataset.sources import Candidate
 from stages.pipeline.hub import transfers
 from stages.pipeline.tables import read_table
 

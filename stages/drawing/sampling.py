@@ -148,10 +148,8 @@ def draw(models: Models, prompts: Sequence[str], seeds: Sequence[int], config: S
     """Draw every prompt with every seed, prompt by prompt.
 
     Raises:
-        ValueError: a setting does not fit the model; raised before the first image.
+        ValueError: `clip_skip` leaves out as many layers as the text encoder has; raised before the first image.
     """
-    if config.resolution % models.vae_scale_factor:
-        raise ValueError(f"resolution: given {config.resolution}: must be a multiple of {models.vae_scale_factor}")
     negative_prompt_embeds = encode_prompt(models, config.negative_prompt, config.clip_skip)
     return (
         image

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from stages.checkpoints.adapters.lora_patterns import first_pattern
 from stages.checkpoints.file_names import LORA_METADATA_KEY
 from stages.lora.config import AdapterConfig
-from stages.lora.fused import FusedLinear
 
 
 def add_adapter(
@@ -70,7 +69,7 @@ def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str])
     if config.peft_type != "lora":
         return {"lokr": LoKrConfig, "loha": LoHaConfig}[config.peft_type](alpha=lora_alpha, **shared)
     first_weights: Any = True if config.init_lora_weights == "kaiming" else config.init_lora_weights
-    lora = LoraConfig(
+    return LoraConfig(
         lora_alpha=lora_alpha,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
@@ -78,8 +77,6 @@ def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str])
         init_lora_weights=first_weights,
         **shared,
     )
-    lora._register_custom_module({nn.Linear: FusedLinear})
-    return lora
 
 
 def idle_patterns(model: nn.Module, config: AdapterConfig) -> list[str]:

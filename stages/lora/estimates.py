@@ -12,8 +12,8 @@ from torch import nn
 from stages.encoding.data_warnings import say_problems
 from stages.lora.adapters import idle_patterns, trained_parameters
 from stages.lora.config import TrainingConfig
-from stages.lora.model import Tuned
 from stages.lora.run import Run
+from stages.lora.tuned_model import Tuned
 from stages.pipeline.progress import say
 
 WEIGHT_BYTES = 4

@@ -14,10 +14,10 @@ from stages.lora.estimates import check_disk, say_plan, say_summary
 from stages.lora.history import write_history
 from stages.lora.loop import DivergedError, fit, steps_done
 from stages.lora.losses import denoising_loss
-from stages.lora.model import base_metadata, load_noise_scheduler, prepare_model, write_result
 from stages.lora.previews import make_previewer
 from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.run import Run
+from stages.lora.tuned_model import base_metadata, load_noise_scheduler, prepare_model, write_result
 from stages.pipeline.outputs import atomic_directory
 
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from stages.dataset.candidates import Candidate
 from stages.dataset.collection import collect
 from stages.dataset.images import RefusedImageError
 from stages.dataset.metadata import read_manifest
-from stages.dataset.sources import Candidate
 from tests.dataset.pictures import encoded, noise
 from tests.dataset.settings import collection
 

@@ -144,7 +144,7 @@ def test_long_prompt_is_cut_with_a_warning(models, caplog):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"resolution": 30}, "resolution: given 30: must be a multiple of 4"),
+        ({"resolution": 30}, "resolution\n  Input should be a multiple of 8"),
         ({"clip_skip": 2}, "clip_skip: given 2: this text encoder has 2 layers"),
         ({"noise_scheduler": "heunn"}, "choose one of ddim, ddpm, .*; with _karras or _exponential at the end of deis, "),
     ],

@@ -23,10 +23,10 @@ from stages.lora.batches import (
     Stream,
     batch_at,
     epoch_order,
+    held_out_batches,
     hold_out,
     names_at,
     turn_at,
-    validation_batches,
 )
 from stages.lora.losses import denoising_loss
 from tests.drawing.tiny_models import save_tiny_checkpoint
@@ -161,7 +161,7 @@ def test_names_are_those_of_the_batch():
 def test_held_out_images_keep_their_shapes():
     kept, held = hold_out(make_examples(), 4, seed=1)
     assert sorted(kept.file_names + held.file_names) == sorted(make_examples().file_names)
-    batches = validation_batches(held, DRAWS, 3)
+    batches = held_out_batches(held, DRAWS, 3)
     shown = [image for batch in batches for image in images_of(batch)]
     assert Counter(shown) == {int(name.removesuffix(".png")): 4 for name in held.file_names}
     per_sample = torch.cat([batch.weights for batch in batches]) / len(batches)

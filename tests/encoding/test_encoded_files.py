@@ -2,23 +2,11 @@ import pytest
 import torch
 
 from stages.encoding.encoded_files import (
-    EncodedCaptions,
-    EncodedImages,
-    pair_captions,
     read_encoded_captions,
     read_encoded_images,
     write_encoded,
 )
-
-
-def make_images(names):
-    mean = torch.arange(len(names)).float().view(-1, 1, 1, 1, 1).expand(-1, 2, 4, 2, 2)
-    return EncodedImages(list(names), mean, torch.ones_like(mean), 0.18215, 64)
-
-
-def make_captions(names):
-    captions = [f"caption of {name}" for name in names]
-    return EncodedCaptions(list(names), captions, torch.randn(len(names), 7, 3), torch.zeros(7, 3), 1)
+from tests.encoding.small_encodings import make_captions, make_images
 
 
 def test_round_trip_and_same_bytes(tmp_path):
@@ -43,12 +31,3 @@ def test_other_files_are_refused(tmp_path):
             read_encoded_captions(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_encoded_images(tmp_path / "nothing")
-
-
-def test_captions_find_their_images_by_name():
-    captions = make_captions("ca")
-    examples = pair_captions(make_images("abc"), captions)
-    assert examples.mean[:, 0, 0, 0, 0].tolist() == [2, 0]
-    assert torch.equal(examples.prompt_embeds, captions.prompt_embeds)
-    with pytest.raises(ValueError, match="d has a caption and was not encoded"):
-        pair_captions(make_images("abc"), make_captions("ad"))

@@ -13,8 +13,8 @@ from stages.drawing.lora_loading import attach
 from stages.drawing.sampling import load_lora, load_models
 from stages.encoding.prompts import load_text_encoder
 from stages.lora.adapters import add_adapter, idle_patterns, trained_parameters, write_lora
-from stages.lora.model import load_unet
 from stages.lora.text_encoder import TARGET_MODULES
+from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 from tests.lora.tiny_adapters import KINDS, MID, TARGETS, fresh_unet, pipeline_of, predict, shake, trained_unet

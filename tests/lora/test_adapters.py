@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from stages.checkpoints.file_names import LORA_FILE
 from stages.lora.adapters import add_adapter, trained_parameters, write_lora
-from stages.lora.model import cast_frozen, load_unet
+from stages.lora.tuned_model import cast_frozen, load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 from tests.lora.tiny_adapters import TARGETS, fresh_unet, pipeline_of, predict, trained_unet

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stages.lora.estimates import describe_loaders
-from stages.lora.model import Tuned
+from stages.lora.tuned_model import Tuned
 from tests.lora.settings import training_config
 
 

@@ -13,8 +13,8 @@ from stages.lora.batches import Stream, batch_at, held_out_batches, hold_out
 from stages.lora.config import OPTIMIZER_PACKAGES
 from stages.lora.loop import DivergedError, TrainingState, fit
 from stages.lora.losses import denoising_loss
-from stages.lora.model import load_unet
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
+from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import make_run, training_config
 from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train

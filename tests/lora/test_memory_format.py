@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.lora.adapters import trained_parameters
-from stages.lora.model import move
+from stages.lora.tuned_model import move
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.tiny_adapters import KINDS, trained_unet
 

@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from stages.drawing import previews as drawing
-from stages.lora.model import prepare_model
+from stages.drawing import preview_images as drawing
 from stages.lora.previews import make_previewer
 from stages.lora.run import Previews, TrainedPrompts
+from stages.lora.tuned_model import prepare_model
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import make_run, training_config
 

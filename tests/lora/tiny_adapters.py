@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from stages.lora.adapters import add_adapter, trained_parameters
-from stages.lora.model import load_unet
+from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import WIDTH
 from tests.lora.settings import adapter_config
 

@@ -12,7 +12,7 @@ from stages.lora.batches import Draws, Examples, Stream, batch_at
 from stages.lora.config import AdapterConfig
 from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
-from stages.lora.model import load_unet
+from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import WIDTH
 from tests.lora.settings import adapter_config, make_run
 

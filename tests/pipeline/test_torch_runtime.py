@@ -3,9 +3,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-
-from stages.pipeline.torch_runtime import held_memory, keep_freed_memory
 
 FAULTS = """
 import ctypes, resource
@@ -35,13 +32,3 @@ def test_memory_that_was_freed_is_taken_again_without_page_faults():
     )
     assert kept < 100
     assert returned > 1000  # else the setting has become needless
-
-
-def test_held_memory_counts_what_is_there_and_not_what_was_freed():
-    device = torch.device("cpu")
-    keep_freed_memory()
-    before = held_memory(device)
-    tensor = torch.ones(25_000_000)
-    assert held_memory(device) - before > 90e6
-    del tensor
-    assert held_memory(device) - before < 10e6

@@ -37,7 +37,7 @@ def test_last_previews_are_what_the_file_draws(encoded):
     import torch
 
     from stages.drawing.config import SamplingConfig
-    from stages.drawing.previews import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
+    from stages.drawing.preview_images import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
     from stages.drawing.sampling import draw, load_lora, load_models
     from stages.pipeline.png_text import read_png_text
 

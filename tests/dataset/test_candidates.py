@@ -3,10 +3,10 @@ import os
 
 import pytest
 
+from stages.dataset.candidates import Candidate, folder_candidates
 from stages.dataset.collection import collect
 from stages.dataset.images import RefusedImageError
 from stages.dataset.metadata import read_manifest
-from stages.dataset.sources import Candidate, folder_candidates
 from tests.dataset.pictures import encoded, noise, save_noise
 from tests.dataset.settings import collection, folder_source
 
