@@ -34,6 +34,7 @@ from stages.pipeline.fingerprints import fingerprint, read_pins
 from stages.pipeline.lockfile import LOCK, cache_folder, cached, content_md5, gone_stages, locked_outs
 from stages.pipeline.outputs import atomic_directory, remove
 from stages.pipeline.provenance import check
+from stages.pipeline.wording import counted
 
 LOCK_FILE = Path("requirements.lock")
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -123,7 +124,7 @@ def describe(configs: Mapping[str, Any]) -> str:
     merged = f"{names.theta0} and {names.theta1} merged at alpha {', '.join(map(str, sweep.alpha))}"
     model = merged if configs["base"].theta1 else names.merge
     taught = f", taught {above.trigger!r}" if above.trigger else ""
-    return f"experiment {above.name}: {model}{taught}; {len(configs['cells'].variants)} variants"
+    return f"experiment {above.name}: {model}{taught}; {counted(len(configs['cells'].variants), 'variant')}"
 
 
 def prune(cells: Path, params: dict[str, object]) -> None:

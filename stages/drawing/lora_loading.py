@@ -98,7 +98,7 @@ def _adapter(part: Any, modules: Mapping[str, LoraModule], settings: dict[str, A
     if "DoRA" in kinds:
         raise ValueError("it holds DoRA beside other adapters, which PEFT cannot put into one model")
     if [str(settings.get("peft_type")).upper()] == [kind.upper() for kind in kinds]:
-        shaping = {leaf: settings[leaf] for leaf in _SHAPING if leaf in settings}
+        shaping = {name: settings[name] for name in _SHAPING if name in settings}
         return PeftConfig.from_peft_type(**shaping | _strengths(modules, "alpha")), _weights(part, modules)
     return _products(part, modules)
 
@@ -110,7 +110,7 @@ def _strengths(modules: Mapping[str, LoraModule], alpha: str, use_rslora: bool =
         name: module.alpha if module.use_rslora == use_rslora else module.scale * module.rank
         for name, module in modules.items()
     }
-    common = {leaf: Counter(values.values()).most_common(1)[0][0] for leaf, values in (("r", ranks), (alpha, alphas))}
+    common = {setting: Counter(values.values()).most_common(1)[0][0] for setting, values in (("r", ranks), (alpha, alphas))}
     return {
         "target_modules": list(modules),
         **common,

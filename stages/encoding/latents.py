@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stages.encoding.buckets import Size, cover
 from stages.pipeline.progress import track
+from stages.pipeline.wording import counted
 
 
 def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
@@ -37,7 +38,10 @@ def vae_scale_factor(vae: AutoencoderKL) -> int:
 def say_sizes(sizes: Mapping[Path, Size]) -> None:
     """Print how many images get which size."""
     counts = Counter(sizes.values())
-    print(", ".join(f"{count} images at {width}x{height}" for (width, height), count in sorted(counts.items())), flush=True)
+    print(
+        ", ".join(f"{counted(count, 'image')} at {width}x{height}" for (width, height), count in sorted(counts.items())),
+        flush=True,
+    )
 
 
 def load_image(path: Path, size: Size, interpolation: str) -> Tensor:

@@ -83,7 +83,7 @@ def idle_patterns(model: nn.Module, config: AdapterConfig) -> list[str]:
     """What is to be said of patterns that no layer of a model with an adapter follows."""
     layers = [name for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     problems = []
-    for leaf, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+    for setting, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         followed = {first_pattern(patterns, layer) for layer in layers}
         for pattern in patterns:
             others = next((first_pattern(patterns, layer) for layer in layers if first_pattern([pattern], layer)), None)
@@ -91,7 +91,7 @@ def idle_patterns(model: nn.Module, config: AdapterConfig) -> list[str]:
                 reason = (
                     f"{others!r} stands before it and names its layers too" if others else "it names no layer with an adapter"
                 )
-                problems.append(f"{leaf}: {pattern!r} changes nothing: {reason}")
+                problems.append(f"{setting}: {pattern!r} changes nothing: {reason}")
     return problems
 
 
@@ -139,13 +139,13 @@ def _settings_of(model: Any) -> dict[str, Any]:
     values = model.peft_config["default"].to_dict()
     if not values["rank_pattern"] and not values["alpha_pattern"]:
         return values
-    leaf = "lora_alpha" if "lora_alpha" in values else "alpha"
+    alpha = "lora_alpha" if "lora_alpha" in values else "alpha"
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     ranks = {name: layer.r["default"] for name, layer in layers.items()}
-    alphas = {name: getattr(layer, leaf)["default"] for name, layer in layers.items()}
+    alphas = {name: getattr(layer, alpha)["default"] for name, layer in layers.items()}
     return values | {
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != values["r"]},
-        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != values[leaf]},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != values[alpha]},
     }
 
 

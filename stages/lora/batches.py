@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stages.pipeline.wording import counted
+
 HELD_OUT_TIMESTEPS = 4
 """At how many timesteps each held-out image is looked at: the loss depends on them more than on the image."""
 
@@ -78,7 +80,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Stream:
-    """An endless sequence of examples that shows each of them once an epoch.
+    """Examples in an endless sequence, epoch after epoch, each epoch in an order of its own.
 
     Attributes:
         name: "instance" for what is to be learnt, "class" for what is to be kept (prior preservation); streams of different
@@ -96,10 +98,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Draws:
-    """What is left to chance when an example becomes a sample.
+    """How noise, timestep and augmentation are drawn when an image is trained on.
 
     Attributes:
-        seed: of everything.
+        seed: of all random numbers.
         num_train_timesteps: of the noise schedule; timesteps are uniform in [0, this).
         random_flip: show half of the images as their mirror images.
         noise_offset: strength of a shift of the noise that a whole channel shares
@@ -175,10 +177,12 @@ def names_at(streams: Sequence[Stream], seed: int, batch_size: int, number: int)
 
 
 def turn_at(stream: Stream, seed: int, batch_size: int, number: int) -> tuple[str, range]:
-    """Which bucket of a stream a batch is of, and which positions in that bucket's own endless sequence it holds.
+    """The bucket that batch `number` of a stream is taken from, and the positions in the bucket's sequence that it takes.
 
-    Every batch is full. Buckets take turns in proportion to their images, so in the long run every image is shown equally
-    often: `batch_size` times in as many batches as there are images. The turns of an epoch are in random order.
+    All images of a batch have one shape, that of their bucket. Each bucket has an endless sequence of its own images, which is
+    gone through batch by batch, so every batch is full. A bucket gets as many batches as it has images in every so many
+    batches as there are images in all (a period): in a period each image is shown `batch_size` times. Within a period, the
+    order of the buckets is random.
     """
     buckets = stream.examples.buckets
     if len(buckets) == 1:
@@ -202,14 +206,14 @@ def even_turns(buckets: tuple[tuple[str, int], ...]) -> list[str]:
 
 
 def make_batch(stream: Stream, positions: range, draws: Draws, bucket: str = "") -> Batch:
-    """The samples at `positions` of a bucket of a stream; its epoch n is [n * images, (n + 1) * images)."""
+    """A batch of the images at `positions` of a bucket's sequence, where epoch n is [n * images, (n + 1) * images)."""
     samples = [_sample(stream, bucket, position, draws) for position in positions]
     latents, noise, timesteps, prompt_embeds = (torch.stack(parts) for parts in zip(*samples, strict=True))
     return Batch(latents, noise, timesteps, prompt_embeds, torch.full((len(samples),), stream.weight / len(samples)))
 
 
 def join(batches: Sequence[Batch]) -> AnyBatch:
-    """One batch of all samples; of parts where they have several shapes."""
+    """One batch of several; where their shapes differ, a `MixedBatch` of them."""
     if len({batch.latents.shape[1:] for batch in batches}) > 1:
         return MixedBatch(tuple(batches))
     return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
@@ -265,14 +269,14 @@ def seeded_number(seed: int, *names: str | int) -> int:
 
 
 def hold_out(examples: Examples, count: int, seed: int) -> tuple[Examples, Examples]:
-    """Split off `count` examples that are not trained on, drawn with the seed.
+    """Split examples into those to train on and `count` held-out ones, which the seed chooses.
 
     Raises:
         ValueError: none would be left to train on.
     """
     total = len(examples)
     if count >= total:
-        raise ValueError(f"held_out_images: given {count}: there are {total} images, and some must be left to train on")
+        raise ValueError(f"held_out_images: given {count}: of {counted(total, 'image')} in all, some must be left to train on")
     order = torch.randperm(total, generator=seeded_generator(seed, "held out")).tolist()
     return examples.chosen(sorted(order[count:])), examples.chosen(sorted(order[:count]))
 

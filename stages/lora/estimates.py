@@ -15,6 +15,7 @@ from stages.lora.config import TrainingConfig
 from stages.lora.run import Run
 from stages.lora.tuned_model import Tuned
 from stages.pipeline.progress import say
+from stages.pipeline.wording import counted
 
 WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = {"adamw_fused": 8, "adamw": 8, "adamw_8bit": 2, "prodigy": 16}
@@ -27,12 +28,12 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
     config, (first, *others) = run.config, run.streams
     epochs = config.max_train_steps / run.steps_per_epoch
     trained, total = (sum(parameter.numel() for parameter in parameters) for parameters in _parameters(tuned.model))
-    prior = f" and {len(others[0].examples)} class images" if others else ""
-    held_out = f", {config.held_out_images} more are held out" if config.held_out_images else ""
+    prior = f" and {counted(len(others[0].examples), 'class image')}" if others else ""
+    held_out = f"; {counted(config.held_out_images, 'more image')} held out" if config.held_out_images else ""
     print(
-        f"{len(first.examples)} images{prior}, {config.effective_batch_size} a step: {run.steps_per_epoch:g} steps an epoch, "
-        f"{config.max_train_steps} steps are {epochs:.3g} epochs: "
-        f"each image is seen about {max(1, round(epochs))} times{held_out}\n"
+        f"{counted(len(first.examples), 'image')}{prior}, {config.effective_batch_size} a step: {run.steps_per_epoch:g} steps an "
+        f"epoch, {counted(config.max_train_steps, 'step')} are {epochs:.3g} epochs: "
+        f"each image is seen about {counted(max(1, round(epochs)), 'time')}{held_out}\n"
         f"{describe_adapter(tuned, config, run.rank)}: {trained:,} of {total:,} weights are trained "
         f"({trained / total:.2%}); {'their' if config.tuned == 'full' else 'the'} file will have about "
         f"{WEIGHT_BYTES * trained / 1e6:.2f} MB",
@@ -44,7 +45,7 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
         say_problems(idle_patterns(tuned.parts["unet"], config))
     left = config.max_train_steps - done
     if left > STEPS_BEFORE_ESTIMATE:
-        steps = f"{left} steps are left" if done else f"{left} steps"
+        steps = f"{counted(left, 'step')} are left" if done else counted(left, "step")
         print(f"{steps}: after the first {STEPS_BEFORE_ESTIMATE} it is said how long they take", flush=True)
 
 

@@ -55,7 +55,12 @@ class TrainingState:
         self.pending: list[tuple[float, Tensor, Tensor]] = []
 
     def update(self, loss: Tensor, max_grad_norm: float | None) -> None:
-        """Make an optimizer step with the gradients that are there, the loss they are of being `loss`."""
+        """Make an optimizer step with the gradients that `backward` has left.
+
+        Args:
+            loss: whose gradients they are, a scalar; it becomes part of the history.
+            max_grad_norm: what the gradients are scaled down to; None leaves them.
+        """
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.scaler.unscale_(self.optimizer)
         self.pending.append((learning_rate, loss, clip_grad_norm_(self.parameters.values(), max_grad_norm or math.inf)))
@@ -165,7 +170,11 @@ def fit(
 def _look(
     run: Run, state: TrainingState, held_out_loss: Callable[[], float], draw_previews: Callable[[int], None] | None
 ) -> bool:
-    """After a step, log, measure the held-out loss and draw, where it is time for that; whether the loss was looked at."""
+    """After a step, look at the loss, measure the held-out loss and draw previews, each where it is due.
+
+    Returns:
+        Whether the loss was looked at, for which the process waits for its device.
+    """
     config, step = run.config, state.step
     measures = config.measures_held_out(step)
     draws = draw_previews is not None and config.draws_previews(step)

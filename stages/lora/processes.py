@@ -1,8 +1,8 @@
 """Several processes that train one model: each takes its samples of every batch, and all add up their gradients.
 
-Weights of samples are those of the whole batch, so the sum over the processes is the loss of the whole batch, whatever each
-of them got; every process then makes the same optimizer step. Outside of `run_processes` there is one process, and nothing
-here does anything.
+Each image has the weight in the loss that it has in the whole batch. So the losses and the gradients of the processes, added
+up, are those of the whole batch, however it was divided, and every process makes the same optimizer step. A program that does
+not call `run_processes` is one process: `own_samples` then gives the whole batch, and `add_up` changes nothing.
 """
 
 import logging

@@ -86,7 +86,7 @@ def move(model: nn.Module, device: torch.device) -> None:
     moved: Any = model
     moved.to(device, memory_format=torch.channels_last)
     for layer in model.modules():
-        if isinstance(layer, LoraLayer) and layer.lora_variant:
+        if isinstance(layer, LoraLayer) and any(layer.use_dora.values()):
             for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
                 parameter.data = parameter.data.contiguous()
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from stages.checkpoints.merging.methods import MERGE_METHODS
 from stages.dataset.folders import count_images
 from stages.lora.config import OPTIMIZER_PACKAGES
+from stages.pipeline.wording import counted
 
 Configs = Mapping[str, Any]
 """The checked settings by section."""
@@ -149,12 +150,14 @@ def _images(configs: Configs) -> Iterator[Finding]:
     download = configs["download"]
     most = count_images(download.source.path) if download.source.kind == "folder" else None
     if most is not None and most < download.min_images:
-        yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {most} images")
+        yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {counted(most, 'image')}")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
     for stage, setting in TRAININGS.items():
         held_out = configs[stage].held_out_images
         if most is not None and held_out >= most and getattr(configs["sweep"], setting):
-            yield _no(f"{stage}.held_out_images: given {held_out}: of at most {most} images, some must be left to train on")
+            yield _no(
+                f"{stage}.held_out_images: given {held_out}: of at most {counted(most, 'image')}, some must be left to train on"
+            )
 
 
 def _layers(configs: Configs) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
     write_params(mixed, encode_images=BUCKETS, train_text2img=settings, train_dreambooth={"max_train_steps": 5})
     run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
     said = capsys.readouterr()
-    assert "1 images at 32x96, 3 images at 64x64, 3 images at 96x32" in said.out
+    assert "1 image at 32x96, 3 images at 64x64, 3 images at 96x32" in said.out
     assert "enlarged" not in said.err
     run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")
     options: dict[str, Any] = TEXT2IMG | {"images": "mixed.safetensors", "captions": "mixed-captions.safetensors"}

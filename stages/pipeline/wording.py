@@ -1,0 +1,6 @@
+"""How numbers are said in messages."""
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 image, 2 images."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
