@@ -30,7 +30,7 @@ def test_without_several_patterns_nothing_is_added():
 def repository(tmp_path, monkeypatch) -> Path:
     """A folder with conf/, what conf/ composes to and what that names."""
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    for name in ("dvc.yaml", "requirements.lock", "LICENSE"):  # LICENSE stands in for inputs that there are none of
+    for name in ("dvc.yaml", "requirements.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mini").symlink_to(ROOT / "data/mini")
@@ -54,12 +54,13 @@ def refusal(capsys) -> list[str]:
 
 @pytest.mark.stage
 def test_every_other_stage_has_its_fingerprint(repository, capsys):
-    """One file each, which dvc.yaml lists as outputs; and the same bytes twice."""
+    """One file each, which the stages of dvc.yaml depend on; and the same bytes twice."""
     run_sync()
     assert capsys.readouterr().out.startswith("experiment mini: ")
     written = {path.name: path.read_bytes() for path in (repository / "data/code").iterdir()}
-    outs = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["sync"]["outs"]
-    assert {f"data/code/{name}" for name in written} == {path for out in outs for path in out}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    read = {dep for stage in stages for dep in stage.get("do", stage)["deps"] if dep.startswith("data/code/")}
+    assert {f"data/code/{name}" for name in written} == read
     assert len(set(written.values())) == len(written)
     run_sync()
     assert {path.name: path.read_bytes() for path in (repository / "data/code").iterdir()} == written
@@ -77,8 +78,8 @@ def test_params_edited_by_hand_are_refused(repository, capsys):
 
 @pytest.mark.stage
 def test_params_of_an_older_conf_are_refused(repository, capsys):
-    with (repository / "conf/config.yaml").open("a") as file:
-        file.write("# a comment\n")
+    config = repository / "conf/config.yaml"
+    config.write_text(config.read_text().replace("threads: 2", "threads: 3"))
     (line,) = refusal(capsys)
     assert line.startswith("sync: error: params.yaml is stale: conf/ has changed since it was composed: ")
 

@@ -31,8 +31,8 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
     prior = f" and {counted(len(others[0].examples), 'class image')}" if others else ""
     held_out = f"; {counted(config.held_out_images, 'more image')} held out" if config.held_out_images else ""
     print(
-        f"{counted(len(first.examples), 'image')}{prior}, {config.effective_batch_size} a step: {run.steps_per_epoch:g} steps an "
-        f"epoch, {counted(config.max_train_steps, 'step')} are {epochs:.3g} epochs: "
+        f"{counted(len(first.examples), 'image')}{prior}, {config.effective_batch_size} a step: "
+        f"{run.steps_per_epoch:g} steps an epoch, {counted(config.max_train_steps, 'step')} are {epochs:.3g} epochs: "
         f"each image is seen about {counted(max(1, round(epochs)), 'time')}{held_out}\n"
         f"{describe_adapter(tuned, config, run.rank)}: {trained:,} of {total:,} weights are trained "
         f"({trained / total:.2%}); {'their' if config.tuned == 'full' else 'the'} file will have about "

@@ -155,9 +155,8 @@ def _images(configs: Configs) -> Iterator[Finding]:
     for stage, setting in TRAININGS.items():
         held_out = configs[stage].held_out_images
         if most is not None and held_out >= most and getattr(configs["sweep"], setting):
-            yield _no(
-                f"{stage}.held_out_images: given {held_out}: of at most {counted(most, 'image')}, some must be left to train on"
-            )
+            of_them = f"of at most {counted(most, 'image')}, some must be left to train on"
+            yield _no(f"{stage}.held_out_images: given {held_out}: {of_them}")
 
 
 def _layers(configs: Configs) -> Iterator[Finding]:

@@ -117,7 +117,7 @@ def test_held_out_images_are_not_trained_on():
     assert len(held) == 3
     assert held.prompt_embeds[:, 0, 0].int().tolist() == values[1]
     assert hold_out(make_examples(10), 3, seed=1)[1].mean.equal(held.mean)
-    with pytest.raises(ValueError, match="held_out_images: given 10: there are 10 images"):
+    with pytest.raises(ValueError, match="held_out_images: given 10: of 10 images in all"):
         hold_out(make_examples(10), 10, seed=1)
 
 
