@@ -20,15 +20,8 @@ from typing import Any
 
 import stages
 from stages.pipeline.command import config_schemas, run
-from stages.pipeline.config import (
-    MANDATORY,
-    CellsConfig,
-    ExperimentConfig,
-    InputsConfig,
-    ParamsError,
-    read_params,
-    validate,
-)
+from stages.pipeline.composed_config import CellsConfig, InputsConfig
+from stages.pipeline.config import MANDATORY, ExperimentConfig, ParamsError, read_params, validate
 from stages.pipeline.cross_checks import look
 from stages.pipeline.fingerprints import fingerprint, read_pins
 from stages.pipeline.lockfile import LOCK, cache_folder, cached, content_md5, gone_stages, locked_outs

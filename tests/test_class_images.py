@@ -71,7 +71,7 @@ def test_without_prior_preservation_there_is_a_note(world):
         ("raw", {"num_class_images": 1}, "raw: no unet, vae, text_encoder, tokenizer, scheduler in it; expected a model"),
         ("model", {"num_class_images": -1}, "class_images.num_class_images: given -1"),
         ("model", {"class_prompt": ""}, "class_images.class_prompt: given ''"),
-        ("model", {"num_class_images": 1, "clip_skip": 2}, "clip_skip: given 2: the text encoder has 2 layers, skip fewer"),
+        ("model", {"num_class_images": 1, "clip_skip": 2}, "clip_skip: given 2: this text encoder has 2 layers"),
     ],
 )
 def test_wrong_inputs_are_one_line(world, capsys, model, settings, message):

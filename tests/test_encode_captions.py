@@ -47,7 +47,7 @@ def make_broken_inputs(world):
         ({"dataset": "uncaptioned"}, {}, "uncaptioned/metadata.csv: holds no captions"),
         ({"dataset": "gone"}, {}, "gone/metadata.csv names 0001.png, which is not there"),
         ({}, {"clip_skip": 2}, "clip_skip: given 2: this text encoder has 2 layers"),
-        ({}, {"batch_size": 0}, "encode_captions.batch_size: given 0"),
+        ({}, {"clip_skip": -1}, "encode_captions.clip_skip: given -1"),
     ],
 )
 def test_wrong_inputs_are_one_line(world, capsys, options, settings, message):

@@ -51,7 +51,7 @@ def test_images_that_are_enlarged_are_named_and_noted(world, capsys):
         Image.fromarray(np.zeros((side, side, 3), dtype=np.uint8)).save(world / "small" / name)
     run_stage("encode_images", images="small", vae="model/vae", out="enlarged.safetensors")
     (problem,) = read_encoded_images(world / "enlarged.safetensors").problems
-    assert problem.endswith("enlarged, which blurs them: small.png (16x16)")
+    assert problem == "1 image is smaller than it is trained at, and is enlarged, which blurs it: small.png (16x16)"
     assert f"warning: {problem}" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 from dataclasses import asdict, replace
 
 import pytest
+from PIL import Image
 
 from stages.generate import GenerateConfig, stage
 from stages.pipeline.config import ParamsError, RuntimeConfig, validate
@@ -39,6 +40,33 @@ def test_cells_are_drawn_and_say_how(tmp_path):
     assert text["seed"] == "3"
     assert text["unet_sha256"] == sha256(model / "unet" / "diffusion_pytorch_model.safetensors")
     assert str(tmp_path) not in str(text)
+
+
+@pytest.mark.stage
+def test_a_lora_draws_at_its_strength(tmp_path):
+    """At 0 what the model draws without it; between, something else."""
+    import torch
+
+    from stages.checkpoints.file_names import LORA_FILE
+    from stages.lora.adapters import write_lora
+    from stages.pipeline.png_text import read_png_text
+    from tests.drawing.tiny_models import save_tiny_checkpoint
+    from tests.lora.tiny_adapters import trained_unet
+
+    torch.manual_seed(0)
+    model, config = save_tiny_checkpoint(tmp_path / "model"), replace(CONFIG, prompts=("a cat",), seeds=(3,))
+    write_lora({"unet": trained_unet(model)}, tmp_path / LORA_FILE)
+    stage(config, RUNTIME, model, tmp_path / "plain")
+    pictures = {}
+    for lora_scale in (0.0, 0.5, 1.0):
+        out = tmp_path / f"scale {lora_scale}"
+        stage(config, RUNTIME, model, out, tmp_path / LORA_FILE, lora_scale)
+        assert read_png_text(out / "p0-s3.png")["lora_scale"] == f"{lora_scale:g}"
+        with Image.open(out / "p0-s3.png") as image:
+            pictures[lora_scale] = image.tobytes()
+    with Image.open(tmp_path / "plain" / "p0-s3.png") as image:
+        assert pictures[0.0] == image.tobytes()
+    assert len(set(pictures.values())) == 3
 
 
 @pytest.mark.stage

@@ -68,9 +68,10 @@ stage(config, Path("theta0"), Path("theta1"), Path("theta0/vae"), 0.5, Path("out
 MEMORY = f"""{WITHOUT}
 import psutil, torch
 take_away()
-from stages.pipeline.torch_runtime import held_memory, keep_freed_memory
+from stages.lora.estimates import peak_memory
+from stages.pipeline.torch_runtime import keep_freed_memory
 keep_freed_memory()
-assert held_memory(torch.device("cpu")) > 2**20
+assert peak_memory(torch.device("cpu")) > 2**20
 """
 
 

@@ -56,9 +56,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         """Refuse what PEFT would ignore, and what its file could not say."""
         if self.peft_type != "lora":
-            for name in ("use_rslora", "use_dora", "lora_dropout"):
-                if getattr(self, name):
-                    raise ValueError(f"{name}: given {getattr(self, name)!r}: {self.peft_type} has none; only lora does")
+            of_lora = {"use_rslora": self.use_rslora, "use_dora": self.use_dora, "lora_dropout": self.lora_dropout}
+            for name, value in of_lora.items():
+                if value:
+                    raise ValueError(f"{name}: given {value!r}: {self.peft_type} has none; only lora does")
         if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
             raise ValueError(f"init_lora_weights: given {self.init_lora_weights!r}: not together with use_dora")
 

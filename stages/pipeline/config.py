@@ -63,20 +63,6 @@ def refuse_twice(**lists: Collection[Any]) -> None:
             raise ValueError(f"{name}: {list(values)} holds a value twice")
 
 
-def _exists(path: Path) -> Path:
-    if not path.exists():
-        raise ValueError(f"no such file or directory: {path}")
-    return path
-
-
-ExistingPath = Annotated[Path, AfterValidator(_exists)]
-
-FINGERPRINTS = Path("data/code")
-"""Where `sync` writes the fingerprints of the stages' code: what a stage depends on in place of an input that it has not."""
-
-Watched = Annotated[Path, AfterValidator(lambda path: path if path.parent == FINGERPRINTS else _exists(path))]
-"""What DVC watches: a file or folder that is there, or a fingerprint that `sync` is about to write."""
-
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 """A hub id, owner/name."""
@@ -190,54 +176,6 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Refuse a value that stands twice: its stages would have the same name."""
         refuse_twice(alpha=self.alpha, rank=self.rank, dreambooth_rank=self.dreambooth_rank, bases=self.bases)
-
-
-@dataclass(frozen=True, config=strict)
-class VariantCell:
-    """What dvc.yaml takes of a variant: the folders of its model and of its LoRA (or of the model again), and LoRA options."""
-
-    model: Path
-    trained: Path
-    lora: dict[Literal["lora", "lora-scale"], str | float]
-
-
-@dataclass(frozen=True, config=strict)
-class ExportCell:
-    """What dvc.yaml takes of an export: the folder that is exported, and the setting of `export` that it depends on."""
-
-    source: Path
-    setting: Literal["export.dtype", "export.lora_dtype"]
-
-
-@dataclass(frozen=True, config=strict)
-class CellsConfig:
-    """The sweep as dvc.yaml's stages take it; the values are those of `SweepConfig`, which is checked."""
-
-    alpha: tuple[Alpha, ...]
-    rank: tuple[int, ...]
-    dreambooth_rank: tuple[int, ...]
-    variants: dict[str, VariantCell]
-    exports: dict[str, ExportCell]
-
-
-@dataclass(frozen=True, config=strict)
-class OriginalInputs:
-    """The local files and folders that an original is read from; the fingerprint of `base` stands for none."""
-
-    config: Watched
-    source: Watched
-    neighbour: Watched
-
-
-@dataclass(frozen=True, config=strict)
-class InputsConfig:
-    """The local files and folders that DVC watches; the fingerprint of the stage that would read them stands for none."""
-
-    images: Watched
-    captioner: Watched
-    base: dict[Literal["theta0", "theta1", "theta2"], OriginalInputs]
-    vae: Watched
-    scorer: Watched
 
 
 @dataclass(frozen=True, config=strict)

@@ -6,7 +6,7 @@ list of prompts, would show after the trainings, in the last stage of all. Only 
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,12 @@ def look(configs: Configs) -> list[Finding]:
     """All findings: first what is refused."""
     found = [finding for check in CHECKS for finding in check(configs)]
     return sorted(found, key=lambda finding: not finding.refused)
+
+
+def _ranks_of(configs: Configs, stage: str) -> Sequence[int]:
+    """The ranks that a training stage is run with."""
+    sweep = configs["sweep"]
+    return {"train_text2img": sweep.rank, "train_dreambooth": sweep.dreambooth_rank}[stage]
 
 
 def _no(text: str) -> Finding:
@@ -88,8 +94,8 @@ def _subject_prompts(configs: Configs) -> Iterator[Finding]:
 def _originals(configs: Configs) -> Iterator[Finding]:
     method, base = configs["merge"].method, configs["base"]
     needed = MERGE_METHODS[method].models
-    for number, name in enumerate(("theta1", "theta2"), start=2):
-        given = getattr(base, name) is not None
+    for number, (name, checkpoint) in enumerate({"theta1": base.theta1, "theta2": base.theta2}.items(), start=2):
+        given = checkpoint is not None
         if given != (number <= needed):
             said = "which is null: name a checkpoint" if not given else "which is not null: set it to null"
             how = "takes" if number <= needed else "does not take"
@@ -114,7 +120,7 @@ def _idle_values(configs: Configs) -> Iterator[Finding]:
         if merge.blocks is not None or own.unet is not None or own.text_encoder is not None:
             yield _note("merge.blocks, merge.component_alpha: have no effect with passthrough, which merges nothing")
     for stage, setting in TRAININGS.items():
-        if configs[stage].tuned == "full" and len(getattr(sweep, setting)) > 1:
+        if configs[stage].tuned == "full" and len(_ranks_of(configs, stage)) > 1:
             yield _no(f"sweep.{setting}: {stage}.tuned is full, which has no rank: one value is enough")
     if configs["class_images"].num_class_images and not sweep.dreambooth_rank:
         yield _note("class_images.num_class_images: nothing reads class images where sweep.dreambooth_rank is empty")
@@ -126,8 +132,8 @@ def _instance_prompt(configs: Configs) -> Iterator[Finding]:
 
 
 def _optimizers(configs: Configs) -> Iterator[Finding]:
-    for stage, setting in TRAININGS.items():
-        config, ranks = configs[stage], getattr(configs["sweep"], setting)
+    for stage in TRAININGS:
+        config, ranks = configs[stage], _ranks_of(configs, stage)
         package = OPTIMIZER_PACKAGES.get(config.optimizer)
         if ranks and package and importlib.util.find_spec(package) is None:
             yield _no(f"{stage}.optimizer: given {config.optimizer!r}: pip install {package}, or take adamw_fused")
@@ -139,7 +145,7 @@ def _ranks(configs: Configs) -> Iterator[Finding]:
     for stage, setting in TRAININGS.items():
         config = configs[stage]
         if config.peft_type == "lora" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
-            of_sweep, patterns = getattr(configs["sweep"], setting), config.rank_pattern.values()
+            of_sweep, patterns = _ranks_of(configs, stage), config.rank_pattern.values()
             for name, ranks in ((f"sweep.{setting}", of_sweep), (f"{stage}.rank_pattern", patterns)):
                 if odd := [rank for rank in ranks if rank % 2]:
                     yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {name} has {odd[0]}")
@@ -152,9 +158,9 @@ def _images(configs: Configs) -> Iterator[Finding]:
     if most is not None and most < download.min_images:
         yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {counted(most, 'image')}")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
-    for stage, setting in TRAININGS.items():
+    for stage in TRAININGS:
         held_out = configs[stage].held_out_images
-        if most is not None and held_out >= most and getattr(configs["sweep"], setting):
+        if most is not None and held_out >= most and _ranks_of(configs, stage):
             of_them = f"of at most {counted(most, 'image')}, some must be left to train on"
             yield _no(f"{stage}.held_out_images: given {held_out}: {of_them}")
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from stages.pipeline.config import FINGERPRINTS
+from stages.pipeline.composed_config import FINGERPRINTS
 from stages.pipeline.provenance import SECTION, conf_digest, values_digest
 from stages.pipeline.variants import Kind, Variant, export_cell, variant_cell, variants_of
 

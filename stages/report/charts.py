@@ -8,8 +8,6 @@ import numpy as np
 
 from stages.report.histories import Series
 
-BINS = 60
-"""Points of a curve, each the mean over as many steps: single steps scatter too much to be read."""
 WIDTH, HEIGHT = 560, 230
 """Of a line chart, in SVG units."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30
@@ -103,7 +101,7 @@ def line_chart(histories: Mapping[str, Mapping[str, Series]], measure: str, held
         held_out: the same quantity of held-out images, drawn dashed in the same colours and not averaged; a training without
             held-out images has no such curve.
     """
-    drawn = [(name, number, False, _binned(history[measure])) for number, (name, history) in enumerate(histories.items())]
+    drawn = [(name, number, False, history[measure].averaged()) for number, (name, history) in enumerate(histories.items())]
     if held_out is not None:
         measured = [(name, number, True, history[held_out]) for number, (name, history) in enumerate(histories.items())]
         drawn += [curve for curve in measured if len(curve[-1].steps)]
@@ -119,11 +117,6 @@ def line_chart(histories: Mapping[str, Mapping[str, Series]], measure: str, held
 
 def _points(series: Series) -> Iterator[tuple[float, float]]:
     return zip(series.steps.tolist(), series.values.tolist(), strict=True)
-
-
-def _binned(series: Series) -> Series:
-    parts = np.array_split(np.arange(len(series.steps)), min(BINS, len(series.steps)))
-    return Series(*(np.array([values[part].mean() for part in parts]) for values in (series.steps, series.values)))
 
 
 def _round_step(step: float) -> float:

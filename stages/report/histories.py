@@ -12,6 +12,8 @@ from stages.pipeline.variants import Variant
 HELD_OUT_LOSS = "held_out_loss"
 MEASURES = ("loss", HELD_OUT_LOSS, "learning_rate", "grad_norm")
 """The quantities of a training, each a column of its history."""
+PARTS = 60
+"""Points of a curve."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Series:
 
     steps: np.ndarray
     values: np.ndarray
+
+    def averaged(self) -> "Series":
+        """The means over `PARTS` equal parts of the steps: single steps scatter too much to be read."""
+        parts = np.array_split(np.arange(len(self.steps)), max(1, min(PARTS, len(self.steps))))
+        return Series(*(np.array([values[part].mean() for part in parts if len(part)]) for values in (self.steps, self.values)))
 
 
 def read_history(path: Path) -> dict[str, Series]:
@@ -41,12 +48,19 @@ def read_history(path: Path) -> dict[str, Series]:
 
 
 def write_histories(histories: Mapping[Variant, Mapping[str, Series]], folder: Path) -> None:
-    """Write <measure>.csv for each of `MEASURES`: variant, step and value; a table without rows where it was never measured."""
+    """Write <measure>.csv for each of `MEASURES`: variant, step and value; a table without rows where it was never measured.
+
+    All but the held-out loss, which is measured now and then, are averaged as in the page's charts.
+    """
     for name in MEASURES:
+        series = {
+            variant: history[name] if name == HELD_OUT_LOSS else history[name].averaged()
+            for variant, history in histories.items()
+        }
         rows = (
             (variant.name, f"{step:g}", f"{value:.6g}")
-            for variant, history in histories.items()
-            for step, value in zip(history[name].steps.tolist(), history[name].values.tolist(), strict=True)
+            for variant, each in series.items()
+            for step, value in zip(each.steps.tolist(), each.values.tolist(), strict=True)
         )
         write_table(folder / f"{name}.csv", ("variant", "step", name), rows)
 

@@ -64,8 +64,8 @@ def test_histories_are_tables_for_plots(tmp_path):
     write_histories(histories, tmp_path)
     assert (tmp_path / "held_out_loss.csv").read_text() == "variant,step,held_out_loss\ntext2img-a0.7-r4,50,0.5\n"
     rows = (tmp_path / "loss.csv").read_text().splitlines()
-    assert rows[:2] == ["variant,step,loss", "text2img-a0.7-r4,1,1"]
-    assert len(rows) == 201
+    assert rows[:2] == ["variant,step,loss", "text2img-a0.7-r4,1.5,0.75"], "means over sixtieths of the steps"
+    assert len(rows) == 1 + 2 * 60
 
 
 def test_infinite_norms_are_left_out(tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stages.pipeline import lockfile
 from stages.pipeline.ci.comment import write_comment
+from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.config import load_params
 from stages.pipeline.dvc_command import ask_dvc, dvc_command, run_dvc
 from stages.pipeline.lockfile import LockedOut, locked_outs
@@ -78,6 +79,7 @@ def _repro() -> tuple[int, str]:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with errors_in_one_line("grids"):
+            sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
