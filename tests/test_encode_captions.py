@@ -16,19 +16,22 @@ def test_captions_that_are_cut_are_named(encoded, capsys):
     assert (encoded / "again.safetensors").read_bytes() == (encoded / "captions.safetensors").read_bytes()
 
 
-def test_every_caption_and_the_empty_one_are_embedded(encoded):
-    """As each alone."""
+@pytest.mark.parametrize("clip_skip", [0, 1])
+def test_every_caption_and_the_empty_one_are_embedded(encoded, clip_skip):
+    """As each alone, by the layer that is asked for."""
     import torch
 
     from stages.encoding.encoded_files import read_encoded_captions
     from stages.encoding.prompts import embed_prompts, load_text_encoder
 
-    found = read_encoded_captions(encoded / "captions.safetensors")
+    write_params(encoded, encode_captions={"clip_skip": clip_skip})
+    run_stage("encode_captions", dataset="dataset", model="model", out=f"captions-{clip_skip}.safetensors")
+    found = read_encoded_captions(encoded / f"captions-{clip_skip}.safetensors")
     assert found.file_names == [f"{number:04d}.png" for number in range(1, 7)]
     assert found.captions == [*(f"a portrait, {letter}" for letter in "abcde"), "a " * 90]
     tokenizer, text_encoder = load_text_encoder(encoded / "model", torch.device("cpu"))
     for text, embeds in zip(["", *found.captions], [found.empty_prompt_embeds, *found.prompt_embeds], strict=True):
-        alone = embed_prompts(tokenizer, text_encoder, [text], found.clip_skip, 1)
+        alone = embed_prompts(tokenizer, text_encoder, [text], clip_skip, 1)
         torch.testing.assert_close(embeds, alone[0])
     assert len({embeds.numpy().tobytes() for embeds in [found.empty_prompt_embeds, *found.prompt_embeds]}) == 7
 
