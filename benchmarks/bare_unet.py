@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import ALL_WEIGHTS, COMPILED, FORWARD, FORWARD_ADAPTERS, LIMIT, ROOT
+from contenders import ALL_WEIGHTS, BY_PEFT, COMPILED, FORWARD, FORWARD_ADAPTERS, LIMIT, ROOT
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from turns import Turns, wait_for_device
 
 from stages.lora.adapters import add_adapter, trained_parameters
 from stages.lora.config import AdapterConfig
+from stages.lora.fused import fuse_linear_layers
 from stages.lora.tuned_model import cast_frozen, compile_blocks, load_unet, move
 from stages.pipeline.compose import group_values
 from stages.pipeline.torch_runtime import keep_freed_memory
 
 LIMIT_COMPILED = LIMIT + COMPILED
-MODES = (FORWARD, FORWARD_ADAPTERS, LIMIT, LIMIT_COMPILED, ALL_WEIGHTS)
+MODES = (FORWARD, FORWARD_ADAPTERS, LIMIT, LIMIT_COMPILED, BY_PEFT, ALL_WEIGHTS)
 MATRIX = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the large product."""
 
@@ -59,6 +60,8 @@ def prepare_unet(options: argparse.Namespace, device: torch.device) -> Any:
     move(unet, device)
     if options.mode == LIMIT_COMPILED:
         compile_blocks(unet, device)
+    elif options.mode != BY_PEFT:
+        fuse_linear_layers(unet)
     return unet.train()
 
 

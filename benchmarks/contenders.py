@@ -22,6 +22,7 @@ SCRIPTS = {
 PROMPT = "asuka"
 FORWARD, FORWARD_ADAPTERS = "forward", "forward, adapters"
 LIMIT, ALL_WEIGHTS = "forward and backward, adapters", "forward and backward, all weights"
+BY_PEFT = f"{LIMIT}, by PEFT"
 FULL = "full fine-tuning, ours"
 COMPILED = ", compiled"
 
@@ -183,6 +184,6 @@ def contenders(setup: Setup, kind: str) -> dict[str, Contender]:
         found[f"{kind}, script"] = script(setup, kind)
     if kind == "text2img" and not options.sd1:
         found[FULL] = ours(setup, "text2img", tuned="full")
-        for mode in (FORWARD, FORWARD_ADAPTERS, ALL_WEIGHTS):
+        for mode in (FORWARD, FORWARD_ADAPTERS, BY_PEFT, ALL_WEIGHTS):
             found[mode] = bare(setup, mode)
     return found

@@ -171,14 +171,14 @@ def sample(
 def denoise(
     models: Models, prompt_embeds: Tensor, negative_prompt_embeds: Tensor, seeds: Sequence[int], config: SamplingConfig
 ) -> Tensor:
-    """Latents of one prompt with several seeds, denoised together.
+    """Latents with several seeds, denoised together.
 
     Args:
         models: from `load_models`; the text encoder and the tokenizer are not used.
-        prompt_embeds: (1, 77, D).
+        prompt_embeds: (1, 77, D), of the one prompt, or (B, 77, D), of one an image.
         negative_prompt_embeds: (1, 77, D), of the negative prompt.
         seeds: one an image.
-        config: `batch_size`, `negative_prompt` and `clip_skip` are not used here.
+        config: `batch_size`, `negative_prompt` and `clip_skip` have done their work before.
 
     Returns:
         latents: (B, C, h, w), times the VAE's scaling factor.

@@ -17,6 +17,7 @@ from stages.checkpoints.file_names import LORA_FILE, UNET_FILE
 from stages.checkpoints.files.tensors import sha256
 from stages.lora.adapters import add_adapter, write_lora
 from stages.lora.batches import Examples
+from stages.lora.fused import fuse_linear_layers
 from stages.lora.run import Run
 from stages.lora.text_encoder import TARGET_MODULES, with_text_encoder
 
@@ -58,8 +59,10 @@ def prepare_model(run: Run) -> Tuned:
     move(tuned.model, run.device)
     if run.config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if run.config.compile:
+    if run.config.compile:  # the compiler joins operations by itself
         compile_blocks(unet, run.device)
+    else:
+        fuse_linear_layers(tuned.model)
     return tuned
 
 
