@@ -134,7 +134,7 @@ def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -
     """Our stage."""
     inputs: list[str | Path] = ["--class-images", setup.work / "class_images"]
     if kind == "text2img":
-        inputs = ["--captions", setup.work / "captions"]
+        inputs += ["--captions", setup.work / "captions"]
     common = ["--images", setup.work / "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "out"]
     result = "out/*.safetensors" if tuned == "lora" else "out/unet/*.safetensors"
     return Contender("timed.py", [f"stages.train_{kind}", *inputs, *common], result, tuned, compiled)

@@ -37,6 +37,7 @@ def make_world(work: Path, resolution: int) -> None:
     names, width = ["1.png", "2.png"], SD1["unet"]["cross_attention_dim"]
     mean = torch.randn(2, 2, 4, resolution // 8, resolution // 8)
     write_encoded(EncodedImages(names, mean, torch.full_like(mean, 0.1), 0.18215, resolution), work / "images")
+    (work / "class").mkdir()
     prompt_embeds = torch.randn(2, 77, width)
     write_encoded(EncodedCaptions(names, ["one", "two"], prompt_embeds, torch.zeros(77, width), 0), work / "captions")
 
@@ -51,7 +52,20 @@ def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: boo
     housekeeping = {"checkpointing_steps": 10**6, "logging_steps": 10}
     params = {"train_text2img": values, "runtime": runtime, "housekeeping": housekeeping}
     (work / "params.yaml").write_text(yaml.safe_dump(params))
-    words = ["--images", "images", "--captions", "captions", "--model", "model", "--rank", str(options.rank), "--out", "lora"]
+    words = [
+        "--images",
+        "images",
+        "--captions",
+        "captions",
+        "--class-images",
+        "class",
+        "--model",
+        "model",
+        "--rank",
+        str(options.rank),
+        "--out",
+        "lora",
+    ]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "DVC_ROOT": str(work),

@@ -1,4 +1,7 @@
-"""Draw images of the class for DreamBooth's prior preservation, with the model that is going to be tuned.
+"""Draw images of the class that the subject belongs to, with the model that is going to be tuned.
+
+Training learns from them beside the images of the subject, so that the class does not become the subject: DreamBooth's prior
+preservation, and what kohya's trainers call regularisation images.
 
 Reads a merge in diffusers layout. Writes 0001.png, 0002.png …, each with its prompt and its seed as PNG text; with
 `num_class_images` 0, prior preservation is off, and the folder holds a note that says so.
@@ -15,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.drawing.config import SamplingConfig
 from stages.pipeline.command import run
-from stages.pipeline.config import RuntimeConfig, Seed, Text, strict
+from stages.pipeline.config import RuntimeConfig, Seed, Text, refuse_twice, strict
 from stages.pipeline.outputs import atomic_directory, write_nothing
 
 
@@ -25,13 +28,17 @@ class ClassImagesConfig(SamplingConfig):
 
     Attributes:
         num_class_images: how many; 0 turns prior preservation off.
-        class_prompt: names the class that the subject belongs to.
+        class_prompts: name the class that the subject belongs to; the images take them in turn.
         seed: of the first image; each further image has the next one.
     """
 
     num_class_images: Annotated[int, Field(ge=0)]
-    class_prompt: Text
+    class_prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
     seed: Seed
+
+    def __post_init__(self) -> None:
+        """Refuse a prompt that stands twice."""
+        refuse_twice(class_prompts=self.class_prompts)
 
 
 def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: Path) -> None:
@@ -57,12 +64,16 @@ def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     models = load_models(model, prepare(runtime), weight_dtype(runtime))
-    seeds = range(config.seed, config.seed + config.num_class_images)
-    images = draw(models, [config.class_prompt], seeds, config)
-    digits = max(4, len(str(len(seeds))))
-    drawn = track(images, "class images", total=len(seeds))
-    for number, (seed, image) in enumerate(zip(seeds, drawn, strict=True), start=1):
-        write_png(image, folder / f"{number:0{digits}d}.png", {"prompt": config.class_prompt, "seed": str(seed)})
+    count, prompts = config.num_class_images, config.class_prompts[: config.num_class_images]
+    of_prompt = {prompt: range(first, count, len(prompts)) for first, prompt in enumerate(prompts)}
+    drawn = (
+        (number, prompt, image)
+        for prompt, numbers in of_prompt.items()
+        for number, image in zip(numbers, draw(models, [prompt], [config.seed + each for each in numbers], config), strict=True)
+    )
+    digits = max(4, len(str(count)))
+    for number, prompt, image in track(drawn, "class images", total=count):
+        write_png(image, folder / f"{number + 1:0{digits}d}.png", {"prompt": prompt, "seed": str(config.seed + number)})
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def stage(
     from stages.drawing.preview_images import SEED, draw_previews
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_images
-    from stages.lora.dreambooth import dreambooth_streams, prompts_of, read_class_images
+    from stages.lora.class_stream import read_class_images
+    from stages.lora.dreambooth import dreambooth_streams, prompts_of
     from stages.lora.run import Previews, Run, TrainedPrompts
     from stages.lora.training import train
     from stages.pipeline.resume import resumable

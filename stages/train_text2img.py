@@ -1,10 +1,11 @@
 """Train a LoRA on images with captions.
 
-Reads the encoded images, the captions embedded by the merge's text encoder, and the merge itself, of which only the UNet is
-loaded. Writes pytorch_lora_weights.safetensors, history.csv (step, epoch, loss, learning_rate, grad_norm, held_out_loss), and
-in previews/ what was drawn while training. `StableDiffusionPipeline.load_lora_weights` reads the file if it is a LoRA or
-DoRA; it refuses LoKr and LoHa (`peft_type`), which are for PEFT and this pipeline and, exported, for A1111 and ComfyUI. With
-`tuned: full`, all weights of the UNet are trained, and a whole model in diffusers layout is written instead of the LoRA.
+Reads the encoded images, the captions embedded by the merge's text encoder, a folder of class images, and the merge itself, of
+which only the UNet is loaded; where there are class images, its text encoder and its VAE encode them before. Writes
+pytorch_lora_weights.safetensors, history.csv (step, epoch, loss, learning_rate, grad_norm, held_out_loss), and in previews/
+what was drawn while training. `StableDiffusionPipeline.load_lora_weights` reads the file if it is a LoRA or DoRA; it refuses
+LoKr and LoHa (`peft_type`), which are for PEFT and this pipeline and, exported, for A1111 and ComfyUI. With `tuned: full`, all
+weights of the UNet are trained, and a whole model in diffusers layout is written instead of the LoRA.
 
 It is a stage of its own because it is what a sweep over rank repeats. A run that was interrupted goes on from its last
 checkpoint in .checkpoints/ and ends with the same bytes; one whose result DVC could not note takes it from there.
@@ -19,12 +20,13 @@ from stages.pipeline.command import run
 from stages.pipeline.config import HousekeepingConfig, RuntimeConfig
 
 
-def stage(
+def stage(  # noqa: PLR0913 (its parameters are the command line)
     config: Text2imgConfig,
     runtime: RuntimeConfig,
     housekeeping: HousekeepingConfig,
     images: Path,
     captions: Path,
+    class_images: Path,
     model: Path,
     rank: int,
     out: Path,
@@ -37,6 +39,7 @@ def stage(
         housekeeping: the section `housekeeping`.
         images: the file of encoded images.
         captions: the file of encoded captions.
+        class_images: the directory of the class images; none in it leaves prior preservation out.
         model: the directory of the model to tune.
         rank: the rank of the LoRA, at least 1.
         out: the directory to write the LoRA to.
@@ -46,6 +49,7 @@ def stage(
     from stages.drawing.preview_images import SEED, draw_previews
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_captions, read_encoded_images
+    from stages.lora.class_stream import read_class_images
     from stages.lora.run import Previews, Run
     from stages.lora.text2img import text2img_streams
     from stages.lora.training import train
@@ -53,13 +57,13 @@ def stage(
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     encoded, described = read_encoded_images(images), read_encoded_captions(captions)
-    streams = text2img_streams(encoded, described, config.caption_dropout)
     say_problems([*encoded.problems, *described.problems])
     settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
     device = prepare(runtime)
-    with resumable("train_text2img", settings, [images, captions, model], out) as folder:
+    with resumable("train_text2img", settings, [images, captions, class_images, model], out) as folder:
         if folder is None:
             return
+        streams = text2img_streams(encoded, described, read_class_images(class_images), model, config, device)
         draw = partial(draw_previews, guidance_scale=config.preview_guidance_scale, resolution=encoded.resolution)
         previews = Previews(draw, SEED, described.clip_skip)
         train(Run(model, streams, config, housekeeping, rank, device, weight_dtype(runtime), folder, None, previews), out)

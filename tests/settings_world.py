@@ -90,7 +90,7 @@ PARAMS: dict[str, Any] = {
     "encode_images": {"resolution": RESOLUTION, "max_aspect_ratio": 1, "interpolation": "lanczos", "batch_size": 2},
     "encode_captions": {"clip_skip": 0},
     "train_text2img": conf_values("train_text2img", caption_dropout=0.0, **TRAINING),
-    "class_images": {"num_class_images": 1, "class_prompt": "a portrait", "seed": 3, **SAMPLING},
+    "class_images": {"num_class_images": 1, "class_prompts": ["a portrait"], "seed": 3, **SAMPLING},
     "train_dreambooth": conf_values("train_dreambooth", instance_prompt="asuka", clip_skip=0, **TRAINING),
     "generate": {"prompts": ["a portrait"], "seeds": [0], **SAMPLING},
     "score": {"scorer": local("scorer")},
@@ -109,7 +109,7 @@ PARAMS: dict[str, Any] = {
 for _kind in ("train_text2img", "train_dreambooth"):
     PARAMS[_kind]["preview_guidance_scale"] = 4.0
 
-_TRAINED = {"images": "images.safetensors", "model": "model", "rank": 2}
+_TRAINED = {"images": "images.safetensors", "class_images": "class", "model": "model", "rank": 2}
 _COMPARISON = {name: f"comparison/{name}" for name in ("images", "scores", "dataset")} | {"loras": "comparison/lora"}
 _MERGED = {"theta0": "model0", "theta1": "model1", "vae": "model0/vae", "alpha": 0.5}
 
@@ -127,7 +127,7 @@ def ways(stage: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         "encode_captions": [{"dataset": "dataset", "model": "model", "out": "out.safetensors"}],
         "train_text2img": [_TRAINED | {"captions": "captions.safetensors", "out": "out"}],
         "class_images": [{"model": "model", "out": "out"}],
-        "train_dreambooth": [_TRAINED | {"class_images": "class", "out": "out"}],
+        "train_dreambooth": [_TRAINED | {"out": "out"}],
         "generate": [{"model": "model", "out": "out"}],
         "score": [{"images": "comparison/images/theta0", "references": "raw", "out": "out.csv"}],
         "compare": [_COMPARISON | {"out": "out"}],

@@ -51,6 +51,17 @@ def test_seeds_count_up_and_each_image_says_what_it_was_drawn_from(world):
     assert np.abs(alone - among_others).max() <= 1  # the last bits depend on how many are drawn together
 
 
+def test_several_prompts_are_taken_in_turn(world):
+    """The n-th image is that of the n-th seed, whatever the others show."""
+    from stages.pipeline.png_text import read_png_text
+
+    write_params(world, class_images={"num_class_images": 5, "seed": 7, "class_prompts": ["a cat", "a hat"]})
+    run_stage("class_images", model="model", out="in-turn")
+    texts = [read_png_text(path) for path in sorted((world / "in-turn").glob("*.png"))]
+    assert [text["prompt"] for text in texts] == ["a cat", "a hat", "a cat", "a hat", "a cat"]
+    assert [text["seed"] for text in texts] == ["7", "8", "9", "10", "11"]
+
+
 def test_same_bytes_twice(world):
     write_params(world, class_images={"num_class_images": 2})
     for name in ("one", "two"):
@@ -70,7 +81,9 @@ def test_without_prior_preservation_there_is_a_note(world):
     [
         ("raw", {"num_class_images": 1}, "raw: no unet, vae, text_encoder, tokenizer, scheduler in it; expected a model"),
         ("model", {"num_class_images": -1}, "class_images.num_class_images: given -1"),
-        ("model", {"class_prompt": ""}, "class_images.class_prompt: given ''"),
+        ("model", {"class_prompts": [""]}, "class_images.class_prompts.0: given ''"),
+        ("model", {"class_prompts": []}, "class_images.class_prompts: "),
+        ("model", {"class_prompts": ["a", "a"]}, "class_images.class_prompts: ['a', 'a'] holds a value twice"),
         ("model", {"num_class_images": 1, "clip_skip": 2}, "clip_skip: given 2: this text encoder has 2 layers"),
     ],
 )

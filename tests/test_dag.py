@@ -194,7 +194,7 @@ def test_code_edit_runs_its_users_only(baseline):
 
 
 def test_a_setting_reruns_only_what_reads_it(baseline):
-    baseline.compose("export.dtype=float32", "class_images.class_prompt=something else")
+    baseline.compose("export.dtype=float32", "class_images.class_prompts=[something else]")
     assert baseline.repro() == {"export@model-a0.7", "class_images@0.7"}
     baseline.compose("export.lora_dtype=float16")
     assert baseline.repro() == {f"export@{TEXT2IMG}", f"export@{DREAMBOOTH}"}

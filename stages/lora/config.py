@@ -134,6 +134,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         snr_gamma: min-SNR loss weighting (Hang et al. 2023 recommend 5); null weights all timesteps alike.
         noise_offset: strength of a shift of the noise that a whole channel shares; 0 for none, 0.1 is usual.
         random_flip: show half of the images as their mirror images.
+        prior_loss_weight: of the class images in the loss, where there are any; 1 counts them as much as the subject.
         gradient_checkpointing: compute activations twice instead of keeping them: slower, and less memory.
         compile: whether the blocks that the UNet repeats are compiled (torch.compile): minutes before the first step, and
             less time for each; on a CPU this takes a C++ compiler. The last bits of the weights depend on it.
@@ -152,6 +153,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     snr_gamma: Positive | None
     noise_offset: NonNegative
     random_flip: bool
+    prior_loss_weight: NonNegative
     gradient_checkpointing: bool
     compile: bool
     held_out_images: Annotated[int, Field(ge=0)]
@@ -198,14 +200,12 @@ class DreamboothConfig(TrainingConfig):
 
     Attributes:
         instance_prompt: names the subject; the only prompt that its images are trained with. Null where nothing is trained.
-        prior_loss_weight: of the class images in the loss; 1 counts them as much as the subject.
         clip_skip: layers left out at the end of the text encoder.
         train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
             the prompts at each step.
     """
 
     instance_prompt: Text | None
-    prior_loss_weight: NonNegative
     clip_skip: ClipSkip
     train_text_encoder: bool
 

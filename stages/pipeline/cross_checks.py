@@ -122,8 +122,6 @@ def _idle_values(configs: Configs) -> Iterator[Finding]:
     for stage, setting in TRAININGS.items():
         if configs[stage].tuned == "full" and len(_ranks_of(configs, stage)) > 1:
             yield _no(f"sweep.{setting}: {stage}.tuned is full, which has no rank: one value is enough")
-    if configs["class_images"].num_class_images and not sweep.dreambooth_rank:
-        yield _note("class_images.num_class_images: nothing reads class images where sweep.dreambooth_rank is empty")
 
 
 def _instance_prompt(configs: Configs) -> Iterator[Finding]:
@@ -168,8 +166,9 @@ def _images(configs: Configs) -> Iterator[Finding]:
 def _layers(configs: Configs) -> Iterator[Finding]:
     """Layers of the text encoder that cannot all be left out."""
     layers = _text_layers(configs["base"].theta0)
-    dreambooth = ("train_dreambooth", "class_images") if configs["sweep"].dreambooth_rank else ()
-    stages = ("encode_captions", *dreambooth, "generate")
+    dreambooth = ("train_dreambooth",) if configs["sweep"].dreambooth_rank else ()
+    drawn = ("class_images",) if configs["class_images"].num_class_images else ()
+    stages = ("encode_captions", *drawn, *dreambooth, "generate")
     for stage in stages:
         skipped = configs[stage].clip_skip
         if layers is not None and skipped >= layers:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.lora.text2img import pair_captions, text2img_streams
+from stages.lora.text2img import pair_captions
 from tests.encoding.small_encodings import make_captions, make_images
 
 
@@ -12,9 +12,3 @@ def test_captions_find_their_images_by_name():
     assert torch.equal(examples.prompt_embeds, captions.prompt_embeds)
     with pytest.raises(ValueError, match="d has a caption and was not encoded"):
         pair_captions(make_images("abc"), make_captions("ad"))
-
-
-def test_the_stream_drops_captions_as_it_is_told():
-    (stream,) = text2img_streams(make_images("abc"), make_captions("ca"), 0.25)
-    assert (stream.name, stream.weight, stream.caption_dropout) == ("instance", 1.0, 0.25)
-    assert stream.examples.file_names == ("c", "a")

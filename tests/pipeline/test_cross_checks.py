@@ -100,7 +100,6 @@ SAID = [
     ({"caption.prefix": None}, "caption.prefix: None does not name the trigger 'asuka'"),
     ({"generate.resolution": 128}, "generate.resolution: 128, and the LoRAs are trained at encode_images.resolution 64"),
     ({"generate.clip_skip": 1}, "generate.clip_skip: 1, and clip_skip is 0: training and drawing should read one layer"),
-    ({"class_images.num_class_images": 8, "sweep.dreambooth_rank": []}, "class_images.num_class_images: nothing reads"),
     ({"download.source": BING, "caption.model": HUB}, "score.scorer: data/mini/scorer knows the drawings of data/mini alone"),
 ]
 

@@ -18,7 +18,13 @@ from tests.lora.settings import conf_values
 ROOT = Path(__file__).parents[2]
 RESOLUTION = 32
 PROMPTS = {"instance_prompt": "asuka", "clip_skip": 0}
-TEXT2IMG: dict[str, Any] = {"images": "images.safetensors", "captions": "captions.safetensors", "model": "model", "rank": 2}
+TEXT2IMG: dict[str, Any] = {
+    "images": "images.safetensors",
+    "captions": "captions.safetensors",
+    "class_images": "no-class-images",
+    "model": "model",
+    "rank": 2,
+}
 
 
 def write_params(root: Path, **changes) -> None:
@@ -30,7 +36,7 @@ def write_params(root: Path, **changes) -> None:
         "encode_images": conf_values("encode_images", resolution=RESOLUTION),
         "encode_captions": conf_values("encode_captions", clip_skip=0),
         "class_images": conf_values(
-            "class_images", resolution=RESOLUTION, clip_skip=0, num_inference_steps=2, class_prompt="a portrait"
+            "class_images", resolution=RESOLUTION, clip_skip=0, num_inference_steps=2, class_prompts=["a portrait"]
         ),
         "train_text2img": conf_values("train_text2img", **small),
         "train_dreambooth": conf_values("train_dreambooth", **small, **PROMPTS),

@@ -17,6 +17,7 @@ def world(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("world")
     save_tiny_checkpoint(root / "model")
     (root / "raw").mkdir()
+    (root / "no-class-images").mkdir()
     random = np.random.default_rng(0)
     names = [f"{number:04d}.png" for number in range(1, 7)]
     for name in names:
