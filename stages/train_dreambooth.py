@@ -64,7 +64,7 @@ def stage(
     with resumable("train_dreambooth", settings, [images, class_images, model], out) as folder:
         if folder is None:
             return
-        of_class = read_class_images(class_images)
+        of_class = read_class_images(class_images, config.class_prompt)
         streams = dreambooth_streams(instance, of_class, model, config, device)
         trained = TrainedPrompts(prompts_of(config, of_class), config.clip_skip) if config.train_text_encoder else None
         draw = partial(draw_previews, guidance_scale=config.preview_guidance_scale, resolution=instance.resolution)

@@ -181,6 +181,7 @@ ROWS = [
     *of("class_images", SAMPLING),
     *of("train_dreambooth", TRAINING),
     Row("train_dreambooth.instance_prompt", "zebra"),
+    Row("train_dreambooth.class_prompt", "a zebra"),
     Row("train_dreambooth.clip_skip", 1),
     Row("train_dreambooth.train_text_encoder", True),
     Row("generate.prompts", ["a zebra"]),

@@ -26,7 +26,7 @@ class ClassImages:
 
     Attributes:
         paths: none of them where prior preservation is off.
-        prompt_of: the prompt that each of them was made with.
+        prompt_of: the prompt that each of them is trained with.
     """
 
     paths: Sequence[Path]
@@ -38,14 +38,18 @@ class ClassImages:
         return list(dict.fromkeys(self.prompt_of))
 
 
-def read_class_images(folder: Path) -> ClassImages:
-    """The class images of a folder, none of them if it is empty, with the prompts that they say they were made with.
+def read_class_images(folder: Path, prompt: str | None = None) -> ClassImages:
+    """The class images of a folder, none of them if it is empty.
+
+    Args:
+        folder: that the stage class_images wrote.
+        prompt: of all of them; None for each the prompt that it says it was made with.
 
     Raises:
         ValueError: one of them says no prompt.
     """
     paths = sorted(folder.glob("*.png"))
-    prompt_of = [read_png_text(path).get("prompt", "") for path in paths]
+    prompt_of = [prompt or read_png_text(path).get("prompt", "") for path in paths]
     if "" in prompt_of:
         raise ValueError(f"{paths[prompt_of.index('')]}: does not say with which prompt it was made: run class_images again")
     return ClassImages(paths, prompt_of)

@@ -73,6 +73,11 @@ def test_where_the_text_encoder_is_trained_prompts_are_numbers(model, folder):
     assert prompts_of(config, read_class_images(folder)) == ["asuka", "a cat", "a hat"]
 
 
+def test_all_class_images_may_have_one_prompt(folder):
+    assert read_class_images(folder, "a thing").prompts == ["a thing"]
+    assert read_class_images(folder).prompts == ["a cat", "a hat"]
+
+
 @pytest.mark.parametrize("streams_of", [text2img, dreambooth])
 def test_without_class_images_there_is_one_stream(model, tmp_path, streams_of):
     assert len(streams_of(model, tmp_path)) == 1
