@@ -200,8 +200,8 @@ class DreamboothConfig(TrainingConfig):
 
     Attributes:
         instance_prompt: names the subject; the only prompt that its images are trained with. Null where nothing is trained.
-        class_prompt: names the class; null for the prompts that class images were made with. With one prompt for all of them, as
-            in the paper, it is the name alone that tells subject and class apart, and not the other words of their prompts.
+        class_prompt: names the class; null for the prompts that class images were made with. With one prompt for all of
+            them, as in the paper, it is the name alone that tells subject and class apart, and no other word of a prompt.
         clip_skip: layers left out at the end of the text encoder.
         train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
             the prompts at each step.
