@@ -19,6 +19,7 @@ from tests.dataset.tiny_blip import save_tiny_blip
 from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_scorer
 from tests.lora.settings import conf_values
 from tests.report.small_comparison import NAMES, write_world
+from tests.training.running import arguments
 
 RESOLUTION = 32
 SIZES = [(48, 48), (48, 40), (32, 40), (96, 48), (56, 56)]
@@ -138,11 +139,10 @@ def ways(stage: str, params: dict[str, Any]) -> list[dict[str, Any]]:
 
 def run_stage(name: str, **options: Any) -> None:
     """Run a stage in this process as its command line does, and say nothing."""
-    words = [word for option, value in options.items() for word in (f"--{option.replace('_', '-')}", str(value))]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            run(importlib.import_module(f"stages.{name}").stage, words)
+            run(importlib.import_module(f"stages.{name}").stage, arguments(**options))
         except SystemExit as error:
             raise AssertionError(said.getvalue()) from error
 

@@ -25,6 +25,7 @@ from stages.pipeline.command import config_schemas, run
 from stages.pipeline.config import ModelSource, Source
 from stages.sync import stage_modules
 from tests.settings_world import PARAMS, local, make_world, ways
+from tests.training.running import arguments
 
 pytestmark = pytest.mark.stage
 
@@ -278,10 +279,9 @@ def digest_of(root: Path, stage: str, way: dict[str, Any]) -> str:
     if out.exists():
         (shutil.rmtree if out.is_dir() else Path.unlink)(out)
     said = io.StringIO()
-    words = [word for name, value in way.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            run(importlib.import_module(f"stages.{stage}").stage, words)
+            run(importlib.import_module(f"stages.{stage}").stage, arguments(**way))
     except SystemExit:
         return said.getvalue().splitlines()[-1]
     digest = hashlib.sha256()

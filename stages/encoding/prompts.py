@@ -37,15 +37,24 @@ def embed_prompts(
     Raises:
         ValueError: as many layers would be left out as there are.
     """
-    layers = text_encoder.config.num_hidden_layers
-    if clip_skip >= layers:
-        raise ValueError(f"clip_skip: given {clip_skip}: this text encoder has {layers} layers")
+    check_clip_skip(text_encoder, clip_skip)
     embeds = []
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
         output = text_encoder(tokenize(tokenizer, chunk).to(text_encoder.device), output_hidden_states=True)
         embeds.append(last_layer(text_encoder, output, clip_skip).cpu())
     return torch.cat(embeds)
+
+
+def check_clip_skip(text_encoder: CLIPTextModel, clip_skip: int) -> None:
+    """Refuse to leave out as many layers as there are.
+
+    Raises:
+        ValueError: it names the setting and the number of layers.
+    """
+    layers = text_encoder.config.num_hidden_layers
+    if clip_skip >= layers:
+        raise ValueError(f"clip_skip: given {clip_skip}: this text encoder has {layers} layers")
 
 
 def token_counts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[int]:

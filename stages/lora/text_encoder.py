@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from stages.encoding.prompts import last_layer, load_text_encoder, tokenize
+from stages.encoding.prompts import check_clip_skip, last_layer, load_text_encoder, tokenize
 from stages.lora.run import TrainedPrompts
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -51,8 +51,6 @@ def with_text_encoder(unet: UNet2DConditionModel, model: Path, prompts: TrainedP
         ValueError: as many layers would be left out as the text encoder has.
     """
     tokenizer, text_encoder = load_text_encoder(model, torch.device("cpu"))
-    layers = text_encoder.config.num_hidden_layers
-    if prompts.clip_skip >= layers:
-        raise ValueError(f"clip_skip: given {prompts.clip_skip}: this text encoder has {layers} layers")
+    check_clip_skip(text_encoder, prompts.clip_skip)
     input_ids: Any = tokenize(tokenizer, prompts.prompts)
     return UNetWithTextEncoder(unet, text_encoder, input_ids, prompts.clip_skip)

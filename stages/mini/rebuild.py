@@ -6,11 +6,11 @@ Says beforehand how long that takes. An interrupted run goes on where it stopped
 import argparse
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from stages.mini.training import train_ancestor, train_captioner, train_finetune, train_judge, train_scorer, train_vae
+from stages.pipeline.dvc_command import dvc_command
 from stages.pipeline.outputs import atomic_directory, atomic_file
 
 MINI = Path("data/mini")
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(announcement(), flush=True)
     if options.dry:
         return
-    subprocess.run([sys.executable, "-m", "dvc", "repro", str(MINI / "dvc.yaml")], check=True)
+    subprocess.run(dvc_command("repro", str(MINI / "dvc.yaml"), wait=False), check=True)
     copy_made(WORK, MINI)
 
 

@@ -20,15 +20,12 @@ _CHOICE = re.compile(r"^(\s*- experiment: *)(\S+)", flags=re.MULTILINE)
 
 def compose(out: Path, overrides: Sequence[str] = (), conf: Path = CONF) -> None:
     """Write the composed parameters to `out`, as `dvc exp run` does; `overrides` are in Hydra's grammar."""
-    from hydra import compose as compose_config
-    from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
     from stages.pipeline.resolvers import register
 
     register()
-    with initialize_config_dir(str(conf.resolve()), version_base=None):
-        composed = compose_config("config", overrides=list(overrides))
+    composed = _composed(conf, "config", overrides)
     OmegaConf.resolve(composed)
     with atomic_file(out) as part:
         part.write_text(OmegaConf.to_yaml(composed), encoding="utf-8")
@@ -36,14 +33,18 @@ def compose(out: Path, overrides: Sequence[str] = (), conf: Path = CONF) -> None
 
 def group_values(group: str, conf: Path = CONF) -> dict[str, Any]:
     """The values of one group as its default.yaml composes alone, for programs that are no stage; `${…}` stays as it is."""
-    from hydra import compose as compose_config
-    from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(conf.resolve()), version_base=None):
-        composed = compose_config(f"{group}/default")
-    values: Any = OmegaConf.to_container(composed[group], resolve=False)
+    values: Any = OmegaConf.to_container(_composed(conf, f"{group}/default")[group], resolve=False)
     return values
+
+
+def _composed(conf: Path, name: str, overrides: Sequence[str] = ()) -> Any:
+    """What Hydra composes, beginning with one file of conf/."""
+    import hydra
+
+    with hydra.initialize_config_dir(str(conf.resolve()), version_base=None):
+        return hydra.compose(name, overrides=list(overrides))
 
 
 def choose(overrides: Sequence[str], conf: Path = CONF) -> None:

@@ -24,6 +24,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import to_json
 
 PARAMS_FILE = Path("params.yaml")
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The fast one where PyYAML was built with it."""
 
 strict = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -198,7 +200,7 @@ class ExperimentConfig:
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """Read params.yaml; `ParamsError` if it is missing or not a mapping."""
     try:
-        params = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        params = yaml.load(path.read_text(), Loader=YAML_LOADER)
     except FileNotFoundError as error:
         raise ParamsError(f"{path} is missing: run `python -m stages.pipeline.compose`") from error
     except yaml.YAMLError as error:

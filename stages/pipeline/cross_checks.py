@@ -18,8 +18,6 @@ from stages.pipeline.wording import counted
 Configs = Mapping[str, Any]
 """The checked settings by section."""
 
-TRAININGS = {"train_text2img": "rank", "train_dreambooth": "dreambooth_rank"}
-"""The stages that train, with the setting of `sweep` that their ranks come from."""
 SMALL_WORLD = Path("data/mini")
 
 
@@ -41,10 +39,21 @@ def look(configs: Configs) -> list[Finding]:
     return sorted(found, key=lambda finding: not finding.refused)
 
 
-def _ranks_of(configs: Configs, stage: str) -> Sequence[int]:
-    """The ranks that a training stage is run with."""
+class Training(NamedTuple):
+    """A stage that trains, its settings, and the ranks that it is run with, with the setting that says them."""
+
+    stage: str
+    config: Any
+    setting: str
+    ranks: Sequence[int]
+
+
+def _trainings(configs: Configs) -> list[Training]:
     sweep = configs["sweep"]
-    return {"train_text2img": sweep.rank, "train_dreambooth": sweep.dreambooth_rank}[stage]
+    return [
+        Training("train_text2img", configs["train_text2img"], "sweep.rank", sweep.rank),
+        Training("train_dreambooth", configs["train_dreambooth"], "sweep.dreambooth_rank", sweep.dreambooth_rank),
+    ]
 
 
 def _no(text: str) -> Finding:
@@ -119,9 +128,9 @@ def _idle_values(configs: Configs) -> Iterator[Finding]:
             yield _no(f"sweep.alpha: given {list(sweep.alpha)}: passthrough merges nothing, so one value is enough")
         if merge.blocks is not None or own.unet is not None or own.text_encoder is not None:
             yield _note("merge.blocks, merge.component_alpha: have no effect with passthrough, which merges nothing")
-    for stage, setting in TRAININGS.items():
-        if configs[stage].tuned == "full" and len(_ranks_of(configs, stage)) > 1:
-            yield _no(f"sweep.{setting}: {stage}.tuned is full, which has no rank: one value is enough")
+    for stage, config, setting, ranks in _trainings(configs):
+        if config.tuned == "full" and len(ranks) > 1:
+            yield _no(f"{setting}: {stage}.tuned is full, which has no rank: one value is enough")
 
 
 def _instance_prompt(configs: Configs) -> Iterator[Finding]:
@@ -130,8 +139,7 @@ def _instance_prompt(configs: Configs) -> Iterator[Finding]:
 
 
 def _optimizers(configs: Configs) -> Iterator[Finding]:
-    for stage in TRAININGS:
-        config, ranks = configs[stage], _ranks_of(configs, stage)
+    for stage, config, _, ranks in _trainings(configs):
         package = OPTIMIZER_PACKAGES.get(config.optimizer)
         if ranks and package and importlib.util.find_spec(package) is None:
             yield _no(f"{stage}.optimizer: given {config.optimizer!r}: pip install {package}, or take adamw_fused")
@@ -140,11 +148,9 @@ def _optimizers(configs: Configs) -> Iterator[Finding]:
 
 
 def _ranks(configs: Configs) -> Iterator[Finding]:
-    for stage, setting in TRAININGS.items():
-        config = configs[stage]
+    for stage, config, setting, of_sweep in _trainings(configs):
         if config.peft_type == "lora" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
-            of_sweep, patterns = _ranks_of(configs, stage), config.rank_pattern.values()
-            for name, ranks in ((f"sweep.{setting}", of_sweep), (f"{stage}.rank_pattern", patterns)):
+            for name, ranks in ((setting, of_sweep), (f"{stage}.rank_pattern", config.rank_pattern.values())):
                 if odd := [rank for rank in ranks if rank % 2]:
                     yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {name} has {odd[0]}")
 
@@ -156,9 +162,9 @@ def _images(configs: Configs) -> Iterator[Finding]:
     if most is not None and most < download.min_images:
         yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {counted(most, 'image')}")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
-    for stage in TRAININGS:
-        held_out = configs[stage].held_out_images
-        if most is not None and held_out >= most and _ranks_of(configs, stage):
+    for stage, config, _, ranks in _trainings(configs):
+        held_out = config.held_out_images
+        if most is not None and held_out >= most and ranks:
             of_them = f"of at most {counted(most, 'image')}, some must be left to train on"
             yield _no(f"{stage}.held_out_images: given {held_out}: {of_them}")
 

@@ -16,12 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from stages.pipeline.command import errors_in_one_line
+from stages.pipeline.config import YAML_LOADER
 from stages.pipeline.dvc_command import ask_dvc
 from stages.pipeline.outputs import check_room
 
 LOCK = Path("dvc.lock")
 PIPELINE = Path("dvc.yaml")
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pydantic_dataclass

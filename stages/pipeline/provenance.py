@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from stages.pipeline.config import ParamsError
+from stages.pipeline.config import YAML_LOADER, ParamsError
 
 SECTION = "provenance"
 
@@ -54,7 +54,7 @@ def _read(file: Path) -> Any:
     """The values of a YAML file; its text where it is none, which Hydra then refuses."""
     text = file.read_text(encoding="utf-8")
     try:
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return yaml.load(text, YAML_LOADER)
     except yaml.YAMLError:
         return text
 
