@@ -1,7 +1,6 @@
 """Who takes part in train.py: the programs, their arguments, and the images and settings that they share."""
 
 import argparse
-import csv
 import os
 import shutil
 import subprocess
@@ -81,17 +80,18 @@ class Setup:
 
 
 def make_world(work: Path, options: argparse.Namespace) -> None:
-    """Images with captions for both sides: an imagefolder, and the same without captions for DreamBooth."""
-    for name in ("dataset", "raw"):
-        (work / name).mkdir()
+    """The same images for both sides: captioned, with a manifest for our stages, and alone for the script of DreamBooth."""
+    from PIL import Image
+
+    from stages.dataset.metadata import ManifestRow, write_captions, write_manifest
+
     images = sorted(options.images.glob("*.png"))[: options.num_images]
-    with (work / "dataset/metadata.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file_name", "caption"))
-        for number, image in enumerate(images):
-            for folder in ("dataset", "raw"):
-                shutil.copyfile(image, work / folder / image.name)
-            writer.writerow((image.name, f"{PROMPT}, picture {number}"))
+    for name in ("dataset/train", "raw", "instance"):
+        (work / name).mkdir(parents=True)
+        for image in images:
+            shutil.copyfile(image, work / name / image.name)
+    write_captions(work / "dataset/train", {image.name: f"{PROMPT}, picture {number}" for number, image in enumerate(images)})
+    write_manifest(work / "raw", [ManifestRow(image.name, "", "", "", "", *Image.open(image).size) for image in images])
     (work / "class_images").mkdir()
 
 
@@ -135,9 +135,9 @@ def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -
     inputs: list[str | Path] = ["--class-images", setup.work / "class_images"]
     if kind == "text2img":
         inputs += ["--captions", setup.work / "captions"]
-    common = ["--images", setup.work / "images", "--model", setup.model, "--rank", str(setup.options.rank), "--out", "out"]
+    common = ["--images", setup.work / "images", "--model", setup.model, "--rank", str(setup.options.rank), "--seed", "0"]
     result = "out/*.safetensors" if tuned == "lora" else "out/unet/*.safetensors"
-    return Contender("timed.py", [f"stages.train_{kind}", *inputs, *common], result, tuned, compiled)
+    return Contender("timed.py", [f"stages.train_{kind}", *inputs, *common, "--out", "out"], result, tuned, compiled)
 
 
 def script(setup: Setup, kind: str) -> Contender:
@@ -157,9 +157,9 @@ def script(setup: Setup, kind: str) -> Contender:
         "output_dir": "out",
         "mixed_precision": {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[options.dtype],
     }
-    data: dict[str, Any] = {"train_data_dir": setup.work / "dataset", "caption_column": "caption"}
+    data: dict[str, Any] = {"train_data_dir": setup.work / "dataset/train", "caption_column": "caption"}
     if kind == "dreambooth":
-        data = {"instance_data_dir": setup.work / "raw", "instance_prompt": PROMPT}
+        data = {"instance_data_dir": setup.work / "instance", "instance_prompt": PROMPT}
     flags = ["--center_crop", *(["--random_flip"] if kind == "text2img" else [])]
     words = [word for name, value in (arguments | data).items() for word in (f"--{name}", str(value))]
     return Contender("timed.py", [options.diffusers / SCRIPTS[kind], *words, *flags], "out/*.safetensors")

@@ -63,6 +63,8 @@ def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: boo
         "model",
         "--rank",
         str(options.rank),
+        "--seed",
+        "0",
         "--out",
         "lora",
     ]

@@ -1,8 +1,9 @@
 """Describe every image in words.
 
 Reads a folder of images with manifest.csv, which holds the captions that they came with, and for those without one BLIP
-(`caption.model`). Writes the same images with metadata.csv, whose
-columns are file_name and caption: an imagefolder that `datasets.load_dataset` and diffusers' training scripts read.
+(`caption.model`). Writes the same images with metadata.csv, whose columns are file_name and caption, into train/ and, those
+that are held out from training, into test/: `datasets.load_dataset` reads both as splits of an imagefolder; diffusers' training
+scripts are given train/.
 
 A stage of its own because captioning is slow beside everything else that is done to images, and DreamBooth does not read
 captions. What a caption names is not learnt by the trigger word: `caption.prefix` puts the word in front of every
@@ -48,7 +49,7 @@ def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path
         out: the directory to write: the images and their captions.
     """
     from stages.dataset.captions import complete_caption, edit_captions
-    from stages.dataset.metadata import read_manifest, write_captions
+    from stages.dataset.metadata import TEST, TRAIN, read_manifest, write_captions
 
     rows = read_manifest(images)
     if not rows:
@@ -64,9 +65,13 @@ def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path
     captions |= {name: complete_caption(caption, config) for name, caption in own.items()}
     _warn(dict(zip(asked, written, strict=True)), captions)
     with atomic_directory(out) as folder:
-        for row in rows:
-            shutil.copyfile(images / row.file_name, folder / row.file_name)
-        write_captions(folder, {row.file_name: captions[row.file_name] for row in rows})
+        for split in (TRAIN, TEST):
+            names = [row.file_name for row in rows if row.split == split]
+            if names:
+                (folder / split).mkdir()
+                write_captions(folder / split, {name: captions[name] for name in names})
+            for name in names:
+                shutil.copyfile(images / name, folder / split / name)
 
 
 def _describe(config: CaptionConfig, runtime: RuntimeConfig, images: Path, names: Sequence[str]) -> list[str]:

@@ -1,10 +1,11 @@
 """Put all variants side by side: grids, scores with confidence intervals, and a report to read.
 
-Reads the images and scores of every variant of the sweep, the captioned training images, and the histories and previews of
-the LoRAs' trainings. Writes grid.png, scores.csv, variants.csv, metrics.json, tables for `dvc plots` (loss.csv,
-held_out_loss.csv, learning_rate.csv, grad_norm.csv), charts/ with a sweep-<kind>.png for each kind of LoRA (alpha down,
-rank across) and every chart of the page as SVG, and index.html, a page that needs no other file. A report that is there
-stays until the new one is whole.
+Reads the images of every variant of the sweep and their embeddings, the captioned training images, the manifest that says which
+images were held out, and the files, histories and previews of the LoRAs' trainings. Writes grid.png, levels.csv, contrasts.csv,
+images.csv, costs.csv, findings.txt (the answer in sentences), metrics.json, tables for `dvc plots` (loss.csv,
+held_out_loss.csv, learning_rate.csv, grad_norm.csv), charts/ with the grids of the sweep for each kind of LoRA
+(sweep-<kind>.png: alpha down, rank across) and every chart of the page as SVG, and index.html, a page that needs no other file.
+A report that is there stays until the new one is whole.
 
 A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. A
 variant that lies in the folders and is not in the sweep is left alone: a value that is taken out of the sweep is gone from the
@@ -14,22 +15,25 @@ report, and back when the sweep has it again.
 import sys
 from pathlib import Path
 
-from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS
+from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS, lora_file
 from stages.pipeline.command import run
 from stages.pipeline.outputs import atomic_directory
 from stages.report.config import ReportConfig
 from stages.report.sweep import Sweep
 
 
-def stage(config: ReportConfig, sweep: Sweep, images: Path, scores: Path, loras: Path, dataset: Path, out: Path) -> None:
+def stage(
+    config: ReportConfig, sweep: Sweep, images: Path, embeddings: Path, loras: Path, raw: Path, dataset: Path, out: Path
+) -> None:
     """Compare the variants of `sweep`.
 
     Args:
         config: the section of params.yaml named as the stage.
         sweep: the section `sweep`.
         images: the directory with the images of each variant, in a directory of its own.
-        scores: the directory with the scores of each variant, a .csv file of its own.
+        embeddings: the directory with the embeddings of each variant and of the dataset, a file each.
         loras: the directory with the LoRAs, and the history and the previews of each training.
+        raw: the directory of the dataset's images and of their manifest.
         dataset: the directory of the training images and their captions.
         out: the directory to write the report to.
     """
@@ -38,12 +42,13 @@ def stage(config: ReportConfig, sweep: Sweep, images: Path, scores: Path, loras:
     from stages.report.report import font_problems, write_report
     from stages.report.results import read_results
 
-    trained = [variant for variant in sweep.variants if variant.rank is not None]
+    trained = sweep.trained
     comparison = Comparison(
-        results=read_results(sweep, images, scores),
+        results=read_results(sweep, images, embeddings, raw),
         training=read_training_images(dataset, config.training_images),
         histories={variant: read_history(loras / variant.name / HISTORY_FILE) for variant in trained},
         previews={variant: read_previews(loras / variant.name / PREVIEWS) for variant in trained},
+        files={variant: lora_file(loras / variant.name) for variant in trained},
         config=config,
     )
     for problem in font_problems(comparison):

@@ -6,7 +6,8 @@ sha256 of the bytes received and of the file written, the licence, the size, and
 
 A stage of its own because it is the only one that meets the outside world: everything after it starts from files whose
 digests are in DVC's cache. A Bing search finds other images every day; its manifest.csv pins what was found and, given
-back as download/source=urls, fetches just that again.
+back as download/source=urls, fetches just that again. Some images are held out here (`download.held_out_images`, the split
+`test` in manifest.csv), before anything else sees them: no training learns from them, and likeness is measured to them.
 """
 
 from pathlib import Path
@@ -43,10 +44,12 @@ def stage(config: DownloadConfig, out: Path) -> None:
         out: the directory to write the images and their manifest to.
     """
     from stages.dataset.collection import collect
+    from stages.dataset.metadata import TEST
 
     with TemporaryDirectory() as scratch, atomic_directory(out) as folder:
         rows = collect(_candidates(config.source, Path(scratch)), folder, config)
-    print(f"images: {len(rows)}")
+    held_out = sum(row.split == TEST for row in rows)
+    print(f"images: {len(rows)}" + (f", {held_out} of them held out from training" if held_out else ""))
 
 
 def _candidates(source: ImageSource, scratch: Path) -> "list[Candidate]":

@@ -1,7 +1,7 @@
 """Embed the captions with the text encoder of one merge.
 
-Reads metadata.csv of the dataset, and the tokenizer and text encoder of a model in diffusers layout. Writes one safetensors
-file with the embeddings of every caption and of the empty one, which stands in for captions that training drops.
+Reads both splits' metadata.csv of the dataset, and the tokenizer and text encoder of a model in diffusers layout. Writes one
+safetensors file with the embeddings of every caption and of the empty one, which stands in for captions that training drops.
 
 It is a stage of its own because it is what all LoRAs on a merge share, whatever their rank; training never loads the text
 encoder.
@@ -39,9 +39,10 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
         model: the directory of the model whose text encoder embeds them.
         out: the .safetensors file to write.
     """
-    from stages.dataset.metadata import read_captions
+    from stages.dataset.metadata import TEST, TRAIN, read_dataset
 
-    captions = read_captions(dataset)
+    splits = read_dataset(dataset)
+    captions = splits[TRAIN] | splits[TEST]
 
     from stages.encoding.data_warnings import caption_problems, say_problems
     from stages.encoding.encoded_files import EncodedCaptions, write_encoded
@@ -50,7 +51,9 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
 
     tokenizer, text_encoder = load_text_encoder(model, prepare(runtime))
     texts = list(captions.values())
-    problems = caption_problems(captions, token_counts(tokenizer, texts), tokenizer.model_max_length)
+    of_training = splits[TRAIN]
+    tokens = token_counts(tokenizer, list(of_training.values()))
+    problems = caption_problems(of_training, tokens, tokenizer.model_max_length)
     say_problems(problems)
     embeds = embed_prompts(tokenizer, text_encoder, ["", *texts], config.clip_skip, BATCH_SIZE)
     encoded = EncodedCaptions(list(captions), texts, embeds[1:], embeds[0], config.clip_skip, tuple(problems))

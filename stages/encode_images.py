@@ -1,8 +1,8 @@
 """Encode the images with the VAE, once for the whole sweep.
 
-Reads a folder of PNG images and a VAE. Writes one safetensors file with the mean and the standard deviation of the VAE's
-posterior for every image and for its mirror image, so that training draws from the same distribution as if it encoded
-anew at each step, and never loads the VAE.
+Reads a folder of PNG images with manifest.csv, and a VAE. Writes one safetensors file with the mean and the standard deviation
+of the VAE's posterior for every image and for its mirror image, so that training draws from the same distribution as if it
+encoded anew at each step, and never loads the VAE.
 
 It is a stage of its own because it depends on neither alpha nor captions: all merges share one VAE, and an edited caption
 reruns nothing here.
@@ -43,13 +43,17 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
     Args:
         config: the section of params.yaml named as the stage.
         runtime: the section `runtime`.
-        images: the directory of the .png images.
+        images: the directory of the .png images, and of the manifest that says which are held out from training.
         vae: the directory of the VAE.
         out: the .safetensors file to write.
     """
-    paths = sorted(images.glob("*.png"))
-    if not paths:
-        raise ValueError(f"{images}: no .png images in it; run the stage download first")
+    from stages.dataset.metadata import TEST, read_manifest
+
+    rows = read_manifest(images)
+    if not rows:
+        raise ValueError(f"{images}: no images in it; run the stage download first")
+    paths = [images / row.file_name for row in rows]
+    held_out = tuple(row.file_name for row in rows if row.split == TEST)
 
     from stages.encoding.buckets import bucket_sizes, nearest_bucket
     from stages.encoding.data_warnings import say_problems, size_problems
@@ -66,7 +70,8 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
     say_problems(problems)
     mean, std, shapes = encode_mixed(autoencoder, sizes, config.interpolation, config.batch_size)
     names, scaling_factor = [path.name for path in paths], autoencoder.config["scaling_factor"]
-    write_encoded(EncodedImages(names, mean, std, scaling_factor, config.resolution, shapes, tuple(problems)), out)
+    encoded = EncodedImages(names, mean, std, scaling_factor, config.resolution, shapes, tuple(problems), held_out)
+    write_encoded(encoded, out)
 
 
 if __name__ == "__main__":

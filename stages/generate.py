@@ -1,14 +1,17 @@
 """Draw every prompt with every seed, with one variant of the model.
 
 Reads a checkpoint in diffusers layout and, where `--lora` is given, a LoRA for it. Writes one PNG a prompt and seed,
-`p<prompt index>-s<seed>.png`, with its settings and the digests of the weights in text chunks, and cells.csv
-(file_name, prompt, seed).
+`p<prompt index>-s<seed>.png`, with its settings and the digests of the weights in text chunks, cells.csv (file_name, prompts:
+subject or other, prompt, seed), and drawn.csv (file_name, sha256, and a digest of all that the picture depends on).
 
 A stage of its own, run once for every variant (both originals, each merge, each LoRA), because drawing is the slow part of
 the comparison and another variant, a score or the look of the report must not repeat it. All variants start from the
-same noise: it depends on the seed alone.
+same noise: it depends on the seed alone. What `--out` holds of the same prompts and seeds, drawn by the same weights, settings
+and code, is taken over: a new prompt draws its own pictures only.
 """
 
+import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -27,16 +30,26 @@ class GenerateConfig(SamplingConfig):
     """What is drawn, and how.
 
     Attributes:
-        prompts: the rows of the grid.
+        subject_prompts: those that ask for what the LoRAs learnt.
+        other_prompts: those that do not: they show what the LoRAs changed besides.
         seeds: one image a prompt for each.
     """
 
-    prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    subject_prompts: Annotated[tuple[Text, ...], Field(min_length=1)]
+    other_prompts: tuple[Text, ...]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
         """Refuse what would be drawn twice."""
-        refuse_twice(prompts=self.prompts, seeds=self.seeds)
+        refuse_twice(subject_prompts=self.subject_prompts, other_prompts=self.other_prompts, seeds=self.seeds)
+        both = next((prompt for prompt in self.subject_prompts if prompt in self.other_prompts), None)
+        if both is not None:
+            raise ValueError(f"other_prompts: {both!r} is one of subject_prompts, too; a prompt asks for the subject or not")
+
+
+def sampling_of(config: SamplingConfig) -> dict[str, object]:
+    """The settings of a drawing by name, prompts and seeds apart."""
+    return {field.name: getattr(config, field.name) for field in fields(SamplingConfig)}
 
 
 def stage(
@@ -54,22 +67,37 @@ def stage(
     """
     from stages.checkpoints.files.tensors import sha256
     from stages.drawing import cells, sampling
+    from stages.drawing.taken_over import read_drawn, write_drawn
     from stages.pipeline.png_text import write_png
     from stages.pipeline.progress import track
-    from stages.pipeline.torch_runtime import prepare, weight_dtype
+    from stages.pipeline.resume import code_digest
+    from stages.pipeline.torch_runtime import device_name, prepare, weight_dtype
 
-    drawn = cells.cells_of(config.prompts, config.seeds)
-    models = sampling.load_models(model, prepare(runtime), weight_dtype(runtime))
+    drawn = cells.cells_of(config.subject_prompts, config.other_prompts, config.seeds)
+    device = prepare(runtime)
+    settings = {**sampling_of(config), "runtime": runtime, "device": device_name(device), "lora_scale": lora_scale}
+    made_by = code_digest("generate", settings, [model] if lora is None else [model, lora_file(lora)])
+    known = read_drawn(out, made_by)
+    prompts = [*config.subject_prompts, *config.other_prompts]
+    new = [prompt for prompt in prompts if not known.files(prompt, config.seeds)]
+    models = sampling.load_models(model, device, weight_dtype(runtime))
     if lora is not None:
         sampling.load_lora(models, lora, lora_scale)
     text = sampling.describe(models, config)
     if lora is not None:
         text |= {"lora_scale": f"{lora_scale:g}", "lora_sha256": sha256(lora_file(lora))}
-    images = sampling.draw(models, config.prompts, config.seeds, config)
+    images = track(sampling.draw(models, new, config.seeds, config), "images", total=len(new) * len(config.seeds))
     with atomic_directory(out) as folder:
-        for cell, image in zip(drawn, track(images, "images", total=len(drawn)), strict=True):
-            write_png(image, folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
+        for prompt in prompts:
+            of_prompt = [cell for cell in drawn if cell.prompt == prompt]
+            for cell, file in zip(of_prompt, known.files(prompt, config.seeds), strict=False):
+                shutil.copyfile(file, folder / cell.file_name)
+            if prompt in new:
+                for cell, image in zip(of_prompt, images, strict=False):
+                    write_png(image, folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
+        next(images, None)  # the end of them, where it is said how long they took
         cells.write_cells(folder, drawn)
+        write_drawn(folder, drawn, made_by)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ LOCK_FILE = Path("requirements.lock")
 PATTERNS = ("rank_pattern", "alpha_pattern")
 OF_THE_TRIGGER = (
     "caption.prefix",
-    "compare.subject_prompts",
     "download.source.query",
-    "generate.prompts",
+    "generate.subject_prompts",
     "train_dreambooth.instance_prompt",
     "train_dreambooth.preview_prompts",
     "train_text2img.preview_prompts",
@@ -51,11 +50,11 @@ def stage_modules() -> dict[str, ModuleType]:
 
 
 def stage(conf: Path, cells: Path, out: Path) -> None:
-    """Check the parameters, write the fingerprints to `out`/<stage> and prune `cells`/{images,lora,scores}.
+    """Check the parameters, write the fingerprints to `out`/<stage> and prune `cells`/{embeddings,images,lora}.
 
     Args:
         conf: the directory that params.yaml is composed from.
-        cells: the directory of images/, lora/ and scores/, whose cells of stages that are gone are removed.
+        cells: the directory of embeddings/, images/ and lora/, whose cells of stages that are gone are removed.
         out: the directory to write the fingerprints to, a file a stage.
     """
     params = read_params()
@@ -121,11 +120,11 @@ def describe(configs: Mapping[str, Any]) -> str:
 
 
 def prune(cells: Path, params: dict[str, object]) -> None:
-    """Remove images, LoRAs and scores of stages that have left the pipeline, which are in DVC's cache; a line for each.
+    """Remove images, embeddings and LoRAs of stages that have left the pipeline, which are in DVC's cache; a line for each.
 
     What dvc.lock does not list, what was changed since and what the cache does not have is left alone.
     """
-    folders = [cells / name for name in ("images", "lora", "scores")]
+    folders = [cells / name for name in ("embeddings", "images", "lora")]
     outs = [out for out in locked_outs() if out.path.parent in folders and out.path.exists()]
     gone = gone_stages({out.stage for out in outs}, params)
     present = {out.path for out in outs if out.stage not in gone}

@@ -4,10 +4,10 @@ Reads the encoded images, the merge and a folder of class images. Embeds the pro
 encodes them with the merge's text encoder and VAE, lets go of both, and trains with the UNet alone, or with the text
 encoder where that is trained too. Class images keep the class from becoming the subject (prior preservation); a folder
 without any leaves that out. Writes pytorch_lora_weights.safetensors, history.csv, and in previews/ what was drawn while
-training; with `tuned: full`, a whole model in diffusers layout instead of the LoRA.
-`StableDiffusionPipeline.load_lora_weights` reads the file if it is a LoRA, or a DoRA of the UNet alone. Of DoRA with the text
-encoder it leaves out a part without a word, and it refuses LoKr and LoHa (`peft_type`): these are for PEFT and this pipeline
-and, but for DoRA, exported for A1111 and ComfyUI.
+training, with `keep_every` the LoRAs kept on the way (step-<steps>/); with `tuned: full`, a whole model in diffusers layout
+instead of the LoRA. `StableDiffusionPipeline.load_lora_weights` reads the file if it is a LoRA, or a DoRA of the UNet alone. Of
+DoRA with the text encoder it leaves out a part without a word, and it refuses LoKr and LoHa (`peft_type`): these are for PEFT
+and this pipeline and, but for DoRA, exported for A1111 and ComfyUI.
 
 It is a stage of its own because it is what a sweep over rank repeats, and it reads no captions, so an edited caption does
 not rerun it. A run that was interrupted goes on from its last checkpoint in .checkpoints/ and ends with the same bytes; one
@@ -18,12 +18,12 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from stages.lora.config import DreamboothConfig, check_rank
+from stages.lora.config import DreamboothConfig, check_rank, check_seed
 from stages.pipeline.command import run
 from stages.pipeline.config import HousekeepingConfig, RuntimeConfig
 
 
-def stage(
+def stage(  # noqa: PLR0913 (its parameters are the command line)
     config: DreamboothConfig,
     runtime: RuntimeConfig,
     housekeeping: HousekeepingConfig,
@@ -31,6 +31,7 @@ def stage(
     class_images: Path,
     model: Path,
     rank: int,
+    seed: int,
     out: Path,
 ) -> None:
     """Train a LoRA of rank `rank` on the UNet of `model`, and write it to the directory `out`.
@@ -43,9 +44,11 @@ def stage(
         class_images: the directory of the class images; none in it leaves prior preservation out.
         model: the directory of the model to tune.
         rank: the rank of the LoRA, at least 1.
+        seed: of the LoRA's first weights, the order of the images, noise, timesteps and augmentation; at least 0.
         out: the directory to write the LoRA to.
     """
     check_rank(rank)
+    check_seed(seed)
 
     from stages.drawing.preview_images import SEED, draw_previews
     from stages.encoding.data_warnings import say_problems
@@ -59,17 +62,17 @@ def stage(
 
     instance = read_encoded_images(images)
     say_problems(instance.problems)
-    settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
+    settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank, "seed": seed}
     device = prepare(runtime)
     with resumable("train_dreambooth", settings, [images, class_images, model], out) as folder:
         if folder is None:
             return
-        of_class = read_class_images(class_images, config.class_prompt)
-        streams = dreambooth_streams(instance, of_class, model, config, device)
+        of_class, dtype = read_class_images(class_images, config.class_prompt), weight_dtype(runtime)
+        streams, held_out = dreambooth_streams(instance, of_class, model, config, device)
         trained = TrainedPrompts(prompts_of(config, of_class), config.clip_skip) if config.train_text_encoder else None
         draw = partial(draw_previews, guidance_scale=config.preview_guidance_scale, resolution=instance.resolution)
         previews = Previews(draw, SEED, config.clip_skip)
-        train(Run(model, streams, config, housekeeping, rank, device, weight_dtype(runtime), folder, trained, previews), out)
+        train(Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out), out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Train a LoRA on images with captions.
 
 Reads the encoded images, the captions embedded by the merge's text encoder, a folder of class images, and the merge itself, of
-which only the UNet is loaded; where there are class images, its text encoder and its VAE encode them before. Writes
+which only the UNet is loaded; where there are class images, its text encoder and its VAE
+encode them before; and with `train_text_encoder`, its text encoder is trained, too. Writes
 pytorch_lora_weights.safetensors, history.csv (step, epoch, loss, learning_rate, grad_norm, held_out_loss), and in previews/
-what was drawn while training. `StableDiffusionPipeline.load_lora_weights` reads the file if it is a LoRA or DoRA; it refuses
+what was drawn while training; with `keep_every`, also the LoRAs that were kept on the way, each in a folder step-<steps>/.
+`StableDiffusionPipeline.load_lora_weights` reads the file if it is a LoRA or DoRA; it refuses
 LoKr and LoHa (`peft_type`), which are for PEFT and this pipeline and, exported, for A1111 and ComfyUI. With `tuned: full`, all
 weights of the UNet are trained, and a whole model in diffusers layout is written instead of the LoRA.
 
@@ -15,7 +17,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from stages.lora.config import Text2imgConfig, check_rank
+from stages.lora.config import Text2imgConfig, check_rank, check_seed
 from stages.pipeline.command import run
 from stages.pipeline.config import HousekeepingConfig, RuntimeConfig
 
@@ -29,6 +31,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     class_images: Path,
     model: Path,
     rank: int,
+    seed: int,
     out: Path,
 ) -> None:
     """Train a LoRA of rank `rank` on the UNet of `model`, and write it to the directory `out`.
@@ -42,31 +45,36 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         class_images: the directory of the class images; none in it leaves prior preservation out.
         model: the directory of the model to tune.
         rank: the rank of the LoRA, at least 1.
+        seed: of the LoRA's first weights, the order of the images, noise, timesteps and augmentation; at least 0.
         out: the directory to write the LoRA to.
     """
     check_rank(rank)
+    check_seed(seed)
 
     from stages.drawing.preview_images import SEED, draw_previews
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_captions, read_encoded_images
     from stages.lora.class_stream import read_class_images
-    from stages.lora.run import Previews, Run
-    from stages.lora.text2img import text2img_streams
+    from stages.lora.run import Previews, Run, TrainedPrompts
+    from stages.lora.text2img import prompts_of, text2img_streams
     from stages.lora.training import train
     from stages.pipeline.resume import resumable
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     encoded, described = read_encoded_images(images), read_encoded_captions(captions)
     say_problems([*encoded.problems, *described.problems])
-    settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank}
+    settings = {"config": asdict(config), "runtime": asdict(runtime), "rank": rank, "seed": seed}
     device = prepare(runtime)
     with resumable("train_text2img", settings, [images, captions, class_images, model], out) as folder:
         if folder is None:
             return
-        streams = text2img_streams(encoded, described, read_class_images(class_images), model, config, device)
+        of_class, dtype = read_class_images(class_images), weight_dtype(runtime)
+        streams, held_out = text2img_streams(encoded, described, of_class, model, config, device)
+        prompts = prompts_of(described, of_class, config)
+        trained = TrainedPrompts(prompts, described.clip_skip) if config.train_text_encoder else None
         draw = partial(draw_previews, guidance_scale=config.preview_guidance_scale, resolution=encoded.resolution)
         previews = Previews(draw, SEED, described.clip_skip)
-        train(Run(model, streams, config, housekeeping, rank, device, weight_dtype(runtime), folder, None, previews), out)
+        train(Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out), out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from stages.pipeline.command import run
 from tests.checkpoints.tiny import SCHEDULER, WEIGHTS, ldm_weights, random_weights, save_configs, save_diffusers
 from tests.dataset.tiny_blip import save_tiny_blip
-from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_scorer
+from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_dino, save_tiny_scorer
 from tests.lora.settings import conf_values
 from tests.report.small_comparison import NAMES, write_world
 from tests.training.running import arguments
@@ -45,7 +45,15 @@ NO_MERGE = {"unet": None, "text_encoder": None}
 PARAMS: dict[str, Any] = {
     "runtime": {"device": "cpu", "threads": 1, "dtype": "float32"},
     "housekeeping": {"checkpointing_steps": 100, "logging_steps": 100},
-    "sweep": {"alpha": [0.7], "rank": [4], "dreambooth_rank": [4], "bases": ["theta0", "theta1"], "lora_scale": 1.0},
+    "sweep": {
+        "alpha": [0.7],
+        "rank": [4],
+        "dreambooth_rank": [4],
+        "seed": [0],
+        "lora_scale": [1.0],
+        "kept_steps": {"text2img": [], "dreambooth": []},
+        "bases": ["theta0", "theta1"],
+    },
     "download": {
         "source": {"kind": "folder", "path": "pictures"},
         "on_bad": "skip",
@@ -53,6 +61,7 @@ PARAMS: dict[str, Any] = {
         "max_pixels": 10**6,
         "min_images": 1,
         "max_images": None,
+        "held_out_images": 1,
     },
     "caption": {
         "own": "ignore",
@@ -93,13 +102,15 @@ PARAMS: dict[str, Any] = {
     "train_text2img": conf_values("train_text2img", caption_dropout=0.0, **TRAINING),
     "class_images": {"num_class_images": 1, "class_prompts": ["a portrait"], "seed": 3, **SAMPLING},
     "train_dreambooth": conf_values("train_dreambooth", instance_prompt="asuka", clip_skip=0, **TRAINING),
-    "generate": {"prompts": ["a portrait"], "seeds": [0], **SAMPLING},
-    "score": {"scorer": local("scorer")},
+    "generate": {"subject_prompts": ["a portrait"], "other_prompts": ["a hat"], "seeds": [0], **SAMPLING},
+    "embed": {"clip": local("clip"), "dino": local("dino")},
     "compare": {
         "title": "a title",
         "names": dict(vars(NAMES)),
-        "subject_prompts": [0],
+        "primary": "trigger_specificity",
+        "contrasts": [["text2img", "merge"]],
         "images_per_cell": 1,
+        "grid_prompts": 1,
         "image_size": 24,
         "resampling": "lanczos",
         "training_images": 1,
@@ -110,8 +121,8 @@ PARAMS: dict[str, Any] = {
 for _kind in ("train_text2img", "train_dreambooth"):
     PARAMS[_kind]["preview_guidance_scale"] = 4.0
 
-_TRAINED = {"images": "images.safetensors", "class_images": "class", "model": "model", "rank": 2}
-_COMPARISON = {name: f"comparison/{name}" for name in ("images", "scores", "dataset")} | {"loras": "comparison/lora"}
+_TRAINED = {"images": "images.safetensors", "class_images": "class", "model": "model", "rank": 2, "seed": 0}
+_COMPARISON = {name: f"comparison/{name}" for name in ("images", "embeddings", "raw", "dataset")} | {"loras": "comparison/lora"}
 _MERGED = {"theta0": "model0", "theta1": "model1", "vae": "model0/vae", "alpha": 0.5}
 
 
@@ -130,7 +141,7 @@ def ways(stage: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         "class_images": [{"model": "model", "out": "out"}],
         "train_dreambooth": [_TRAINED | {"out": "out"}],
         "generate": [{"model": "model", "out": "out"}],
-        "score": [{"images": "comparison/images/theta0", "references": "raw", "out": "out.csv"}],
+        "embed": [{"images": "comparison/images/theta0", "out": "out.safetensors"}],
         "compare": [_COMPARISON | {"out": "out"}],
         "export": [{"source": source, "out": "out.safetensors"} for source in ("model0", "lora")],
     }
@@ -161,11 +172,11 @@ def make_world(root: Path) -> None:
     save_file(whole | moving_average, root / "ema.safetensors")
     save_file(unet, root / "unet.safetensors")
     save_tiny_checkpoint(root / "model")
-    for name, save in (("captioner", save_tiny_blip), ("scorer", save_tiny_scorer)):
+    for name, save in (("captioner", save_tiny_blip), ("clip", save_tiny_scorer), ("dino", save_tiny_dino)):
         _changed(save(root / name), root / f"other-{name}")
     shutil.copyfile(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSerif.ttf"), root / "font.ttf")
     write_world(root / "comparison")
-    for file in (root / "comparison/images/theta0").glob("*.png"):  # of one colour, all would be alike to a scorer
+    for file in (root / "comparison/images/theta0").glob("*.png"):  # of one colour, all would be alike to an encoder
         Image.fromarray(np.random.default_rng(len(file.name)).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
     run_stage("download", out="raw")
     run_stage("caption", images="raw", out="dataset")

@@ -8,13 +8,13 @@ import yaml
 from stages.compare import stage
 from stages.pipeline.config import ParamsError, validate
 from stages.report.config import ReportConfig
-from tests.report.small_comparison import CONFIG, SWEEP, write_world
+from tests.report.small_comparison import CONFIG, SWEEP, TEXT2IMG, write_world
 
 ROOT = Path(__file__).parents[1]
 
 
 def compare(root, config=CONFIG, sweep=SWEEP):
-    stage(config, sweep, root / "images", root / "scores", root / "lora", root / "dataset", root / "report")
+    stage(config, sweep, root / "images", root / "embeddings", root / "lora", root / "raw", root / "dataset", root / "report")
     return root / "report"
 
 
@@ -24,7 +24,7 @@ def test_report_is_written_over_an_old_one(tmp_path):
     report = compare(write_world(tmp_path))
     assert not (report / "sweep-of-old.png").exists()
     metrics = json.loads((report / "metrics.json").read_text())
-    assert metrics["text2img-a0_7-r4"]["reference_similarity_gain"] == pytest.approx(0.1)
+    assert metrics[TEXT2IMG.key]["subject_fidelity_gain"] == pytest.approx(0.1)
 
 
 def test_missing_variant_is_an_error_and_leaves_no_report(tmp_path):
@@ -41,7 +41,10 @@ def test_every_template_is_a_dependency_of_the_stage():
     assert {f"stages/report/{path.name}" for path in templates} == {dep for dep in deps if dep.startswith("stages/")}
 
 
-@pytest.mark.parametrize("spoil", ["scores/theta1.csv", "lora/text2img-a0.7-r4/history.csv", "images/a0.7/p0-s3.png"])
+@pytest.mark.parametrize(
+    "spoil",
+    ["embeddings/theta1.safetensors", "lora/text2img-a0.7-r4-s0/history.csv", "images/a0.7/p0-s3.png", "raw/manifest.csv"],
+)
 def test_broken_input_leaves_the_old_report_as_it_was(tmp_path, spoil):
     report = compare(write_world(tmp_path))
     before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
@@ -67,17 +70,16 @@ def test_a_file_that_is_no_font_is_refused(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_subject_prompt_that_was_not_drawn_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="subject_prompts: given 5: 2 prompts were drawn"):
-        compare(write_world(tmp_path), replace(CONFIG, subject_prompts=(5,)))
-
-
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
         ("title", ""),
-        ("subject_prompts", []),
-        ("subject_prompts", [-1]),
+        ("primary", "beauty"),
+        ("contrasts", []),
+        ("contrasts", [["text2img", "text2img"]]),
+        ("contrasts", [["text2img", "merge"], ["merge", "text2img"]]),
+        ("contrasts", [["text2img", "lora"]]),
+        ("grid_prompts", 0),
         ("images_per_cell", 0),
         ("image_size", 4),
         ("resampling", "bicubic"),

@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-TEXT2IMG, DREAMBOOTH = "text2img-a0.7-r4", "dreambooth-a0.7-r4"
-ONE_CELL = {f"generate@{TEXT2IMG}", f"score@{TEXT2IMG}", f"export@{TEXT2IMG}"}
+TEXT2IMG, DREAMBOOTH = LORAS = ("text2img-a0.7-r8-s0", "dreambooth-a0.7-r8-s0")
+VARIANTS = ("theta0", "a0.7", *LORAS)
+ONE_CELL = {f"generate@{TEXT2IMG}", f"embed@{TEXT2IMG}", f"export@{TEXT2IMG}"}
+PERSISTS = ("generate@", "embed@", "compare")
+"""Stages whose outputs persist while they are made anew, and that DVC therefore does not take from its cache of runs."""
 
 pytestmark = pytest.mark.stage
 
@@ -77,21 +80,23 @@ def repository(tmp_path_factory) -> Repository:
     """The experiment at its smallest size, run once."""
     repository = copy_tree(tmp_path_factory.mktemp("clone"))
     ran = repository.repro()
-    assert {"download", "merge@0.7", "train_text2img@0.7-4", "compare", "export@model-a0.7"} <= ran
+    assert {"download", "merge@0.7", "train_text2img@0.7-8-0", "embed@dataset", "compare", "export@model-a0.7"} <= ran
     assert repository.repro() == set()
     return repository
 
 
 @pytest.fixture
 def baseline(repository) -> Iterator[Repository]:
-    """The repository as it was, before and after the test: on the way back all that takes long comes from the cache.
-
-    The report persists while a new one is made, and what persists DVC does not take from the cache of runs.
-    """
+    """The repository as it was, before and after the test: on the way back what does not persist comes from the cache."""
     yield repository
     repository.git("checkout", "-q", "--", "conf", "stages", "params.yaml")
-    assert repository.repro() <= {"compare"}
+    assert all(name.startswith(PERSISTS) for name in repository.repro())
     assert repository.repro() == set()
+
+
+def drawn(*variants: str) -> set[str]:
+    """The stages that draw these variants and embed what they drew."""
+    return {f"{verb}@{variant}" for verb in ("generate", "embed") for variant in variants}
 
 
 def test_comment_in_a_shared_module_runs_only_sync(baseline):
@@ -120,10 +125,31 @@ def test_what_cannot_change_a_result_runs_nothing(baseline):
     assert baseline.repro() == set()
 
 
-def test_the_strength_of_the_loras_draws_their_images_again_and_no_others(baseline):
-    baseline.compose("sweep.lora_scale=0.5")
-    loras = (TEXT2IMG, DREAMBOOTH)
-    assert baseline.repro() == {f"{verb}@{lora}" for verb in ("generate", "score") for lora in loras} | {"compare"}
+def test_another_strength_of_the_loras_is_drawn_and_nothing_else(baseline):
+    baseline.compose("sweep.lora_scale=[1.0,0.5]")
+    assert baseline.repro() == drawn(*(f"{lora}-x0.5" for lora in LORAS)) | {"compare"}
+
+
+def test_another_training_seed_trains_and_draws_its_loras_and_nothing_else(baseline):
+    baseline.compose("sweep.seed=[0,1]")
+    loras = [lora.replace("-s0", "-s1") for lora in LORAS]
+    trainings = {"train_text2img@0.7-8-1", "train_dreambooth@0.7-8-1"}
+    assert baseline.repro() == trainings | drawn(*loras) | {f"export@{lora}" for lora in loras} | {"compare"}
+
+
+def test_a_lora_that_is_kept_on_the_way_is_drawn_and_the_end_of_its_training_stays_what_it_was(baseline):
+    """Its pictures come out as they were, so that nothing that reads them runs."""
+    baseline.compose("train_text2img.keep_every=1")
+    new = drawn(f"{TEXT2IMG}-step1")
+    assert baseline.repro() == {"train_text2img@0.7-8-0", f"generate@{TEXT2IMG}", *new, f"export@{TEXT2IMG}", "compare"}
+
+
+def test_another_image_held_out_is_held_out_of_both_trainings(baseline):
+    baseline.compose("download.held_out_images=2")
+    data = {"download", "caption", "encode_images", "encode_captions@0.7", "embed@dataset"}
+    trainings = {"train_text2img@0.7-8-0", "train_dreambooth@0.7-8-0", *(f"export@{lora}" for lora in LORAS)}
+    assert baseline.repro() == data | trainings | drawn(*LORAS) | {"compare"}
+    assert {len(list((baseline.root / "data/dataset" / split).glob("*.png"))) for split in ("train", "test")} == {2}
 
 
 def test_what_could_not_work_is_refused_before_any_work(baseline):
@@ -138,10 +164,10 @@ def test_what_could_not_work_is_refused_before_any_work(baseline):
     assert executed(refused.stdout) == {"sync"}
     assert "train_text2img.max_train_steps: given -1" in refused.stderr
 
-    baseline.compose("compare.subject_prompts=[0,7]")
+    baseline.compose("generate.other_prompts=[a portrait, asuka]")
     refused = baseline.dvc("repro", check=False)
     assert executed(refused.stdout) == {"sync"}
-    assert "compare.subject_prompts: given 7: generate.prompts has 1, counted from 0" in refused.stderr
+    assert "generate.other_prompts: 'asuka' names the trigger 'asuka': put it among subject_prompts" in refused.stderr
 
     refused = baseline.dvc("exp", "run", "-S", "sweep.alpha=0.5", check=False)
     assert refused.returncode != 0
@@ -151,7 +177,7 @@ def test_what_could_not_work_is_refused_before_any_work(baseline):
 
 def test_text2img_learning_rate(baseline):
     baseline.compose("train_text2img.learning_rate=5e-4")
-    assert baseline.repro() == {"train_text2img@0.7-4", *ONE_CELL, "compare"}
+    assert baseline.repro() == {"train_text2img@0.7-8-0", *ONE_CELL, "compare"}
 
 
 def test_a_config_beside_a_single_file_is_read_again_when_it_is_edited(baseline):
@@ -166,26 +192,30 @@ def test_a_config_beside_a_single_file_is_read_again_when_it_is_edited(baseline)
         neighbour.unlink()
 
 
-def test_prompt(baseline):
-    baseline.compose("generate.prompts=[another asuka]")
-    variants = ("theta0", "a0.7", TEXT2IMG, DREAMBOOTH)
-    assert baseline.repro() == {f"{verb}@{name}" for verb in ("generate", "score") for name in variants} | {"compare"}
+def test_a_prompt_in_place_of_another_is_drawn_by_every_variant_and_the_others_are_taken_over(baseline):
+    baseline.compose("generate.subject_prompts=['asuka, green background',another asuka]")
+    done = baseline.dvc("repro")
+    assert executed(done.stdout) - {"sync"} == drawn(*VARIANTS) | {"compare"}
+    said = done.stdout + done.stderr
+    assert re.findall(r"^images: (\d+)/(\d+)", said, flags=re.MULTILINE) == [("1", "1")] * len(VARIANTS)
 
 
 def test_one_alpha_more_and_one_less(baseline):
     baseline.compose("sweep.alpha=[0.7,0.3]")
-    new = {"merge@0.3", "encode_captions@0.3", "class_images@0.3", "export@model-a0.3", "generate@a0.3", "score@a0.3"}
+    new = {"merge@0.3", "encode_captions@0.3", "class_images@0.3", "export@model-a0.3", "generate@a0.3", "embed@a0.3"}
     for kind in ("text2img", "dreambooth"):
-        new |= {f"train_{kind}@0.3-4", *(f"{verb}@{kind}-a0.3-r4" for verb in ("generate", "score", "export"))}
+        new |= {f"train_{kind}@0.3-8-0", *(f"{verb}@{kind}-a0.3-r8-s0" for verb in ("generate", "embed", "export"))}
     assert baseline.repro() == {*new, "compare"}
     baseline.compose("sweep.alpha=[0.3]")
     assert baseline.repro() == {"compare"}
-    assert not (baseline.root / "data/images/a0.7").exists()
+    for gone in ("images/a0.7", "embeddings/a0.7.safetensors", f"lora/{TEXT2IMG}"):
+        assert not (baseline.root / "data" / gone).exists()
+    assert (baseline.root / "data/embeddings/dataset.safetensors").exists()
 
 
 def test_caption_editing_leaves_dreambooth_alone(baseline):
     baseline.compose("caption.prefix=someone")
-    assert baseline.repro() == {"caption", "encode_captions@0.7", "train_text2img@0.7-4", *ONE_CELL, "compare"}
+    assert baseline.repro() == {"caption", "encode_captions@0.7", "train_text2img@0.7-8-0", *ONE_CELL, "compare"}
 
 
 def test_code_edit_runs_its_users_only(baseline):
@@ -249,10 +279,11 @@ def test_ci_fetches_only_what_it_needs(repository, tmp_path):
     fresh = Repository(clone)
     done = fresh.run(sys.executable, "-m", "stages.pipeline.ci.regenerate")
     assert executed(done.stdout) <= {"sync"}
-    fresh.compose("generate.prompts=[another asuka]")
+    fresh.compose("generate.subject_prompts=[another asuka,a third asuka]")
     done = fresh.run(sys.executable, "-m", "stages.pipeline.ci.regenerate", "--before", "HEAD", "--comment", "comment.md")
     ran = executed(done.stdout) - {"sync"}
-    assert {name.split("@")[0] for name in ran} == {"generate", "score", "compare"}
+    assert ran == drawn(*VARIANTS) | {"compare"}
+    assert (clone / "data/embeddings/dataset.safetensors").is_file(), "it was fetched: the images are those of the remote"
     assert not (clone / "data/encoded").exists()
     assert not (clone / "data/vae").exists()
     assert not (clone / "data/class_images").exists()

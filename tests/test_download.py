@@ -15,7 +15,7 @@ from tests.dataset.loopback_hub import COMMIT, Handler, Hub, loopback_hub, servi
 from tests.dataset.pictures import encoded, noise, save_noise
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
+LEAVES = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None, "held_out_images": 0}
 
 
 CARD = b"---\nlicense: cc-by-4.0\n---\nDrawings."
@@ -61,6 +61,54 @@ def test_too_few_usable_images_fail(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 2 images can be used; download\.min_images is 2"):
         stage(config(folder_source(source), on_bad="skip", min_images=2), tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
+
+
+def shown(folder: Path, split: str) -> set[bytes]:
+    """The bytes of the images of a split, which say what these show."""
+    return {(folder / row.file_name).read_bytes() for row in read_manifest(folder) if row.split == split}
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_other_names_and_other_files_of_the_same_pictures_hold_out_the_same(tmp_path, capsys, suffix):
+    letters = "abcdefgh"
+    mine = save_noise(tmp_path / "mine", *(f"{letter}.png" for letter in letters))
+    stage(config(folder_source(mine), held_out_images=3), tmp_path / "raw")
+    other = save_noise(tmp_path / "other", *(f"{letter}.{suffix}" for letter in reversed(letters)))
+    stage(config(folder_source(other), held_out_images=3), tmp_path / "again")
+    assert capsys.readouterr().out == "images: 8, 3 of them held out from training\n" * 2
+    assert [len(shown(tmp_path / "raw", split)) for split in ("test", "train")] == [3, 5]
+    for split in ("test", "train"):
+        assert shown(tmp_path / "again", split) == shown(tmp_path / "raw", split)
+    splits = [[row.split for row in read_manifest(tmp_path / name)] for name in ("raw", "again")]
+    assert splits[0] == splits[1][::-1] != splits[1]
+
+
+def test_what_download_wrote_given_back_as_a_folder_holds_out_the_same(tmp_path):
+    source = save_noise(tmp_path / "mine", *(f"{letter}.png" for letter in "abcdef"))
+    stage(config(folder_source(source), held_out_images=2), tmp_path / "raw")
+    stage(config(folder_source(tmp_path / "raw"), held_out_images=2), tmp_path / "again")
+    assert [row.split for row in read_manifest(tmp_path / "again")] == [row.split for row in read_manifest(tmp_path / "raw")]
+    stage(config(folder_source(tmp_path / "raw")), tmp_path / "all")
+    assert {row.split for row in read_manifest(tmp_path / "all")} == {"train"}
+
+
+def test_without_held_out_images_none_is_told_of(tmp_path, capsys):
+    stage(config(folder_source(save_noise(tmp_path / "mine", "a.png", "b.png"))), tmp_path / "raw")
+    assert capsys.readouterr().out == "images: 2\n"
+    assert {row.split for row in read_manifest(tmp_path / "raw")} == {"train"}
+
+
+def test_holding_out_all_images_fails_and_leaves_nothing(tmp_path):
+    source = save_noise(tmp_path / "mine", "a.png", "b.png")
+    with pytest.raises(ValueError, match=r"^download\.held_out_images: given 2: of 2 images, some must be left to train on"):
+        stage(config(folder_source(source), held_out_images=2), tmp_path / "raw")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, None])
+def test_a_wrong_number_of_held_out_images_is_refused_by_name(tmp_path, value):
+    with pytest.raises(ParamsError, match=rf"^download\.held_out_images: given {value!r}"):
+        config(folder_source(tmp_path), held_out_images=value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from stages.generate import GenerateConfig, stage
 from stages.pipeline.config import ParamsError, RuntimeConfig, validate
 
 CONFIG = GenerateConfig(
-    prompts=("a cat", "hat, green"),
+    subject_prompts=("a cat",),
+    other_prompts=("hat, green",),
     negative_prompt="",
     seeds=(3, 1),
     noise_scheduler="ddim",
@@ -54,7 +55,7 @@ def test_a_lora_draws_at_its_strength(tmp_path):
     from tests.lora.tiny_adapters import trained_unet
 
     torch.manual_seed(0)
-    model, config = save_tiny_checkpoint(tmp_path / "model"), replace(CONFIG, prompts=("a cat",), seeds=(3,))
+    model, config = save_tiny_checkpoint(tmp_path / "model"), replace(CONFIG, other_prompts=(), seeds=(3,))
     write_lora({"unet": trained_unet(model)}, tmp_path / LORA_FILE)
     stage(config, RUNTIME, model, tmp_path / "plain")
     pictures = {}
@@ -67,6 +68,99 @@ def test_a_lora_draws_at_its_strength(tmp_path):
     with Image.open(tmp_path / "plain" / "p0-s3.png") as image:
         assert pictures[0.0] == image.tobytes()
     assert len(set(pictures.values())) == 3
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The prompts that were drawn, in their order, over all runs."""
+    from stages.drawing import sampling
+
+    prompts: list[str] = []
+    draw = sampling.draw
+
+    def noting(models, of_run, seeds, config):
+        prompts.extend(of_run)
+        return draw(models, of_run, seeds, config)
+
+    monkeypatch.setattr(sampling, "draw", noting)
+    return prompts
+
+
+def pictures_of(folder):
+    """All files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.stage
+def test_a_new_prompt_draws_its_own_pictures_only(tmp_path, drawn):
+    """Wherever it stands in the lists, and to the same bytes as if all had been drawn anew."""
+    from tests.drawing.tiny_models import save_tiny_checkpoint
+
+    model = save_tiny_checkpoint(tmp_path / "model")
+    stage(CONFIG, RUNTIME, model, tmp_path / "out")
+    drawn.clear()
+    more = replace(CONFIG, subject_prompts=("a hat", "a cat"))
+    stage(more, RUNTIME, model, tmp_path / "out")
+    assert drawn == ["a hat"]
+    stage(more, RUNTIME, model, tmp_path / "anew")
+    assert pictures_of(tmp_path / "out") == pictures_of(tmp_path / "anew")
+    drawn.clear()
+    stage(CONFIG, RUNTIME, model, tmp_path / "out")
+    assert drawn == []
+    assert len(pictures_of(tmp_path / "out")) == 4 + 2, "what is no longer asked for is gone"
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize(
+    "change", [{"guidance_scale": 3.0}, {"seeds": (3, 1, 2)}, {"seeds": (1, 3)}, {"batch_size": 1}, {"negative_prompt": "hat"}]
+)
+def test_pictures_that_depend_on_something_else_are_drawn_anew(tmp_path, drawn, change):
+    from tests.drawing.tiny_models import save_tiny_checkpoint
+
+    model = save_tiny_checkpoint(tmp_path / "model")
+    stage(CONFIG, RUNTIME, model, tmp_path / "out")
+    drawn.clear()
+    stage(replace(CONFIG, **change), RUNTIME, model, tmp_path / "out")
+    assert drawn == ["a cat", "hat, green"]
+
+
+@pytest.mark.stage
+def test_other_weights_another_strength_and_changed_files_are_drawn_anew(tmp_path, drawn):
+    import torch
+
+    from stages.checkpoints.file_names import LORA_FILE
+    from stages.lora.adapters import write_lora
+    from tests.drawing.tiny_models import save_tiny_checkpoint
+    from tests.lora.tiny_adapters import trained_unet
+
+    model, other = save_tiny_checkpoint(tmp_path / "model"), save_tiny_checkpoint(tmp_path / "other", seed=1)
+    torch.manual_seed(0)
+    write_lora({"unet": trained_unet(model)}, tmp_path / LORA_FILE)
+    lora = tmp_path / LORA_FILE
+    for weights, of_lora, lora_scale in ((model, None, 1.0), (other, None, 1.0), (other, lora, 1.0), (other, lora, 0.5)):
+        stage(CONFIG, RUNTIME, weights, tmp_path / "out", of_lora, lora_scale)
+        assert drawn == ["a cat", "hat, green"]
+        drawn.clear()
+    before = pictures_of(tmp_path / "out")
+    (tmp_path / "out" / "p0-s3.png").write_bytes(before["p0-s1.png"])
+    stage(CONFIG, RUNTIME, other, tmp_path / "out", tmp_path / LORA_FILE, 0.5)
+    assert drawn == ["a cat"]
+    assert pictures_of(tmp_path / "out") == before
+
+
+@pytest.mark.stage
+@pytest.mark.parametrize("spoilt", ["cells.csv", "drawn.csv"])
+def test_a_folder_that_cannot_be_read_is_drawn_anew(tmp_path, drawn, spoilt):
+    from tests.drawing.tiny_models import save_tiny_checkpoint
+
+    model = save_tiny_checkpoint(tmp_path / "model")
+    stage(CONFIG, RUNTIME, model, tmp_path / "out")
+    before = pictures_of(tmp_path / "out")
+    (tmp_path / "out" / spoilt).write_bytes(b"\xff")
+    drawn.clear()
+    stage(CONFIG, RUNTIME, model, tmp_path / "out")
+    assert drawn == ["a cat", "hat, green"]
+    assert pictures_of(tmp_path / "out") == before
 
 
 @pytest.mark.stage
@@ -82,9 +176,11 @@ def test_failed_drawing_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("prompts", []),
-        ("prompts", ["a", ""]),
-        ("prompts", ["a", "a"]),
+        ("subject_prompts", []),
+        ("subject_prompts", ["a", ""]),
+        ("subject_prompts", ["a", "a"]),
+        ("other_prompts", ["a", "a"]),
+        ("other_prompts", ["a cat"]),
         ("seeds", []),
         ("seeds", [1, 1]),
         ("seeds", [-1]),

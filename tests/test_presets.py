@@ -142,26 +142,77 @@ def test_every_path_of_a_command_is_declared(name):
     assert words
     assert set(words) <= {*stage["deps"], *outs}, "and what is composed, ${item.model}, stands among the dependencies as it is"
     assert set(re.findall(r"\$\{item\.(?:model|source)\}", stage["cmd"])) <= set(stage["deps"])
+    assert name != "embed" or "${item}" in stage["deps"], "there it is a folder, and no mapping of options"
     assert all(out in words for out in outs)
+
+
+def test_what_takes_over_pictures_and_embeddings_finds_what_it_made_before():
+    """DVC deletes the outputs of a stage before it runs, but for those that persist."""
+    kept = [out for name in ("generate", "embed") for out in STAGES[name]["outs"]]
+    assert kept == [
+        {"data/images/${key}": {"persist": True}},
+        {"data/embeddings/${key}.safetensors": {"persist": True}},
+    ]
+
+
+def test_a_training_is_run_once_for_each_alpha_rank_and_seed_and_its_folder_is_called_by_them():
+    for name, rank in (("train_text2img", "rank"), ("train_dreambooth", "dreambooth_rank")):
+        assert STAGES[name]["matrix"] == {"alpha": "${cells.alpha}", "rank": f"${{cells.{rank}}}", "seed": "${cells.seed}"}
+        assert STAGES[name]["cmd"].endswith(" ${item}"), "--alpha, --rank and --seed"
+        kind = name.removeprefix("train_")
+        assert STAGES[name]["outs"] == [f"data/lora/{kind}-a${{item.alpha}}-r${{item.rank}}-s${{item.seed}}"]
+
+
+def test_kept_steps_are_those_that_each_training_keeps(tmp_path):
+    values = {"text2img": ("null", 9), "dreambooth": (4, 9)}
+    overrides = [
+        f"train_{kind}.{setting}={value}"
+        for kind, of_kind in values.items()
+        for setting, value in zip(("keep_every", "max_train_steps"), of_kind, strict=True)
+    ]
+    compose(tmp_path / "params.yaml", ["experiment=smoke", "sweep.rank=[4]", *overrides])
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert params["sweep"]["kept_steps"] == {"text2img": [], "dreambooth": [4, 8]}
+    dreambooth = [f"dreambooth-a0.7-r4-s0{step}" for step in ("-step4", "-step8", "")]
+    assert list(params["cells"]["variants"]) == ["theta0", "a0.7", "text2img-a0.7-r4-s0", *dreambooth]
+    assert params["cells"]["variants"]["dreambooth-a0.7-r4-s0-step4"]["trained"] == "data/lora/dreambooth-a0.7-r4-s0/step-4"
+    assert list(params["cells"]["exports"]) == ["model-a0.7", "text2img-a0.7-r4-s0", "dreambooth-a0.7-r4-s0"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_asks_with_and_without_the_subject_and_holds_images_out(name, tmp_path):
+    """What is said of one prompt holds for no other, and a LoRA is best at the very images that it learnt."""
+    compose(tmp_path / "params.yaml", [f"experiment={name}"])
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    fewest = 2 if name == "smoke" else 6
+    for prompts in ("subject_prompts", "other_prompts"):
+        assert len(params["generate"][prompts]) >= fewest
+    assert params["download"]["held_out_images"] >= 1
+    assert all(params["trigger"] in prompt for prompt in params["generate"]["subject_prompts"])
+    assert not any(params["trigger"] in prompt for prompt in params["generate"]["other_prompts"])
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_values_reach_a_shell_only_where_dvc_quotes_them(name):
     written = set(re.findall(r"\$\{([^}]*)\}", STAGES[name]["cmd"]))
-    composed = {"generate": {"key", "item.model", "item.lora"}, "export": {"key", "item.source"}}
-    assert written <= {"base": {"key"}, "score": {"key"}, **composed}.get(name, {"item"})
+    composed = {"generate": {"key", "item.model", "item.lora"}, "embed": {"key", "item"}, "export": {"key", "item.source"}}
+    assert written <= {"base": {"key"}, **composed}.get(name, {"item"})
     assert isinstance(DVC["stages"]["base"]["foreach"], dict), "its keys stand in dvc.yaml itself"
-    for composer in ("variants", "exports"):
+    for composer in ("variants", "embedded", "exports"):
         assert f"${{{composer}:${{sweep}}}}" in (ROOT / "conf/config.yaml").read_text(), "the others are composed, of numbers"
 
 
 def test_names_and_paths_of_variants_are_made_of_numbers_alone(tmp_path):
     """They stand in commands without quotes."""
     hostile = "'; touch hacked'"
-    compose(tmp_path / "params.yaml", [f"sweep.alpha=[{hostile},0.5]", f"sweep.bases=[{hostile}]", f"sweep.rank=[{hostile},2]"])
+    values = {"alpha": 0.5, "rank": 2, "seed": 3, "lora_scale": 0.5, "kept_steps.text2img": 7}
+    lists = [f"sweep.{axis}=[{hostile},{value}]" for axis, value in values.items()]
+    compose(tmp_path / "params.yaml", [*lists, f"sweep.bases=[{hostile}]"])
     cells = yaml.safe_load((tmp_path / "params.yaml").read_text())["cells"]
-    assert list(cells["variants"]) == ["a0.5", "text2img-a0.5-r2", "dreambooth-a0.5-r2"]
-    assert "touch" not in yaml.safe_dump({name: cells[name] for name in ("variants", "exports")})
+    loras = ("text2img-a0.5-r2-s3-step7-x0.5", "text2img-a0.5-r2-s3-x0.5", "dreambooth-a0.5-r2-s3-x0.5")
+    assert list(cells["variants"]) == ["a0.5", *loras]
+    assert list(cells["embedded"]) == ["dataset", "a0.5", *loras]
+    assert "touch" not in yaml.safe_dump({name: cells[name] for name in ("variants", "embedded", "exports")})
 
 
 HOSTILE = "0.5; touch hacked; $(touch hacked) `touch hacked` ' \" touch"
@@ -198,15 +249,18 @@ CHOICES = {
     "download/source=hub_dataset": ["download.source.repo=a/b", f"download.source.revision={'0' * 40}"],
     "caption/model=blip_base": [],
     "caption/model=folder": ["caption.model.path=data/mini/captioner"],
-    "score/scorer=clip_vit_b_32": [],
-    "score/scorer=folder": ["score.scorer.path=data/mini/scorer"],
-    "score/scorer=mini": [],
+    "embed/clip=clip_vit_b_32": [],
+    "embed/clip=folder": ["embed.clip.path=data/mini/scorer"],
+    "embed/clip=mini": [],
+    "embed/dino=dinov2_base": [],
+    "embed/dino=folder": ["embed.dino.path=data/mini/dino"],
+    "embed/dino=mini": [],
 }
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("choice", CHOICES)
-def test_another_source_captioner_or_scorer_can_be_chosen_with_every_preset(name, choice, tmp_path):
+def test_another_source_captioner_or_encoder_can_be_chosen_with_every_preset(name, choice, tmp_path):
     compose(tmp_path / "params.yaml", [f"experiment={name}", choice, *CHOICES[choice]])
     validate_all(filled(name, yaml.safe_load((tmp_path / "params.yaml").read_text())))
 

@@ -21,6 +21,8 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
+from stages.drawing.cells import CELLS_FILE
+from stages.drawing.taken_over import DRAWN_FILE
 from stages.pipeline.command import config_schemas, run
 from stages.pipeline.config import ModelSource, Source
 from stages.sync import stage_modules
@@ -51,8 +53,8 @@ class Row:
 
 
 TRAINING = {
-    "seed": Row("seed", 1),
     "tuned": Row("tuned", "full"),
+    "train_text_encoder": Row("train_text_encoder", True),
     "peft_type": Row("peft_type", "lokr"),
     "lora_alpha": Row("lora_alpha", 8),
     "use_rslora": Row("use_rslora", True),
@@ -84,11 +86,11 @@ TRAINING = {
     "prior_loss_weight": Row("prior_loss_weight", 0.1),
     "gradient_checkpointing": Row("gradient_checkpointing", True, "rounding"),
     "compile": Row("compile", True, "rounding"),
-    "held_out_images": Row("held_out_images", 2),
-    "held_out_steps": Row("held_out_steps", 1, given={"held_out_images": 2}),
+    "held_out_steps": Row("held_out_steps", 1),
     "preview_prompts": Row("preview_prompts", ["a portrait"]),
     "preview_steps": Row("preview_steps", 1, given={"preview_prompts": ["a portrait"]}),
     "preview_guidance_scale": Row("preview_guidance_scale", 1.0, given={"preview_prompts": ["a portrait"]}),
+    "keep_every": Row("keep_every", 2),
 }
 
 SAMPLING = {
@@ -122,6 +124,7 @@ ROWS = [
     Row("download.max_pixels", 48 * 48),
     Row("download.min_images", 50, "refused"),
     Row("download.max_images", 2),
+    Row("download.held_out_images", 2),
     Row("caption.own", "use"),
     Row("caption.model", local("other-captioner")),
     Row("caption.prompt", "a"),
@@ -184,15 +187,18 @@ ROWS = [
     Row("train_dreambooth.instance_prompt", "zebra"),
     Row("train_dreambooth.class_prompt", "a zebra"),
     Row("train_dreambooth.clip_skip", 1),
-    Row("train_dreambooth.train_text_encoder", True),
-    Row("generate.prompts", ["a zebra"]),
+    Row("generate.subject_prompts", ["a zebra"]),
+    Row("generate.other_prompts", ["a zebra"]),
     Row("generate.seeds", [5]),
     *of("generate", SAMPLING),
-    Row("score.scorer", local("other-scorer")),
+    Row("embed.clip", local("other-clip")),
+    Row("embed.dino", local("other-dino")),
     Row("compare.title", "another title"),
     *(Row(f"compare.names.{kind}", "another name") for kind in ("theta0", "theta1", "merge", "text2img", "dreambooth")),
-    Row("compare.subject_prompts", [1]),
+    Row("compare.primary", "leak"),
+    Row("compare.contrasts", [["text2img", "dreambooth"]]),
     Row("compare.images_per_cell", 2),
+    Row("compare.grid_prompts", 2),
     Row("compare.image_size", 40),
     Row("compare.resampling", "nearest", given={"compare.image_size": 24}),
     Row("compare.training_images", 2),
@@ -293,6 +299,8 @@ def digest_of(root: Path, stage: str, way: dict[str, Any]) -> str:
 
 def content_of(file: Path) -> bytes:
     """What a file holds, without the settings that are noted in it: none of them may count by its note alone."""
+    if file.name in (CELLS_FILE, DRAWN_FILE):
+        return b""
     if file.suffix == ".png":
         with Image.open(file) as image:
             return f"{image.mode} {image.size}".encode() + image.tobytes()

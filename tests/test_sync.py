@@ -96,9 +96,9 @@ def test_all_wrong_values_are_listed_at_once(repository, capsys):
 
 @pytest.mark.stage
 def test_settings_that_do_not_go_together_are_listed_at_once(repository, capsys):
-    compose(repository / "params.yaml", ["compare.subject_prompts=[7]", "download.min_images=113"])
+    compose(repository / "params.yaml", ["generate.other_prompts=[asuka]", "download.min_images=113"])
     lines = refusal(capsys)
     assert len(lines) == 2
     assert all(
-        line.startswith(("sync: error: compare.subject_prompts: ", "sync: error: download.min_images: ")) for line in lines
+        line.startswith(("sync: error: generate.other_prompts: ", "sync: error: download.min_images: ")) for line in lines
     )

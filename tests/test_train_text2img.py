@@ -1,12 +1,12 @@
 """The stage train_text2img on tiny random models."""
 
-import csv
 import random
 import re
+from typing import Any
 
 import pytest
 
-from tests.training.running import TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
+from tests.training.running import TEXT2IMG, digests, held_out_losses, kill_at_a_checkpoint, run_stage, write_params
 
 pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
@@ -31,18 +31,18 @@ def test_text2img_killed_and_run_again_ends_with_the_same_bytes(encoded, capsys)
     assert digests(encoded / "resumed") == digests(encoded / "whole")
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(encoded):
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(held_out):
     """SIGKILL three times, also while a checkpoint is being written: there is one after each step."""
-    settings = {"max_train_steps": 60, "lora_dropout": 0.2, "held_out_images": 2, "held_out_steps": 10}
-    write_params(encoded, train_text2img=settings | {"checkpointing_steps": 1})
-    run_stage("train_text2img", **TEXT2IMG, out="unharmed")
+    settings = {"max_train_steps": 60, "lora_dropout": 0.2, "held_out_steps": 10, "checkpointing_steps": 1}
+    write_params(held_out, train_text2img=settings)
+    options: dict[str, Any] = TEXT2IMG | {"images": "images-held-out.safetensors"}
+    run_stage("train_text2img", **options, out="unharmed")
     random.seed(0)
     for _ in range(3):
-        kill_at_a_checkpoint(encoded, "train_text2img", patience=random.uniform(0, 0.1), **TEXT2IMG, out="harmed")
-    run_stage("train_text2img", **TEXT2IMG, out="harmed")
-    assert digests(encoded / "harmed") == digests(encoded / "unharmed")
-    rows = list(csv.DictReader((encoded / "harmed" / "history.csv").open()))
-    assert [row["step"] for row in rows if row["held_out_loss"]] == ["10", "20", "30", "40", "50", "60"]
+        kill_at_a_checkpoint(held_out, "train_text2img", patience=random.uniform(0, 0.1), **options, out="harmed")
+    run_stage("train_text2img", **options, out="harmed")
+    assert digests(held_out / "harmed") == digests(held_out / "unharmed")
+    assert list(held_out_losses(held_out / "harmed")) == [10, 20, 30, 40, 50, 60]
 
 
 def test_divergence_names_the_images_and_keeps_the_last_good_checkpoint(encoded, capsys):
@@ -70,6 +70,11 @@ def test_full_disk_is_seen_before_training(encoded, capsys, monkeypatch):
     said = capsys.readouterr()
     assert "are needed for 2 checkpoints and the result, and 0.00 GB are free" in said.err.splitlines()[-1]
     assert "training:" not in said.err
+    write_params(encoded, train_text2img={"keep_every": 5})
+    with pytest.raises(SystemExit):
+        run_stage("train_text2img", **TEXT2IMG, out="no-room")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "2 checkpoints, 2 files kept on the way (keep_every) and the result" in said
 
 
 def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
@@ -97,6 +102,7 @@ def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
     [
         ({}, "train_text2img: error: target_modules: 'to_z' names no layer"),
         ({"rank": 0}, "train_text2img: error: --rank: given 0"),
+        ({"seed": -1}, "train_text2img: error: --seed: given -1"),
         ({"images": "captions.safetensors"}, "train_text2img: error: captions.safetensors: not a file of encoded images"),
         ({"model": "raw"}, "train_text2img: error: "),
     ],

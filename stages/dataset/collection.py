@@ -12,8 +12,9 @@ from PIL import Image
 from stages.dataset.candidates import Candidate
 from stages.dataset.config import CollectionConfig
 from stages.dataset.images import RefusedImageError, decode, pixel_digest, save_png
-from stages.dataset.metadata import ManifestRow, write_manifest
+from stages.dataset.metadata import TEST, TRAIN, ManifestRow, write_manifest
 from stages.pipeline.progress import track
+from stages.pipeline.wording import counted
 
 
 def collect(candidates: Sequence[Candidate], folder: Path, config: CollectionConfig) -> list[ManifestRow]:
@@ -32,16 +33,17 @@ def collect(candidates: Sequence[Candidate], folder: Path, config: CollectionCon
 
     Raises:
         RefusedImageError: a candidate cannot be used, and `on_bad` is "fail".
-        ValueError: fewer than `min_images` can be used.
+        ValueError: fewer than `min_images` can be used, or none is left to train on.
     """
     digits = max(4, len(str(len(candidates))))
     captions: dict[str, str] = {}
     usable = _distinct(_usable(track(candidates, "images"), config), captions)
-    rows, names = [], []
+    rows, names, shown = [], [], []
     for number, (candidate, data, image) in enumerate(islice(usable, config.max_images), start=1):
         path = folder / f"{number:0{digits}d}.png"
         save_png(image, path)
         names.append(candidate.name)
+        shown.append(pixel_digest(image))
         rows.append(
             ManifestRow(
                 file_name=path.name,
@@ -56,9 +58,30 @@ def collect(candidates: Sequence[Candidate], folder: Path, config: CollectionCon
     if len(rows) < config.min_images:
         counts = f"{len(rows)} of {len(candidates)} images can be used"
         raise ValueError(f"{counts}; download.min_images is {config.min_images}: add images, or set it lower")
-    rows = [replace(row, caption=captions[name]) for row, name in zip(rows, names, strict=True)]
+    held_out = choose_held_out(shown, config.held_out_images)
+    rows = [
+        replace(row, caption=captions[name], split=TEST if digest in held_out else TRAIN)
+        for row, name, digest in zip(rows, names, shown, strict=True)
+    ]
     write_manifest(folder, rows)
     return rows
+
+
+def choose_held_out(digests: Sequence[str], count: int) -> set[str]:
+    """Those of the images that are held out from every training, by digests of what they show.
+
+    The digest alone decides: another order, other names or other files of the same pictures hold out the same ones, and with a
+    picture more, at most one is exchanged.
+
+    Raises:
+        ValueError: none would be left to train on.
+    """
+    if count and count >= len(digests):
+        of_them = f"of {counted(len(digests), 'image')}, some must be left to train on"
+        raise ValueError(
+            f"download.held_out_images: given {count}: {of_them}; set it lower (0 compares with the training images)"
+        )
+    return set(sorted(digests)[:count])
 
 
 Decoded = tuple[Candidate, bytes, Image.Image]

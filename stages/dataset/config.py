@@ -105,6 +105,8 @@ class CollectionConfig:
         max_pixels: most pixels of an image; at most the limit beyond which Pillow speaks of decompression bombs.
         min_images: fewer usable images than this are refused.
         max_images: later images of the source are not read; null for all.
+        held_out_images: how many are kept out of every training, so that likeness to them is no copying; which ones depends on
+            what they show alone, and neither on names nor on order. 0 for none.
     """
 
     on_bad: Literal["fail", "skip"]
@@ -112,6 +114,7 @@ class CollectionConfig:
     max_pixels: Annotated[int, Field(ge=1, le=89_478_485)]
     min_images: Count
     max_images: Count | None
+    held_out_images: Annotated[int, Field(ge=0)]
 
     def __post_init__(self) -> None:
         """Check that the two counts leave room between them."""

@@ -3,12 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from stages.pipeline.tables import read_table, write_table
 
 MANIFEST = "manifest.csv"
 METADATA = "metadata.csv"
 METADATA_COLUMNS = ("file_name", "caption")
+
+Split = Literal["train", "test"]
+TRAIN: Split = "train"
+TEST: Split = "test"
+"""The splits of a dataset, by the names that `datasets` knows; those of `test` are held out from every training."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class ManifestRow:
         licence: what the source says; empty where it says nothing.
         width: pixels.
         height: pixels.
+        split: whether it is trained on, or held out.
         caption: what the source says that it shows; empty where it says nothing.
     """
 
@@ -33,6 +40,7 @@ class ManifestRow:
     licence: str
     width: int
     height: int
+    split: Split = TRAIN
     caption: str = ""
 
 
@@ -48,7 +56,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
     Raises:
         FileNotFoundError: no manifest, or an image that it names is not there.
-        ValueError: a column other than `caption` is missing.
+        ValueError: a column other than `caption` is missing, or a split is none.
     """
     texts = ("file_name", "source", "source_sha256", "sha256", "licence")
     rows = [
@@ -56,14 +64,22 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
             **{column: row[column] for column in texts},
             width=int(row["width"]),
             height=int(row["height"]),
+            split=_split(folder, row["split"]),
             caption=row.get("caption", ""),
         )
-        for row in read_table(folder / MANIFEST, (*texts, "width", "height"))
+        for row in read_table(folder / MANIFEST, (*texts, "width", "height", "split"))
     ]
     for row in rows:
         if not (folder / row.file_name).is_file():
             raise FileNotFoundError(f"{folder / MANIFEST} names {row.file_name}, which is not there")
     return rows
+
+
+def _split(folder: Path, name: str) -> Split:
+    for split in (TRAIN, TEST):
+        if name == split:
+            return split
+    raise ValueError(f"{folder / MANIFEST}: {name!r} is no split; it says {TRAIN} or {TEST}")
 
 
 def write_captions(folder: Path, captions: Mapping[str, str]) -> None:
@@ -93,3 +109,14 @@ def read_captions(folder: Path) -> dict[str, str]:
         if not (folder / file_name).is_file():
             raise FileNotFoundError(f"{folder / METADATA} names {file_name}, which is not there")
     return captions
+
+
+def read_dataset(dataset: Path) -> dict[Split, dict[str, str]]:
+    """The captions of both splits of a dataset, as `read_captions` gives them; without held-out images, `test` has none.
+
+    Raises:
+        OSError: as `read_captions`.
+        ValueError: as `read_captions`.
+    """
+    held_out = read_captions(dataset / TEST) if (dataset / TEST).is_dir() else {}
+    return {TRAIN: read_captions(dataset / TRAIN), TEST: held_out}

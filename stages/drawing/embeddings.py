@@ -1,8 +1,7 @@
-"""CLIP scores of images (Radford et al. 2021, arXiv:2103.00020): likeness to their prompt and to the training images.
+"""Embeddings of images by CLIP (Radford et al. 2021, arXiv:2103.00020) and DINOv2 (Oquab et al. 2023, arXiv:2304.07193).
 
-They are CLIP-T and CLIP-I, the prompt fidelity and the subject fidelity of DreamBooth (Ruiz et al. 2023, arXiv:2208.12242,
-section 4.1). Both are mean cosines of embeddings, in [-1, 1]; higher is better. Neither is a judge of beauty, and the second
-one rewards copies of the training images as well as likeness.
+Images are embedded one at a time: the last bits of an embedding depend on those that it is computed with, and an image that was
+embedded before shall not be embedded again because others are new.
 """
 
 from collections.abc import Sequence
@@ -13,22 +12,30 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 from transformers.utils.logging import disable_progress_bar
 
-from stages.drawing.cells import Cell
+from stages.drawing.preprocessing import Preprocessing, read_preprocessing
+from stages.encoding.data_warnings import say_problems, too_long
+from stages.encoding.prompts import token_counts
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """CLIP, on one device and in one dtype."""
+class Encoder:
+    """A model that embeds images, on one device and in one dtype.
 
-    model: CLIPModel
-    tokenizer: CLIPTokenizer
-    image_processor: CLIPImageProcessorPil
+    Attributes:
+        model: CLIP or DINOv2.
+        preprocessing: what it wants done to images.
+        tokenizer: of CLIP; None for DINOv2, which reads no texts.
+    """
+
+    model: Any
+    preprocessing: Preprocessing
+    tokenizer: CLIPTokenizer | None = None
 
 
-def load_scorer(folder: Path, device: torch.device, dtype: torch.dtype) -> Scorer:
+def load_clip(folder: Path, device: torch.device, dtype: torch.dtype) -> Encoder:
     """Load CLIP and what prepares its inputs.
 
     Args:
@@ -39,93 +46,63 @@ def load_scorer(folder: Path, device: torch.device, dtype: torch.dtype) -> Score
     Raises:
         OSError: files are missing, or are not those of a CLIP.
     """
-    disable_progress_bar()  # loading is a flash
-    local: dict[str, Any] = {"local_files_only": True}
+    model = _load(CLIPModel, folder, dtype, "CLIP").to(device).eval()
     try:
-        # The image processor is named by class: the automatic choice asks for torchvision.
-        image_processor = CLIPImageProcessorPil.from_pretrained(folder, **local)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
-        loaded: Any = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True, **local)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot load the tokenizer of {folder}: {' '.join(str(error).split())}") from error
+    return Encoder(model, read_preprocessing(folder), tokenizer)
+
+
+def load_dino(folder: Path, device: torch.device, dtype: torch.dtype) -> Encoder:
+    """Load DINOv2; arguments and errors are those of `load_clip`."""
+    return Encoder(_load(Dinov2Model, folder, dtype, "DINOv2").to(device).eval(), read_preprocessing(folder))
+
+
+def _load(model_class: Any, folder: Path, dtype: torch.dtype, name: str) -> Any:
+    disable_progress_bar()  # loading is a flash
+    try:
+        loaded: Any = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:  # paragraphs
-        raise OSError(f"cannot load the scorer {folder}: {' '.join(str(error).split())}") from error
+        raise OSError(f"cannot load {name} from {folder}: {' '.join(str(error).split())}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise OSError(f"the scorer {folder} is not a CLIP: it lacks weights ({len(missing)}), first {missing[0]}")
-    return Scorer(model.to(device).eval(), tokenizer, image_processor)
+        raise OSError(f"{folder} is no {name}: it lacks weights ({len(missing)}), first {missing[0]}")
+    return model
 
 
 @torch.inference_mode()
-def embed_images(scorer: Scorer, files: Sequence[Path], batch_size: int) -> Tensor:
-    """Embed image files.
+def embed_image(encoder: Encoder, file: Path) -> Tensor:
+    """Embed an image file: (D,) float32 on the CPU, of length 1."""
+    with Image.open(file) as image:
+        pixel_values = torch.from_numpy(encoder.preprocessing(image))[None]
+    pixel_values = pixel_values.to(encoder.model.device, encoder.model.dtype)
+    if encoder.tokenizer is None:
+        return _unit(encoder.model(pixel_values).pooler_output)
+    return _unit(encoder.model.get_image_features(pixel_values).pooler_output)
+
+
+@torch.inference_mode()
+def embed_texts(clip: Encoder, texts: Sequence[str]) -> Tensor:
+    """Embed texts by CLIP; a warning names those that it does not read to their end.
+
+    Of a text that is too long, the first tokens are read, and the token that ends a text after them.
 
     Returns:
         embeddings: (N, D) float32 on the CPU, each of length 1.
     """
-    batches = []
-    for start in range(0, len(files), batch_size):
-        images = [Image.open(file).convert("RGB") for file in files[start : start + batch_size]]
-        pixel_values = scorer.image_processor(images, return_tensors="pt").pixel_values
-        pixel_values = pixel_values.to(scorer.model.device, scorer.model.dtype)
-        features: Any = scorer.model.get_image_features(pixel_values)
-        batches.append(_unit(features.pooler_output))
-    return torch.cat(batches)
-
-
-@torch.inference_mode()
-def embed_texts(scorer: Scorer, texts: Sequence[str]) -> Tensor:
-    """Embed texts, one at a time; what the text encoder cannot hold (beyond 77 tokens) is cut off.
-
-    Returns:
-        embeddings: (N, D) float32 on the CPU, each of length 1.
-    """
+    assert clip.tokenizer is not None
+    limit = clip.tokenizer.model_max_length
+    counts = dict(zip(texts, token_counts(clip.tokenizer, list(texts)), strict=True))
+    say_problems(f"{line}: likeness to the prompt is measured without the rest" for line in too_long("prompt", counts, limit))
     embeddings = []
     for text in texts:
-        inputs = scorer.tokenizer(text, truncation=True, max_length=scorer.tokenizer.model_max_length, return_tensors="pt")
-        inputs = inputs.to(scorer.model.device)
-        features: Any = scorer.model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
+        inputs = clip.tokenizer(text, truncation=True, max_length=limit, return_tensors="pt").to(clip.model.device)
+        features = clip.model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
         embeddings.append(_unit(features.pooler_output))
-    return torch.cat(embeddings)
+    return torch.stack(embeddings)
 
 
-def score_cells(
-    scorer: Scorer, folder: Path, cells: Sequence[Cell], references: Sequence[Path], batch_size: int
-) -> dict[Cell, dict[str, float]]:
-    """Score the pictures of `cells` in `folder` by every metric."""
-    images = embed_images(scorer, [folder / cell.file_name for cell in cells], batch_size)
-    prompts = list(dict.fromkeys(cell.prompt for cell in cells))
-    prompt_of_image = [prompts.index(cell.prompt) for cell in cells]
-    columns = {
-        "prompt_similarity": prompt_similarity(images, embed_texts(scorer, prompts)[prompt_of_image]),
-        "reference_similarity": reference_similarity(images, embed_images(scorer, references, batch_size)),
-    }
-    return {cell: {name: column[index].item() for name, column in columns.items()} for index, cell in enumerate(cells)}
-
-
-def prompt_similarity(images: Tensor, prompts: Tensor) -> Tensor:
-    """CLIP-T: the cosine of each image with its own prompt.
-
-    Args:
-        images: (N, D), each of length 1.
-        prompts: (N, D), each of length 1.
-
-    Returns:
-        similarity: (N,) in [-1, 1].
-    """
-    return (images * prompts).sum(dim=1)
-
-
-def reference_similarity(images: Tensor, references: Tensor) -> Tensor:
-    """CLIP-I: the mean cosine of each image with all reference images.
-
-    Args:
-        images: (N, D), each of length 1.
-        references: (M, D), each of length 1.
-
-    Returns:
-        similarity: (N,) in [-1, 1].
-    """
-    return images @ references.mean(dim=0)
-
-
-def _unit(embeddings: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu()
+def _unit(embedding: Tensor) -> Tensor:
+    """The first of a batch, of length 1."""
+    return torch.nn.functional.normalize(embedding[0].float(), dim=-1).cpu()

@@ -29,6 +29,7 @@ class EncodedImages:
         shapes: (N, 2), h and w of each image's latents, where there are several: mean and std are then (N, 2, C, L), h and w
             made one dimension and padded with zeros.
         problems: what was found to be wrong with the images.
+        held_out: names of the images that are held out from every training.
     """
 
     file_names: list[str]
@@ -38,6 +39,7 @@ class EncodedImages:
     resolution: int
     shapes: Tensor | None = None
     problems: Sequence[str] = ()
+    held_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

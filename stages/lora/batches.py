@@ -6,7 +6,7 @@ it had never stopped, and processes that share a batch need not talk about it.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from stages.pipeline.wording import counted
 
+HELD_OUT_SEED = 0
+"""Of the noise that held-out images are looked at with: the same for every training, so that trainings compare."""
 HELD_OUT_TIMESTEPS = 4
 """At how many timesteps each held-out image is looked at: the loss depends on them more than on the image."""
 
@@ -268,25 +270,28 @@ def seeded_number(seed: int, *names: str | int) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def hold_out(examples: Examples, count: int, seed: int) -> tuple[Examples, Examples]:
-    """Split examples into those to train on and `count` held-out ones, which the seed chooses.
+def split_held_out(examples: Examples, names: Collection[str]) -> tuple[Examples, Examples | None]:
+    """Split examples into those to train on, and those whose names are held out; None where none is.
 
     Raises:
         ValueError: none would be left to train on.
     """
-    total = len(examples)
-    if count >= total:
-        raise ValueError(f"held_out_images: given {count}: of {counted(total, 'image')} in all, some must be left to train on")
-    order = torch.randperm(total, generator=seeded_generator(seed, "held out")).tolist()
-    return examples.chosen(sorted(order[count:])), examples.chosen(sorted(order[:count]))
+    held = [number for number, name in enumerate(examples.file_names) if name in names]
+    if not held:
+        return examples, None
+    if len(held) == len(examples):
+        total = counted(len(examples), "image")
+        raise ValueError(f"all of {total} are held out from training (download.held_out_images): some must be left to train on")
+    kept = sorted(set(range(len(examples))) - set(held))
+    return examples.chosen(kept), examples.chosen(held)
 
 
 def held_out_batches(examples: Examples, draws: Draws, batch_size: int) -> list[Batch]:
-    """Each example at `HELD_OUT_TIMESTEPS` timesteps, evenly spread, with noise that is the same at every call.
+    """Each example at `HELD_OUT_TIMESTEPS` timesteps, evenly spread, with noise that is the same whatever the training's seed.
 
     The batches weigh as much as they have samples, so that the mean of their losses is the mean over samples.
     """
-    fixed = replace(draws, random_flip=False, noise_offset=0.0)
+    fixed = replace(draws, seed=HELD_OUT_SEED, random_flip=False, noise_offset=0.0)
     spread = [(2 * part + 1) * draws.num_train_timesteps // (2 * HELD_OUT_TIMESTEPS) for part in range(HELD_OUT_TIMESTEPS)]
     parts = []
     for bucket, images in examples.buckets.items():

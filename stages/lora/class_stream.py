@@ -73,7 +73,9 @@ class ClassPrompts:
 def class_streams(
     class_images: ClassImages, prompts: ClassPrompts, model: Path, resolution: int, weight: float, device: torch.device
 ) -> list[Stream]:
-    """The stream of class images, encoded by the model's VAE, which is let go of afterwards; none where there are no images.
+    """The stream of class images, encoded by the model's VAE, which is let go of afterwards.
+
+    There is none where there are no images, or where they weigh nothing.
 
     Args:
         class_images: of the class.
@@ -83,7 +85,7 @@ def class_streams(
         weight: of the stream in the loss.
         device: to encode on.
     """
-    if not class_images.paths:
+    if not class_images.paths or not weight:
         return []
     vae = load_vae(model / "vae", device)
     paths = track(class_images.paths, "class images encoded")

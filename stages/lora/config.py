@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Seed, Text, strict
+from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Text, strict
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """What an optimizer needs besides torch."""
@@ -126,27 +126,30 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     """One training run on a UNet.
 
     Attributes:
-        seed: of the adapter's first weights, the order of the images, noise, timesteps and augmentation.
         tuned: "lora" trains an adapter; "full" all weights of the UNet, and writes a whole model.
+        train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
+            the prompts at each step.
         num_processes: processes that share each batch, on this machine: one for each GPU, or with a share of the CPU threads.
         train_batch_size: images of one forward pass, over all processes.
         gradient_accumulation_steps: forward passes of one optimizer step. Batches run on across epochs, so none is partial.
         snr_gamma: min-SNR loss weighting (Hang et al. 2023 recommend 5); null weights all timesteps alike.
         noise_offset: strength of a shift of the noise that a whole channel shares; 0 for none, 0.1 is usual.
         random_flip: show half of the images as their mirror images.
-        prior_loss_weight: of the class images in the loss, where there are any; 1 counts them as much as the subject.
+        prior_loss_weight: of the class images in the loss, where there are any; 1 counts them as much as the subject, 0 leaves
+            them out.
         gradient_checkpointing: compute activations twice instead of keeping them: slower, and less memory.
         compile: whether the blocks that the UNet repeats are compiled (torch.compile): minutes before the first step, and
             less time for each; on a CPU this takes a C++ compiler. The last bits of the weights depend on it.
-        held_out_images: how many images are held out of training, to see over-fitting by their loss; 0 for none.
-        held_out_steps: optimizer steps between two measurements of that loss; there is one at the end, too.
+        held_out_steps: optimizer steps between two measurements of the held-out images' loss, where there are such images;
+            there is one at the end, too.
         preview_prompts: what is drawn while training, with the weights as they are, to see over-fitting; none for no images.
         preview_steps: optimizer steps between two such drawings; there is one at the end, too.
         preview_guidance_scale: weight of the prompt in them.
+        keep_every: optimizer steps between two LoRAs that are kept, each to be drawn like the last; null keeps the last alone.
     """
 
-    seed: Seed
     tuned: Literal["lora", "full"]
+    train_text_encoder: bool
     num_processes: Annotated[int, Field(ge=1, le=64)]
     train_batch_size: Count
     gradient_accumulation_steps: Count
@@ -156,16 +159,18 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     prior_loss_weight: NonNegative
     gradient_checkpointing: bool
     compile: bool
-    held_out_images: Annotated[int, Field(ge=0)]
     held_out_steps: Count
     preview_prompts: tuple[Text, ...]
     preview_steps: Count
     preview_guidance_scale: NonNegative
+    keep_every: Count | None
 
     def __post_init__(self) -> None:
         """Both halves' checks."""
         AdapterConfig.__post_init__(self)
         OptimizerConfig.__post_init__(self)
+        if self.train_text_encoder and self.tuned == "full":
+            raise ValueError("train_text_encoder: given True: only with tuned=lora")
         if self.num_processes > self.train_batch_size:
             raise ValueError(f"num_processes: given {self.num_processes}: must be at most train_batch_size")
 
@@ -175,8 +180,12 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         return self.train_batch_size * self.gradient_accumulation_steps
 
     def measures_held_out(self, step: int) -> bool:
-        """Whether the loss of the held-out images is measured when so many optimizer steps are done."""
-        return self.held_out_images > 0 and (step == self.max_train_steps or step % self.held_out_steps == 0)
+        """Whether the loss of held-out images is measured when so many optimizer steps are done."""
+        return step == self.max_train_steps or step % self.held_out_steps == 0
+
+    def keeps(self, step: int) -> bool:
+        """Whether what is trained is kept when so many optimizer steps are done, the end apart."""
+        return self.keep_every is not None and step < self.max_train_steps and step % self.keep_every == 0
 
     def draws_previews(self, step: int) -> bool:
         """Whether previews are drawn when so many optimizer steps are done."""
@@ -203,20 +212,11 @@ class DreamboothConfig(TrainingConfig):
         class_prompt: names the class; null for the prompts that class images were made with. With one prompt for all of
             them, as in the paper, it is the name alone that tells subject and class apart, and no other word of a prompt.
         clip_skip: layers left out at the end of the text encoder.
-        train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
-            the prompts at each step.
     """
 
     instance_prompt: Text | None
     class_prompt: Text | None
     clip_skip: ClipSkip
-    train_text_encoder: bool
-
-    def __post_init__(self) -> None:
-        """Refuse two things that exclude each other."""
-        TrainingConfig.__post_init__(self)
-        if self.train_text_encoder and self.tuned == "full":
-            raise ValueError("train_text_encoder: given True: only with tuned=lora")
 
 
 def check_rank(rank: int) -> None:
@@ -227,3 +227,13 @@ def check_rank(rank: int) -> None:
     """
     if rank < 1:
         raise ValueError(f"--rank: given {rank}: must be at least 1")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no sweep has.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed: given {seed}: must be at least 0")

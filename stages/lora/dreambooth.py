@@ -8,26 +8,28 @@ from torch import Tensor
 from stages.encoding.data_warnings import say_problems, too_long
 from stages.encoding.encoded_files import EncodedImages
 from stages.encoding.prompts import embed_prompts, load_text_encoder, token_counts
-from stages.lora.batches import Examples, Stream
+from stages.lora.batches import Examples, Stream, split_held_out
 from stages.lora.class_stream import ClassImages, ClassPrompts, class_streams
 from stages.lora.config import DreamboothConfig
 
 
 def prompts_of(config: DreamboothConfig, class_images: ClassImages) -> list[str]:
-    """The prompts in the order of their numbers: the instance prompt and, where there are class images, theirs.
+    """The prompts in the order of their numbers: the instance prompt and, where there are class images that count, theirs.
 
     Raises:
         ValueError: there is no instance prompt.
     """
     if config.instance_prompt is None:
         raise ValueError("instance_prompt: is null: name the subject")
-    return [config.instance_prompt, *class_images.prompts]
+    return [config.instance_prompt, *(class_images.prompts if config.prior_loss_weight else ())]
 
 
 def dreambooth_streams(
     instance: EncodedImages, class_images: ClassImages, model: Path, config: DreamboothConfig, device: torch.device
-) -> list[Stream]:
+) -> tuple[list[Stream], Examples | None]:
     """Embed the prompts and encode the class images; the text encoder and the VAE are let go of afterwards.
+
+    The held-out images come apart.
 
     Args:
         instance: images of the subject.
@@ -47,10 +49,9 @@ def dreambooth_streams(
         else embed_prompts(tokenizer, text_encoder, prompts, config.clip_skip, batch_size=1)
     )
     of_class = ClassPrompts(embeds[1:], embeds[0])
-    return [
-        Stream("instance", _under_one_prompt(instance, embeds[0])),
-        *class_streams(class_images, of_class, model, instance.resolution, config.prior_loss_weight, device),
-    ]
+    kept, held_out = split_held_out(_under_one_prompt(instance, embeds[0]), instance.held_out)
+    prior = class_streams(class_images, of_class, model, instance.resolution, config.prior_loss_weight, device)
+    return [Stream("instance", kept), *prior], held_out
 
 
 def _under_one_prompt(images: EncodedImages, prompt_embeds: Tensor) -> Examples:

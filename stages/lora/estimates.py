@@ -15,6 +15,7 @@ from stages.lora.config import TrainingConfig
 from stages.lora.run import Run
 from stages.lora.tuned_model import Tuned
 from stages.pipeline.progress import say
+from stages.pipeline.variants import kept_steps
 from stages.pipeline.wording import counted
 
 WEIGHT_BYTES = 4
@@ -29,7 +30,7 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
     epochs = config.max_train_steps / run.steps_per_epoch
     trained, total = (sum(parameter.numel() for parameter in parameters) for parameters in _parameters(tuned.model))
     prior = f" and {counted(len(others[0].examples), 'class image')}" if others else ""
-    held_out = f"; {counted(config.held_out_images, 'more image')} held out" if config.held_out_images else ""
+    held_out = f"; {counted(len(run.held_out), 'more image')} held out" if run.held_out else ""
     print(
         f"{counted(len(first.examples), 'image')}{prior}, {config.effective_batch_size} a step: "
         f"{run.steps_per_epoch:g} steps an epoch, {counted(config.max_train_steps, 'step')} are {epochs:.3g} epochs: "
@@ -68,11 +69,14 @@ def check_disk(run: Run, model: nn.Module) -> None:
     config, steps = run.config, run.housekeeping.checkpointing_steps
     trained = sum(parameter.numel() for parameter in _parameters(model)[0])
     checkpoints = 2 if steps < config.max_train_steps else 0
-    needed = trained * (checkpoints * (WEIGHT_BYTES + OPTIMIZER_BYTES[config.optimizer]) + WEIGHT_BYTES)
+    kept = len(kept_steps(config.keep_every, config.max_train_steps))
+    # What is kept lies beside the checkpoint until the end, and then in the result, too.
+    needed = trained * (checkpoints * (WEIGHT_BYTES + OPTIMIZER_BYTES[config.optimizer]) + (2 * kept + 1) * WEIGHT_BYTES)
     free = shutil.disk_usage(run.folder).free
     if needed > free:
+        on_the_way = f", {kept} files kept on the way (keep_every)" if kept else ""
         raise OSError(
-            f"{run.folder}: {needed / 1e9:.2f} GB are needed for {checkpoints} checkpoints and the result, and "
+            f"{run.folder}: {needed / 1e9:.2f} GB are needed for {checkpoints} checkpoints{on_the_way} and the result, and "
             f"{free / 1e9:.2f} GB are free: make room, or set housekeeping.checkpointing_steps to {config.max_train_steps} "
             "for none"
         )

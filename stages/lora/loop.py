@@ -123,7 +123,7 @@ def fit(
     batches: Callable[[int], AnyBatch],
     loss_fn: Callable[[Any, AnyBatch], Tensor],
     held_out: Sequence[Batch] = (),
-    draw_previews: Callable[[int], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[HistoryRow]:
     """Train the parameters of `model` that require a gradient.
 
@@ -133,7 +133,7 @@ def fit(
         batches: the n-th batch of the run, n counting forward passes from 0.
         loss_fn: a scalar for a batch.
         held_out: batches that are never trained on; the mean of their losses goes into the history.
-        draw_previews: called with the number of steps done.
+        after_step: called with the number of steps done where previews are drawn, or what is trained is kept.
 
     Returns:
         A row an optimizer step.
@@ -152,11 +152,12 @@ def fit(
     model.train()
     estimate = Estimate(state.step, config.max_train_steps, run.device)
     left = range(state.step, config.max_train_steps)
+    held_out_loss = partial(mean_loss, model, held_out, loss_of_batch) if held_out else None
     shown = track(left, "training", config.max_train_steps, state.step, state.describe_loss) if speaks else _plain(left)
     with postponed() as interruption, closing(shown):
         for step in shown:
-            state.update(_backward(state, batches, loss_of_batch, step, config), config.max_grad_norm)
-            logs = _look(run, state, partial(mean_loss, model, held_out, loss_of_batch), draw_previews)
+            state.update(_backward(state, batches, loss_of_batch, step, run), config.max_grad_norm)
+            logs = _look(run, state, held_out_loss, after_step)
             stops = any_process(interruption.signal_number is not None, run.device, waits=logs)
             if checkpoint is not None and speaks and (stops or _saves(run, state.step)):
                 state.save(checkpoint)
@@ -168,23 +169,23 @@ def fit(
 
 
 def _look(
-    run: Run, state: TrainingState, held_out_loss: Callable[[], float], draw_previews: Callable[[int], None] | None
+    run: Run, state: TrainingState, held_out_loss: Callable[[], float] | None, after_step: Callable[[int], None] | None
 ) -> bool:
-    """After a step, look at the loss, measure the held-out loss and draw previews, each where it is due.
+    """After a step, look at the loss, measure the held-out loss, draw previews and keep what is trained, each where it is due.
 
     Returns:
         Whether the loss was looked at, for which the process waits for its device.
     """
     config, step = run.config, state.step
-    measures = config.measures_held_out(step)
-    draws = draw_previews is not None and config.draws_previews(step)
-    logs = measures or draws or step == config.max_train_steps or step % run.housekeeping.logging_steps == 0
+    measures = held_out_loss is not None and config.measures_held_out(step)
+    shows = after_step is not None and (config.draws_previews(step) or config.keeps(step))
+    logs = measures or shows or step == config.max_train_steps or step % run.housekeeping.logging_steps == 0
     if logs:
         state.log()
-    if measures:
+    if held_out_loss is not None and measures:
         state.log(held_out_loss())
-    if draw_previews is not None and draws:
-        draw_previews(step)
+    if after_step is not None and shows:
+        after_step(step)
     return logs
 
 
@@ -202,14 +203,14 @@ def _backward(
     batches: Callable[[int], AnyBatch],
     loss_of_batch: Callable[[AnyBatch], Tensor],
     step: int,
-    config: TrainingConfig,
+    run: Run,
 ) -> Tensor:
     """Add up the gradients of one optimizer step; its loss, still on the device."""
-    accumulation = config.gradient_accumulation_steps
+    config, accumulation = run.config, run.config.gradient_accumulation_steps
     step_loss = None
     for micro_step in range(step * accumulation, (step + 1) * accumulation):
         if config.lora_dropout:  # torch's dropout knows no generator but the global one
-            torch.manual_seed(seeded_number(config.seed, "dropout", micro_step, process_number()))
+            torch.manual_seed(seeded_number(run.seed, "dropout", micro_step, process_number()))
         loss = loss_of_batch(own_samples(batches(micro_step))) / accumulation
         state.scaler.scale(loss).backward()
         step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()

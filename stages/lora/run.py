@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stages.lora.batches import Stream
+from stages.lora.batches import Examples, Stream
 from stages.lora.config import TrainingConfig
 from stages.pipeline.config import HousekeepingConfig
 
@@ -18,7 +18,7 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class TrainedPrompts:
-    """The few prompts of a run that trains its text encoder.
+    """The prompts of a run that trains its text encoder.
 
     Attributes:
         prompts: the n-th is what the number n in `Batch.encoder_hidden_states` stands for.
@@ -51,15 +51,17 @@ class Run:
 
     Attributes:
         model: the folder, in diffusers layout, of the model that is trained on.
-        streams: what it learns from. The images of the first count the epochs, and held-out images are taken from it.
+        streams: what it learns from. The images of the first count the epochs.
         config: the settings that decide the result.
         housekeeping: those that do not.
         rank: of the adapter.
+        seed: of the adapter's first weights, the order of the images, noise, timesteps and augmentation.
         device: where it computes.
         dtype: of frozen weights and activations; trained weights are always float32.
-        folder: for checkpoints and previews until the end; without one there are neither.
+        folder: for checkpoints, previews and what is kept on the way until the end; without one there is none of them.
         trained_prompts: where the text encoder is trained too.
         previews: how previews are drawn, if there are any.
+        held_out: images like those of the first stream that are never trained on: their loss shows over-fitting.
     """
 
     model: Path
@@ -67,11 +69,13 @@ class Run:
     config: TrainingConfig
     housekeeping: HousekeepingConfig
     rank: int
+    seed: int
     device: torch.device
     dtype: torch.dtype
     folder: Path | None = None
     trained_prompts: TrainedPrompts | None = None
     previews: Previews | None = None
+    held_out: Examples | None = None
 
     @property
     def checkpoint(self) -> Path | None:

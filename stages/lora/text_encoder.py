@@ -16,12 +16,13 @@ TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class UNetWithTextEncoder(nn.Module):
-    """Called as a UNet is, with numbers of prompts in place of their embeddings; each prompt is embedded once a call."""
+    """Called as a UNet is, with numbers of prompts in place of their embeddings; each that is asked for is embedded once."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, input_ids: Tensor, clip_skip: int) -> None:
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
+        self.input_ids: Tensor
         self.register_buffer("input_ids", input_ids, persistent=False)
         self.clip_skip = clip_skip
 
@@ -36,10 +37,11 @@ class UNetWithTextEncoder(nn.Module):
             prompt_numbers: (B,), in [0, number of prompts).
             return_dict: must be False, as in all calls here.
         """
-        output = self.text_encoder(self.input_ids, output_hidden_states=True)
+        asked, places = torch.unique(prompt_numbers, return_inverse=True)
+        output = self.text_encoder(self.input_ids[asked], output_hidden_states=True)
         prompt_embeds = last_layer(self.text_encoder, output, self.clip_skip)
         # A product with ones and zeros: an indexed sum of gradients is not deterministic on a GPU.
-        chosen = nn.functional.one_hot(prompt_numbers, len(prompt_embeds)).to(prompt_embeds.dtype)
+        chosen = nn.functional.one_hot(places, len(asked)).to(prompt_embeds.dtype)
         encoder_hidden_states = torch.einsum("bp,pld->bld", chosen, prompt_embeds)
         return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)
 

@@ -2,22 +2,28 @@
 
 import shutil
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS
-from stages.lora.batches import Batch, Draws, Stream, batch_at, held_out_batches, hold_out, names_at
+from stages.lora.batches import Draws, batch_at, held_out_batches, names_at
 from stages.lora.estimates import check_disk, say_plan, say_summary
 from stages.lora.history import write_history
+from stages.lora.keeping import make_keeper
 from stages.lora.loop import DivergedError, fit, steps_done
 from stages.lora.losses import denoising_loss
 from stages.lora.previews import make_previewer
 from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.run import Run
-from stages.lora.tuned_model import base_metadata, load_noise_scheduler, prepare_model, write_result
+from stages.lora.tuned_model import (
+    base_metadata,
+    load_noise_scheduler,
+    prepare_model,
+    weights_file,
+    write_rest,
+    write_weights,
+)
 from stages.pipeline.outputs import atomic_directory
 
 
@@ -44,9 +50,9 @@ def _train(run: Run, out: Path) -> None:
     config, speaks = run.config, process_number() == 0
     noise_scheduler = load_noise_scheduler(run.model)
     tuned = prepare_model(run)
-    draws = Draws(config.seed, noise_scheduler.config["num_train_timesteps"], config.random_flip, config.noise_offset)
+    draws = Draws(run.seed, noise_scheduler.config["num_train_timesteps"], config.random_flip, config.noise_offset)
     previewer = make_previewer(run, tuned.model) if speaks else None
-    run, held_out = take_held_out(run, draws)
+    held_out = [] if run.held_out is None else held_out_batches(run.held_out, draws, config.train_batch_size)
     if speaks:
         say_plan(run, tuned, steps_done(run.checkpoint))
         check_disk(run, tuned.model)
@@ -54,30 +60,34 @@ def _train(run: Run, out: Path) -> None:
     loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1) as pool:  # a model of several GB takes seconds
-        base = pool.submit(base_metadata, run.model) if config.tuned == "lora" and speaks else None
+        future = pool.submit(base_metadata, run.model) if config.tuned == "lora" and speaks else None
+        keeper = make_keeper(run, tuned, lambda: future.result() if future else None) if speaks else None
+
+        def after_step(step: int) -> None:
+            if previewer is not None and config.draws_previews(step):
+                previewer(step)
+            if keeper is not None and config.keeps(step):
+                keeper(step)
+
         try:
-            history = fit(run, tuned.model, batches, loss_fn, held_out, previewer)
+            history = fit(run, tuned.model, batches, loss_fn, held_out, after_step)
         except DivergedError as error:
             raise ValueError(explain_divergence(error, run)) from error
     seconds = time.perf_counter() - started
     if not speaks:
         return
     with atomic_directory(out) as folder:
-        result = write_result(tuned, run.model, base.result() if base else None, folder)
+        result = folder / weights_file(config)
+        result.parent.mkdir(exist_ok=True)
+        write_weights(tuned, future.result() if future else None, result)
+        if config.tuned == "full":
+            write_rest(run.model, folder)
+        if keeper is not None:
+            keeper.hand_over(folder)
         write_history(history, run.steps_per_epoch, folder / HISTORY_FILE)
         if previewer is not None:
             shutil.copytree(previewer.folder, folder / PREVIEWS, ignore=shutil.ignore_patterns(".*"))
-    say_summary(out / result, config, seconds, run.device)
-
-
-def take_held_out(run: Run, draws: Draws) -> tuple[Run, Sequence[Batch]]:
-    """Take the held-out images off the first stream; the batches that their loss is measured in."""
-    count, (first, *others) = run.config.held_out_images, run.streams
-    if not count:
-        return run, []
-    kept, held = hold_out(first.examples, count, run.config.seed)
-    streams: list[Stream] = [replace(first, examples=kept), *others]
-    return replace(run, streams=streams), held_out_batches(held, draws, run.config.train_batch_size)
+    say_summary(out / weights_file(config), config, seconds, run.device)
 
 
 def explain_divergence(error: DivergedError, run: Run) -> str:
@@ -85,6 +95,6 @@ def explain_divergence(error: DivergedError, run: Run) -> str:
     config, checkpoint = run.config, run.checkpoint
     accumulation = config.gradient_accumulation_steps
     numbers = range((error.step - 1) * accumulation, error.step * accumulation)
-    names = [name for number in numbers for name in names_at(run.streams, config.seed, config.train_batch_size, number)]
+    names = [name for number in numbers for name in names_at(run.streams, run.seed, config.train_batch_size, number)]
     kept = f"; the last good checkpoint is kept: {checkpoint}" if checkpoint is not None and checkpoint.is_file() else ""
     return f"{error}; the step learnt from {', '.join(dict.fromkeys(names))}{kept}"

@@ -17,6 +17,7 @@ from stages.checkpoints.file_names import LORA_FILE, UNET_FILE
 from stages.checkpoints.files.tensors import sha256
 from stages.lora.adapters import add_adapter, write_lora
 from stages.lora.batches import Examples
+from stages.lora.config import TrainingConfig
 from stages.lora.fused import fuse_linear_layers
 from stages.lora.run import Run
 from stages.lora.text_encoder import TARGET_MODULES, with_text_encoder
@@ -72,12 +73,12 @@ def _with_trained_weights(run: Run) -> Tuned:
     if config.tuned == "full":
         unet.requires_grad_(True)
         return Tuned(unet, {"unet": unet}, {})
-    first_weights = {"unet": add_adapter(unet, run.rank, config, config.target_modules, config.seed)}
+    first_weights = {"unet": add_adapter(unet, run.rank, config, config.target_modules, run.seed)}
     if prompts is None:
         return Tuned(unet, {"unet": unet}, first_weights)
     both = with_text_encoder(unet, run.model, prompts)
     plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
-    first_weights["text_encoder"] = add_adapter(both.text_encoder, run.rank, plain, TARGET_MODULES, config.seed)
+    first_weights["text_encoder"] = add_adapter(both.text_encoder, run.rank, plain, TARGET_MODULES, run.seed)
     return Tuned(both, {"unet": unet, "text_encoder": both.text_encoder}, first_weights)
 
 
@@ -148,20 +149,23 @@ def base_metadata(model: Path) -> dict[str, str]:
     return {"base_unet_sha256": sha256(model / "unet" / UNET_FILE)}
 
 
-def write_result(tuned: Tuned, model: Path, base: Mapping[str, str] | None, folder: Path) -> Path:
-    """Write what was trained into `folder`: a LoRA with the metadata `base`, or the whole model where that is None.
+def weights_file(config: TrainingConfig) -> str:
+    """The name of the file that holds what is trained, in the folder of a training's result."""
+    return LORA_FILE if config.tuned == "lora" else str(Path("unet") / UNET_FILE)
 
-    Returns:
-        The name of the file that holds the trained weights, relative to `folder`.
-    """
+
+def write_weights(tuned: Tuned, base: Mapping[str, str] | None, path: Path) -> None:
+    """Write what is trained, as it is now: a LoRA with the metadata `base`, or all weights of the UNet where that is None."""
     if base is not None:
-        write_lora(tuned.parts, folder / LORA_FILE, tuned.first_weights, base)
-        return Path(LORA_FILE)
+        write_lora(tuned.parts, path, tuned.first_weights, base)
+        return
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in tuned.parts["unet"].state_dict().items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def write_rest(model: Path, folder: Path) -> None:
+    """Make a folder with the weights of a UNet a whole model: all else of `model` beside it."""
     for path in sorted(model.iterdir()):
         if path.name != "unet":
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, folder / path.name)
-    (folder / "unet").mkdir()
     shutil.copyfile(model / "unet" / "config.json", folder / "unet" / "config.json")
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in tuned.parts["unet"].state_dict().items()}
-    save_file(weights, folder / "unet" / UNET_FILE, metadata={"format": "pt"})
-    return Path("unet") / UNET_FILE

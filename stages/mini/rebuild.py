@@ -9,13 +9,21 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.mini.training import train_ancestor, train_captioner, train_finetune, train_judge, train_scorer, train_vae
+from stages.mini.training import (
+    train_ancestor,
+    train_captioner,
+    train_dino,
+    train_finetune,
+    train_judge,
+    train_scorer,
+    train_vae,
+)
 from stages.pipeline.dvc_command import dvc_command
 from stages.pipeline.outputs import atomic_directory, atomic_file
 
 MINI = Path("data/mini")
 WORK = Path("data/mini-work")
-MADE = ("base", "anime.safetensors", "toon.ckpt", "captioner", "scorer", "judge", "asuka", "eight_bit")
+MADE = ("base", "anime.safetensors", "toon.ckpt", "captioner", "scorer", "dino", "judge", "asuka", "eight_bit")
 MINUTES = {
     "drawings": 8.0,
     "VAE": train_vae.MINUTES,
@@ -24,6 +32,7 @@ MINUTES = {
     "judge": train_judge.MINUTES,
     "captioner": train_captioner.MINUTES,
     "scorer": train_scorer.LOCKED_MINUTES + train_scorer.MINUTES,
+    "DINOv2": train_dino.MINUTES,
     "evaluation": 15.0,
 }
 

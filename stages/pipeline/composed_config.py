@@ -46,7 +46,9 @@ class CellsConfig:
     alpha: tuple[Alpha, ...]
     rank: tuple[int, ...]
     dreambooth_rank: tuple[int, ...]
+    seed: tuple[int, ...]
     variants: dict[str, VariantCell]
+    embedded: dict[str, Path]
     exports: dict[str, ExportCell]
 
 
@@ -67,4 +69,5 @@ class InputsConfig:
     captioner: Watched
     base: dict[Literal["theta0", "theta1", "theta2"], OriginalInputs]
     vae: Watched
-    scorer: Watched
+    clip: Watched
+    dino: Watched

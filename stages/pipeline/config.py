@@ -165,19 +165,25 @@ class SweepConfig:
         alpha: merge weights of theta1, in [0, 1]; 0 is theta0 alone, 1 is theta1 alone.
         rank: LoRA ranks of the text-to-image LoRA.
         dreambooth_rank: LoRA ranks of the DreamBooth LoRA; an empty list leaves DreamBooth out.
+        seed: of the trainings: the adapters' first weights, the order of the images, noise, timesteps and augmentation. What is
+            to be said of a method, and not of one file, takes several.
+        lora_scale: factors on what the LoRAs add to their merge, in the images; 0 is the merge without them.
+        kept_steps: by kind of LoRA, the optimizer steps after which one was kept that draws, too.
         bases: which originals get images of their own: theta0, theta1, both or none.
-        lora_scale: the factor on what the LoRAs add to their merge, in the images; 0 is the merge without them.
     """
 
     alpha: Annotated[tuple[Alpha, ...], Field(min_length=1)]
     rank: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
     dreambooth_rank: tuple[Annotated[int, Field(ge=1, le=1024)], ...]
+    seed: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    lora_scale: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Field(min_length=1)]
+    kept_steps: dict[Literal["text2img", "dreambooth"], tuple[Count, ...]]
     bases: tuple[Literal["theta0", "theta1"], ...]
-    lora_scale: Annotated[float, Field(ge=-10, le=10)]
 
     def __post_init__(self) -> None:
         """Refuse a value that stands twice: its stages would have the same name."""
-        refuse_twice(alpha=self.alpha, rank=self.rank, dreambooth_rank=self.dreambooth_rank, bases=self.bases)
+        ranks = {"rank": self.rank, "dreambooth_rank": self.dreambooth_rank}
+        refuse_twice(alpha=self.alpha, **ranks, seed=self.seed, lora_scale=self.lora_scale, bases=self.bases)
 
 
 @dataclass(frozen=True, config=strict)

@@ -70,6 +70,7 @@ def _sweep_is_composed(configs: Configs) -> Iterator[Finding]:
         "alpha": (sweep.alpha, cells.alpha),
         "rank": (sweep.rank, cells.rank),
         "dreambooth_rank": (sweep.dreambooth_rank, cells.dreambooth_rank),
+        "seed": (sweep.seed, cells.seed),
     }
     for name, (given, used) in pairs.items():
         if list(given) != list(used):
@@ -84,8 +85,13 @@ def _trigger(configs: Configs) -> Iterator[Finding]:
     def named_in(text: str | None) -> bool:
         return trigger.casefold() in (text or "").casefold()
 
-    if not any(named_in(prompt) for prompt in configs["generate"].prompts):
-        yield _no(f"trigger: given {trigger!r}: no prompt of generate.prompts names it, so no image would show it")
+    drawn = configs["generate"]
+    if not any(named_in(prompt) for prompt in drawn.subject_prompts):
+        yield _no(f"trigger: given {trigger!r}: no prompt of generate.subject_prompts names it, so no image would show it")
+    if without := [prompt for prompt in drawn.subject_prompts if not named_in(prompt)]:
+        yield _note(f"generate.subject_prompts: {without[0]!r} does not name the trigger {trigger!r}")
+    if named := [prompt for prompt in drawn.other_prompts if named_in(prompt)]:
+        yield _no(f"generate.other_prompts: {named[0]!r} names the trigger {trigger!r}: put it among subject_prompts")
     if configs["sweep"].dreambooth_rank and not named_in(configs["train_dreambooth"].instance_prompt):
         prompt = configs["train_dreambooth"].instance_prompt
         yield _note(f"train_dreambooth.instance_prompt: {prompt!r} does not name the trigger {trigger!r}")
@@ -93,11 +99,19 @@ def _trigger(configs: Configs) -> Iterator[Finding]:
         yield _note(f"caption.prefix: {configs['caption'].prefix!r} does not name the trigger {trigger!r}; captions should")
 
 
-def _subject_prompts(configs: Configs) -> Iterator[Finding]:
-    count = len(configs["generate"].prompts)
-    for position in configs["compare"].subject_prompts:
-        if position >= count:
-            yield _no(f"compare.subject_prompts: given {position}: generate.prompts has {count}, counted from 0")
+def _compared(configs: Configs) -> Iterator[Finding]:
+    """What the comparison can and cannot say."""
+    drawn, compare, sweep = configs["generate"], configs["compare"], configs["sweep"]
+    if compare.primary == "trigger_specificity" and not drawn.other_prompts:
+        yield _no(
+            "compare.primary: given 'trigger_specificity': it is the difference between subject_prompts and other_prompts, and "
+            "generate.other_prompts is empty: name some, or take subject_fidelity"
+        )
+    for name in ("subject_prompts", "other_prompts"):
+        if len(getattr(drawn, name)) == 1:
+            yield _note(f"generate.{name}: of one prompt, nothing can be said of others: intervals take two or more")
+    if len(sweep.seed) == 2:
+        yield _note("sweep.seed: of two trainings, intervals are very wide: take three or more, or one")
 
 
 def _originals(configs: Configs) -> Iterator[Finding]:
@@ -162,11 +176,10 @@ def _images(configs: Configs) -> Iterator[Finding]:
     if most is not None and most < download.min_images:
         yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {counted(most, 'image')}")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
-    for stage, config, _, ranks in _trainings(configs):
-        held_out = config.held_out_images
-        if most is not None and held_out >= most and ranks:
-            of_them = f"of at most {counted(most, 'image')}, some must be left to train on"
-            yield _no(f"{stage}.held_out_images: given {held_out}: {of_them}")
+    held_out = download.held_out_images
+    if most is not None and held_out and held_out >= most:
+        of_them = f"of at most {counted(most, 'image')}, some must be left to train on"
+        yield _no(f"download.held_out_images: given {held_out}: {of_them}; set it lower (0 compares with the training images)")
 
 
 def _layers(configs: Configs) -> Iterator[Finding]:
@@ -201,7 +214,11 @@ def _looking_models(configs: Configs) -> Iterator[Finding]:
     """Models that look at images: whether they are there, and whether these are images that they know."""
     images = getattr(configs["download"].source, "path", None)
     foreign = images is None or not _is_below(images, SMALL_WORLD)
-    for setting, source in (("caption.model", configs["caption"].model), ("score.scorer", configs["score"].scorer)):
+    for setting, source in (
+        ("caption.model", configs["caption"].model),
+        ("embed.clip", configs["embed"].clip),
+        ("embed.dino", configs["embed"].dino),
+    ):
         path = source and source.path
         if path and not (path / "config.json").is_file():
             yield _no(f"{setting}.path: {path} is no model in the transformers layout: config.json is missing in it")
@@ -210,7 +227,7 @@ def _looking_models(configs: Configs) -> Iterator[Finding]:
                 alone = f"{path} knows the drawings of {SMALL_WORLD} and nothing else"
                 yield _no(f"{setting}: {alone}: take caption/model=blip_base")
             else:
-                yield _note(f"{setting}: {path} knows the drawings of {SMALL_WORLD} alone: its scores will mean nothing")
+                yield _note(f"{setting}: {path} knows the drawings of {SMALL_WORLD} alone: its measures will mean nothing")
 
 
 def _is_below(path: Path, folder: Path) -> bool:
@@ -227,7 +244,7 @@ CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _sweep_is_composed,
     _trigger,
     _instance_prompt,
-    _subject_prompts,
+    _compared,
     _originals,
     _idle_values,
     _optimizers,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from stages.pipeline.composed_config import FINGERPRINTS
 from stages.pipeline.provenance import SECTION, conf_digest, values_digest
-from stages.pipeline.variants import Kind, Variant, export_cell, variant_cell, variants_of
+from stages.pipeline.variants import DATASET, Kind, Trainings, Variant, export_cell, kept_steps, variant_cell, variants_of
 
 ROOT = Path(__file__).parents[2]
 ORIGINALS = ("theta0", "theta1", "theta2")
@@ -21,14 +21,15 @@ def register() -> None:
     """Make the resolvers known to OmegaConf, and take away the one that would write secrets into params.yaml."""
     resolvers = {
         "conf_digest": digest_of_conf,
+        "embedded": embedded,
         "exports": exports,
+        "kept": kept,
         "listed": listed,
         "local": local,
         "merge_name": merge_name,
         "model_name": model_name,
         "oc.env": refuse_environment,
         "originals": originals,
-        "positions": positions,
         "values_digest": digest_of_values,
         "variants": variants,
     }
@@ -79,8 +80,13 @@ def listed(value: Any) -> ListConfig:
 
 def variants(sweep: Any) -> DictConfig:
     """Each variant that is drawn, with what it is drawn by, as dvc.yaml takes it."""
-    scale = sweep.get("lora_scale") if isinstance(sweep, DictConfig) else None
-    return OmegaConf.create({each.name: variant_cell(each, scale) for each in _swept(sweep)})
+    return OmegaConf.create({each.name: variant_cell(each) for each in _swept(sweep)})
+
+
+def embedded(sweep: Any) -> DictConfig:
+    """Each folder of images that is embedded, by the name of its embeddings: those of the dataset, and of each variant."""
+    drawn = {each.name: f"data/images/{each.name}" for each in _swept(sweep)}
+    return OmegaConf.create({DATASET: "data/raw", **drawn})
 
 
 def exports(sweep: Any) -> DictConfig:
@@ -90,12 +96,30 @@ def exports(sweep: Any) -> DictConfig:
 
 def _swept(sweep: Any) -> list[Variant]:
     """The variants of a sweep, so far as its values are such as may stand in names: the shell sees these."""
-    names = ("alpha", "rank", "dreambooth_rank", "bases")
+    names = ("rank", "dreambooth_rank", "seed", "alpha", "lora_scale", "bases")
     values = {name: list(listed(sweep.get(name))) if isinstance(sweep, DictConfig) else [] for name in names}
-    alphas = [value for value in values["alpha"] if isinstance(value, int | float)]
-    ranks, dreambooth_ranks = ([value for value in values[name] if isinstance(value, int)] for name in names[1:3])
+    alphas, scales = ([value for value in values[name] if isinstance(value, int | float)] for name in names[3:5])
+    ranks, dreambooth_ranks, seeds = ([value for value in values[name] if isinstance(value, int)] for name in names[:3])
     bases: list[Kind] = [name for name in ("theta0", "theta1") if name in values["bases"]]
-    return variants_of(bases, alphas, {"text2img": ranks, "dreambooth": dreambooth_ranks})
+    trainings: dict[Kind, Trainings] = {
+        "text2img": Trainings(ranks, seeds, _kept(sweep, "text2img")),
+        "dreambooth": Trainings(dreambooth_ranks, seeds, _kept(sweep, "dreambooth")),
+    }
+    return variants_of(bases, alphas, trainings, scales)
+
+
+def _kept(sweep: Any, kind: str) -> list[int]:
+    found = OmegaConf.select(sweep, f"kept_steps.{kind}") if isinstance(sweep, DictConfig) else None
+    return [step for step in listed(found) if isinstance(step, int)]
+
+
+def kept(training: Any) -> ListConfig:
+    """The steps after which a training keeps its LoRA, beside its end."""
+    of_training = [
+        training.get(name) if isinstance(training, DictConfig) else None for name in ("keep_every", "max_train_steps")
+    ]
+    keep_every, steps = (value if isinstance(value, int) and value > 0 else None for value in of_training)
+    return OmegaConf.create(kept_steps(keep_every, steps or 0))
 
 
 def model_name(base: Any, original: str) -> str:
@@ -112,13 +136,6 @@ def merge_name(base: Any) -> str:
     """What the model is called that is trained on: a merge, or theta0 alone."""
     merged = isinstance(base, DictConfig) and base.get("theta1") is not None
     return "merge" if merged else model_name(base, "theta0")
-
-
-def positions(prompts: Any, trigger: Any) -> ListConfig:
-    """Where in the list the prompts are that name the trigger; all of them if there is none."""
-    texts = [str(prompt).casefold() for prompt in prompts] if isinstance(prompts, ListConfig) else []
-    named = [index for index, text in enumerate(texts) if trigger is None or str(trigger).casefold() in text]
-    return OmegaConf.create(named)
 
 
 def refuse_environment(name: str, *_default: str) -> NoReturn:

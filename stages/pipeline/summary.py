@@ -1,46 +1,54 @@
-"""Print where the report is, and its headline scores.
+"""Print where the report is, what was found, and the main measures.
 
 python -m stages.pipeline.summary data/report
 """
 
-import csv
 import sys
 from pathlib import Path
 
-METRICS = {"reference_similarity": "to training images", "prompt_similarity": "to prompt"}
-GROUPS = {"subject": "", "other": ", others"}
+from stages.pipeline.tables import read_table
+
+MEASURES = {
+    "trigger_specificity": "specificity",
+    "subject_fidelity": "likeness to subject",
+    "leak": "leak",
+    "prompt_alignment": "likeness to prompt",
+    "prompt_alignment_other": "to other prompts",
+}
 LEGEND = (
-    "Likeness to the training images and to the prompt, on the prompts that ask for what the LoRAs learnt and on the others.",
-    "In brackets: what the LoRA changed, and whether that is wanted; ? is not told apart from no change by these seeds.",
+    "Specificity: likeness to the subject (DINO) where it is asked for, minus where it is not (leak). To the prompt: CLIP-T.",
+    "All measures, with their intervals, are in levels.csv; all comparisons, with their verdicts, in contrasts.csv.",
 )
 
 
 def main(report: Path) -> None:
-    """Print the paths of the page and the grid, and the mean scores of every variant with what its LoRA changed."""
+    """Print the paths of the page and the grid, the findings, and the measures of every variant."""
     print(f"\nreport  {(report / 'index.html').resolve()}\ngrid    {(report / 'grid.png').resolve()}\n")
     rows = score_rows(report)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
-    print("", *LEGEND, sep="\n")
+    print("", *LEGEND, "", *findings(report), sep="\n")
+
+
+def findings(report: Path) -> list[str]:
+    """What was found, a sentence or two a line."""
+    return (report / "findings.txt").read_text(encoding="utf-8").splitlines()
 
 
 def score_rows(report: Path) -> list[list[str]]:
-    """The means of scores.csv as a table of texts, the first row its headings: variants down, scores across."""
-    with (report / "scores.csv").open(newline="", encoding="utf-8") as file:
-        means = {(row["variant"], row["prompts"]): row for row in csv.DictReader(file) if not row["prompt"]}
-    variants = dict.fromkeys(variant for variant, _ in means)
-    shown = [(metric, group) for group in GROUPS for metric in METRICS if any(of == group for _, of in means)]
-    head = ["", *(f"{METRICS[metric]}{GROUPS[group]}" for metric, group in shown)]
-    return [head, *([variant, *(_score(means[variant, group], metric) for metric, group in shown)] for variant in variants)]
+    """The main measures of levels.csv as a table of texts, the first row its headings: variants down, measures across."""
+    rows = read_table(report / "levels.csv", ("variant", "measure", "mean", "low", "high"))
+    levels = {(row["variant"], row["measure"]): row for row in rows}
+    shown = {key: name for key, name in MEASURES.items() if any(measure == key for _, measure in levels)}
+    variants = dict.fromkeys(row["variant"] for row in rows)
+    head = ["", *shown.values()]
+    return [head, *([variant, *(_level(levels[variant, key]) for key in shown)] for variant in variants)]
 
 
-def _score(row: dict[str, str], metric: str) -> str:
-    mean = f"{float(row[metric]):.3f}"
-    if not row[f"{metric}_gain"]:
-        return mean
-    verdict = row[f"{metric}_verdict"]
-    return f"{mean} ({float(row[f'{metric}_gain']):+.3f} {verdict if verdict in ('good', 'harm', 'no harm') else '?'})"
+def _level(row: dict[str, str]) -> str:
+    mean = f"{float(row['mean']):.3f}"
+    return f"{mean} [{float(row['low']):.3f}, {float(row['high']):.3f}]" if row["low"] else mean
 
 
 if __name__ == "__main__":

@@ -51,3 +51,8 @@ def keep_freed_memory() -> None:
 def weight_dtype(runtime: RuntimeConfig) -> torch.dtype:
     """The dtype of frozen weights and activations."""
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[runtime.dtype]
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, as results depend on it: the GPU's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,11 +1,14 @@
 """The variants of a model that are drawn and compared: what they are called, and where their files lie. Imports no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 Kind = Literal["theta0", "theta1", "merge", "text2img", "dreambooth"]
 LORA_KINDS: tuple[Kind, ...] = ("text2img", "dreambooth")
+DATASET = "dataset"
+"""What the embeddings are called of the images that are learnt from, and of those held out."""
 
 
 @dataclass(frozen=True)
@@ -16,19 +19,29 @@ class Variant:
         kind: what it is.
         alpha: weight of theta1 in the merge; None for an original.
         rank: of the LoRA; None without one.
+        seed: of the LoRA's training; None without one.
+        step: optimizer steps after which the LoRA was kept; None for the end of its training.
+        lora_scale: the factor on what the LoRA adds.
     """
 
     kind: Kind
     alpha: float | None = None
     rank: int | None = None
+    seed: int | None = None
+    step: int | None = None
+    lora_scale: float = 1.0
 
     @property
     def name(self) -> str:
-        """Name of its folders and files."""
+        """Name of its folders and files: all that it is, so that no other sweep calls it otherwise."""
         if self.alpha is None:
             return self.kind
         merge = f"a{self.alpha}"
-        return merge if self.rank is None else f"{self.kind}-{merge}-r{self.rank}"
+        if self.rank is None:
+            return merge
+        step = "" if self.step is None else f"-step{self.step}"
+        scale = "" if self.lora_scale == 1 else f"-x{self.lora_scale:g}"
+        return f"{self.kind}-{merge}-r{self.rank}-s{self.seed}{step}{scale}"
 
     @property
     def key(self) -> str:
@@ -41,6 +54,11 @@ class Variant:
         return Variant("merge", self.alpha)
 
     @property
+    def training(self) -> "Variant":
+        """The end of the training that its LoRA comes from, at full strength."""
+        return replace(self, step=None, lora_scale=1.0)
+
+    @property
     def model(self) -> str:
         """The folder of the model that it is drawn by, without its LoRA."""
         return f"data/base/{self.name}" if self.alpha is None else f"data/merged/{self.merge.name}"
@@ -48,21 +66,56 @@ class Variant:
     @property
     def trained(self) -> str:
         """The folder of its LoRA, or of its model where it has none."""
-        return self.model if self.rank is None else f"data/lora/{self.name}"
+        if self.rank is None:
+            return self.model
+        folder = f"data/lora/{self.training.name}"
+        return folder if self.step is None else f"{folder}/{kept_folder(self.step)}"
 
 
-def variants_of(bases: Iterable[Kind], alphas: Sequence[float], ranks: Mapping[Kind, Sequence[int]]) -> list[Variant]:
-    """All variants: originals, merges, and of each kind of LoRA one for each alpha and rank."""
+@dataclass(frozen=True)
+class Trainings:
+    """The trainings of one kind of LoRA in a sweep.
+
+    Attributes:
+        ranks: of the LoRAs.
+        seeds: of the trainings.
+        steps: after which LoRAs are kept, beside the end.
+    """
+
+    ranks: Sequence[int]
+    seeds: Sequence[int]
+    steps: Sequence[int] = ()
+
+
+def kept_folder(step: int) -> str:
+    """The folder, in that of a training, of the LoRA that is kept after so many optimizer steps."""
+    return f"step-{step}"
+
+
+def kept_steps(keep_every: int | None, max_train_steps: int) -> list[int]:
+    """The optimizer steps after which a LoRA is kept, beside the end of the training."""
+    return [] if keep_every is None else list(range(keep_every, max_train_steps, keep_every))
+
+
+def variants_of(
+    bases: Iterable[Kind], alphas: Sequence[float], trainings: Mapping[Kind, Trainings], lora_scales: Sequence[float]
+) -> list[Variant]:
+    """All variants: originals, merges, and of each kind of LoRA one for each alpha, rank, seed, kept step and strength."""
     return [
         *map(Variant, bases),
         *(Variant("merge", alpha) for alpha in alphas),
-        *(Variant(kind, alpha, rank) for kind, of_kind in ranks.items() for alpha in alphas for rank in of_kind),
+        *(
+            Variant(kind, alpha, rank, seed, step, scale)
+            for kind, of_kind in trainings.items()
+            for alpha, rank, seed in product(alphas, of_kind.ranks, of_kind.seeds)
+            for step, scale in product((*of_kind.steps, None), lora_scales)
+        ),
     ]
 
 
-def variant_cell(variant: Variant, lora_scale: Any) -> dict[str, Any]:
-    """What dvc.yaml's stages generate and score take of a variant: folders, and the options that its LoRA adds to a command."""
-    lora = {} if variant.rank is None else {"lora": variant.trained, "lora-scale": lora_scale}
+def variant_cell(variant: Variant) -> dict[str, Any]:
+    """What dvc.yaml's stage generate takes of a variant: folders, and the options that its LoRA adds to a command."""
+    lora = {} if variant.rank is None else {"lora": variant.trained, "lora-scale": variant.lora_scale}
     return {"model": variant.model, "trained": variant.trained, "lora": lora}
 
 
@@ -70,4 +123,4 @@ def export_cell(variant: Variant) -> tuple[str, dict[str, str]]:
     """The name of an exported file, and what dvc.yaml's stage export takes: the folder, and the setting that it depends on."""
     if variant.rank is None:
         return f"model-{variant.name}", {"source": variant.model, "setting": "export.dtype"}
-    return variant.name, {"source": variant.trained, "setting": "export.lora_dtype"}
+    return variant.training.name, {"source": variant.training.trained, "setting": "export.lora_dtype"}

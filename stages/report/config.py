@@ -2,14 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, FilePath
+from pydantic import AfterValidator, Field, FilePath
 from pydantic.dataclasses import dataclass
 
+from stages.measures.comparing import BY_KEY
 from stages.pipeline.config import Count, Text, strict
 from stages.pipeline.variants import Kind
 
 Index = Annotated[int, Field(ge=0)]
-"""A position in a list, counted from 0."""
+
+
+def _is_measure(key: str) -> str:
+    """Refuse what is no measure."""
+    if key not in BY_KEY:
+        raise ValueError(f"is no measure: there are {', '.join(BY_KEY)}")
+    return key
 
 
 @dataclass(frozen=True, config=strict)
@@ -53,26 +60,31 @@ class GridStyle:
 
 @dataclass(frozen=True, config=strict)
 class ReportConfig(GridStyle):
-    """How the comparison is shown.
+    """What is compared, and how it is shown.
 
     Attributes:
         title: of the page and of the main grid.
         names: what the variants are called.
-        subject_prompts: positions in generate.prompts, from 0, of those that ask for what the LoRAs learnt: headline scores
-            are taken on them, and sweeps show the first one.
+        primary: the measure that matters most: it decides the main question, and which LoRA of a sweep is the best.
+        contrasts: pairs of kinds, the first compared with the second; the first pair whose kinds there are is the main
+            question.
         images_per_cell: pictures in a cell of a grid, each of another seed; the page can show all seeds.
+        grid_prompts: prompts of each list that the main grid shows.
         training_images: how many training images are shown; 0 for none.
     """
 
     title: Text
     names: Names
-    subject_prompts: tuple[Index, ...]
+    primary: Annotated[str, AfterValidator(_is_measure)]
+    contrasts: Annotated[tuple[tuple[Kind, Kind], ...], Field(min_length=1)]
     images_per_cell: Count
+    grid_prompts: Count
     training_images: Index
 
     def __post_init__(self) -> None:
-        """Check that there is a prompt to show what was learnt, and that none is named twice."""
-        if not self.subject_prompts:
-            raise ValueError("subject_prompts: is empty: name the trigger in one of generate.prompts, or say which ask for it")
-        if len(set(self.subject_prompts)) != len(self.subject_prompts):
-            raise ValueError(f"subject_prompts: {list(self.subject_prompts)} holds a position twice")
+        """Refuse a pair of one kind, and one that stands twice."""
+        for pair in self.contrasts:
+            if pair[0] == pair[1]:
+                raise ValueError(f"contrasts: given {list(pair)}: compares a kind with itself")
+        if len({frozenset(pair) for pair in self.contrasts}) != len(self.contrasts):
+            raise ValueError(f"contrasts: {[list(pair) for pair in self.contrasts]} holds a pair twice")

@@ -3,16 +3,17 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from stages.dataset.metadata import METADATA, TRAIN
 from stages.pipeline.png_text import read_png_text
 from stages.pipeline.variants import Kind, Variant
 from stages.report.config import ReportConfig
-from stages.report.effects import EFFECTS, Effect
+from stages.report.findings import Findings
 from stages.report.histories import Series
 from stages.report.naming import Namer
 from stages.report.results import Results
-from stages.report.scores import Interval
 
 COLOURS: dict[Kind, str] = {
     "theta0": "#64748b",
@@ -25,10 +26,11 @@ COLOURS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What the LoRAs were trained on: how many images there are, and some of the files with their captions, to be shown."""
+    """What the LoRAs were trained on: how many images, some of the files with their captions, to be shown, and their folder."""
 
     count: int
     shown: Sequence[tuple[Path, str]]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Comparison:
         training: what the LoRAs were trained on.
         histories: of each LoRA's training, as `read_history` gives it.
         previews: the images that each training drew, if any.
+        files: what each training wrote: the LoRA's file, or the UNet's.
         config: how it is shown.
     """
 
@@ -63,45 +66,34 @@ class Comparison:
     training: TrainingImages
     histories: Mapping[Variant, Mapping[str, Series]]
     previews: Mapping[Variant, Sequence[Preview]]
+    files: Mapping[Variant, Path]
     config: ReportConfig
-
-    def __post_init__(self) -> None:
-        """Refuse prompts that were not drawn."""
-        prompts = self.results.prompts
-        counted = "1 prompt was" if len(prompts) == 1 else f"{len(prompts)} prompts were"
-        for index in self.config.subject_prompts:
-            if index not in prompts:
-                raise ValueError(f"subject_prompts: given {index}: {counted} drawn, counted from 0")
 
     @property
     def namer(self) -> Namer:
         """What the variants are called."""
         return Namer(self.config.names, self.results.sweep)
 
+    @cached_property
+    def findings(self) -> Findings:
+        """What is said of the results."""
+        return Findings(self.results, self.namer, self.config.primary, self.config.contrasts)
+
+    @property
+    def subject_prompts(self) -> list[int]:
+        """Indices of the prompts that ask for what the LoRAs learnt."""
+        return self.results.groups["subject"]
+
     @property
     def other_prompts(self) -> list[int]:
         """Indices of the prompts that ask for nothing of what the LoRAs learnt."""
-        return [index for index in self.results.prompts if index not in self.config.subject_prompts]
-
-    @property
-    def groups(self) -> dict[str, Sequence[int]]:
-        """Indices of the prompts that ask for what the LoRAs learnt ("subject"), and of the others, if any ("other")."""
-        groups = {"subject": self.config.subject_prompts, "other": self.other_prompts}
-        return {name: prompts for name, prompts in groups.items() if prompts}
-
-    def changes(self, variant: Variant) -> list[tuple[Effect, Interval]]:
-        """How much a LoRA changed each score, with the interval over seeds; empty for a variant without a LoRA."""
-        if variant.rank is None:
-            return []
-        prompts = {True: self.groups["subject"], False: self.groups.get("other", ())}
-        shown = [effect for effect in EFFECTS if prompts[effect.asked]]
-        return [(effect, self.results.gain(variant, effect.metric, prompts[effect.asked])) for effect in shown]
+        return self.results.groups.get("other", [])
 
     @property
     def training_title(self) -> str:
         """A heading for the training images."""
         images = "1 image, this one" if self.training.count == 1 else f"{self.training.count} images like these"
-        return f"The LoRAs learnt from a dataset of {images}"
+        return f"The LoRAs learnt from {images}"
 
     def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
         """The pictures in a cell of a grid: one variant, one prompt, and as many seeds as a cell shows."""
@@ -109,17 +101,17 @@ class Comparison:
 
 
 def read_training_images(dataset: Path, count: int) -> TrainingImages:
-    """Take `count` images, evenly spread, from a folder with metadata.csv.
+    """Take `count` images, evenly spread, from those of a dataset that are trained on.
 
     Raises:
         FileNotFoundError: metadata.csv or an image that it names is missing.
     """
-    path = dataset / "metadata.csv"
+    path = dataset / TRAIN / METADATA
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; make the captioned dataset first (stage caption)")
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [(dataset / row["file_name"], row["caption"]) for row in csv.DictReader(file)]
+        rows = [(path.parent / row["file_name"], row["caption"]) for row in csv.DictReader(file)]
     shown = [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if count else []
     if missing := [image for image, _ in shown if not image.is_file()]:
         raise FileNotFoundError(f"{missing[0]}: named by metadata.csv and missing")
-    return TrainingImages(len(rows), shown)
+    return TrainingImages(len(rows), shown, path.parent)

@@ -1,17 +1,23 @@
 """What the page says; its HTML, which needs no other file, is in report.html.jinja."""
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.measures.statistics import Interval, mean_of
 from stages.pipeline.png_text import read_png_text
 from stages.pipeline.variants import Kind, Variant
-from stages.report.charts import Axis, LineChart, fit_axis, line_chart
+from stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, LineChart, fit_axis, line_chart
 from stages.report.contents import COLOURS, Comparison, Preview
-from stages.report.effects import METRIC_NAMES, Effect, effect_of
+from stages.report.findings import signed
 from stages.report.grids import mosaic_columns
 from stages.report.histories import HELD_OUT_LOSS
-from stages.report.rendering import signed, template
-from stages.report.scores import Interval
+from stages.report.rendering import template
+from stages.report.results import Results
+from stages.report.score_tables import costs
 
 SETTINGS = {
     "noise_scheduler": "Sampler",
@@ -22,72 +28,107 @@ SETTINGS = {
     "clip_skip": "Text encoder layers skipped",
     "lora_scale": "LoRA scale",
 }
+METRIC_NAMES = {
+    "dino_similarity": "Likeness to the subject (DINO)",
+    "clip_similarity": "Likeness to the subject (CLIP-I)",
+    "prompt_similarity": "Likeness to the prompt (CLIP-T)",
+}
+"""What the forest plots show."""
+ON_OTHERS = {"dino_similarity": "leak", "clip_similarity": None, "prompt_similarity": "prompt_alignment_other"}
+ON_SUBJECT = {
+    "dino_similarity": "subject_fidelity",
+    "clip_similarity": "subject_fidelity_clip",
+    "prompt_similarity": "prompt_alignment",
+}
 WANTED_ON_OTHER_PROMPTS = {
-    "reference_similarity": "should stay where it is without a LoRA; higher is harm, it leaks",
+    "dino_similarity": "should stay where it is without a LoRA; higher is harm, it leaks",
+    "clip_similarity": "should stay where it is without a LoRA; higher is harm, it leaks",
     "prompt_similarity": "higher is better; lower than without a LoRA is harm",
 }
-"""For each metric, what its score should do on prompts that do not ask for what the LoRAs learnt."""
+"""For each metric, what it should do on prompts that do not ask for what the LoRAs learnt."""
+WORST = 6
+"""How many images are shown beside the training images that they are nearest to."""
 
 
 def render_page(comparison: Comparison) -> str:
     """The page as HTML; the same comparison always gives the same bytes."""
+    sweep = comparison.results.sweep
     return template("report.html.jinja").render(
         comparison=comparison,
         results=comparison.results,
-        sweep=comparison.results.sweep,
+        sweep=sweep,
         namer=comparison.namer,
+        findings=comparison.findings,
         config=comparison.config,
         colours=COLOURS,
         metric_names=METRIC_NAMES,
-        effect_of=effect_of,
         mosaic_columns=mosaic_columns,
-        cards=[card(comparison, variant) for variant in comparison.results.sweep.leading if variant.rank],
+        cards=[card(comparison, variant) for variant in sweep.leading if variant.rank],
         forests=[forest(comparison, metric) for metric in METRIC_NAMES],
-        trainings=[training(comparison, kind) for kind in comparison.results.sweep.kinds],
+        trade_off=trade_off(comparison),
+        levels=levels(comparison),
+        costs=costs(comparison),
+        copies=copies(comparison),
+        trainings=[training(comparison, kind) for kind in sweep.kinds],
         settings=settings(comparison),
         weights=weights(comparison),
     )
 
 
 def card(comparison: Comparison, variant: Variant) -> dict[str, Any]:
-    """What one LoRA changed on the subject prompts and, where there are any, on the others, in words and numbers."""
-    return {"variant": variant, "facts": [_fact(comparison, variant, *change) for change in comparison.changes(variant)]}
+    """What one LoRA changed, by each measure: levels before and after, and the contrast with its verdict."""
+    results, findings = comparison.results, comparison.findings
+    contrasts = findings.of(variant, variant.merge)
+    facts = [
+        {
+            "contrast": contrast,
+            "before": results.level(variant.merge, contrast.measure).mean,
+            "after": results.level(variant, contrast.measure).mean,
+        }
+        for contrast in contrasts.values()
+    ]
+    return {"variant": variant, "facts": facts}
 
 
-def _fact(comparison: Comparison, variant: Variant, effect: Effect, change: Interval) -> dict[str, Any]:
-    results, prompts = comparison.results, comparison.groups["subject" if effect.asked else "other"]
-    pairs = results.pairs(variant, effect.metric, prompts)
-    return {
-        "effect": effect,
-        "change": change,
-        "before": results.mean(variant.merge, effect.metric, prompts).mean,
-        "after": results.mean(variant, effect.metric, prompts).mean,
-        "wins": sum(value > 0 for value in pairs.values()),
-        "pairs": len(pairs),
+def levels(comparison: Comparison) -> list[dict[str, Any]]:
+    """For each measure its values over all arms, with the ceiling and the floor where it has them."""
+    results = comparison.results
+    ceilings = {
+        "dino_similarity": results.dataset.ceilings.get("dino"),
+        "clip_similarity": results.dataset.ceilings.get("clip"),
     }
+    merge = results.measured[next(variant for variant in results.sweep.variants if variant.kind == "merge")]
+    rows = []
+    for measure in comparison.findings.measures:
+        takes_likeness = measure.metric in ceilings and measure.asked == "subject"
+        rows.append(
+            {
+                "measure": measure,
+                "arms": {first: results.level(first, measure) for first in results.sweep.arms},
+                "ceiling": ceilings[measure.metric] if takes_likeness else None,
+                "floor": merge.floor if measure.metric == "prompt_similarity" and not isnan(merge.floor) else None,
+            }
+        )
+    return rows
 
 
 def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
-    """A forest plot: every variant's mean with its interval, on the subject prompts and on the others, over one axis.
+    """A forest plot: every arm's mean with its interval, on the subject prompts and on the others, over one axis.
 
     Positions are in percent of the plot's width. `harm` says what a LoRA made worse by this metric; each text begins with the
     mark that it belongs to, ● for the subject prompts and ○ for the others.
     """
-    results, others = comparison.results, comparison.other_prompts
+    results = comparison.results
     rows = [
         {
-            "name": comparison.config.names.of(variant.kind),
-            "detail": comparison.namer.detail(variant),
-            "colour": COLOURS[variant.kind],
-            "subject": results.mean(variant, metric, comparison.config.subject_prompts),
-            "other": results.mean(variant, metric, others) if others else None,
-            "harm": [
-                f"{'●' if effect.asked else '○'} {signed(change.mean)} harm"
-                for effect, change in comparison.changes(variant)
-                if effect.metric == metric and effect.verdict(change) == "harm"
-            ],
+            "name": comparison.config.names.of(first.kind),
+            "detail": comparison.namer.arm(first).partition(", ")[2],
+            "colour": COLOURS[first.kind],
+            "subject": _mark(results, first, metric, results.asks),
+            "other": _mark(results, first, metric, ~results.asks),
+            "harm": _harm(comparison, first, metric),
         }
-        for variant in results.sweep.variants
+        for first in results.sweep.arms
     ]
     marks = [mark for row in rows for mark in (row["subject"], row["other"]) if mark is not None]
     axis = fit_axis([value for mark in marks for value in (mark.mean, mark.low, mark.high) if value is not None], 0, 100)
@@ -95,17 +136,94 @@ def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
     return {"metric": metric, "rows": drawn, "ticks": axis.ticks(3), "legend": forest_legend(comparison, metric)}
 
 
+def _mark(results: Results, first: Variant, metric: str, chosen: NDArray[np.bool_]) -> Interval | None:
+    if not chosen.any():
+        return None
+    values = results.arm(first)[metric][:, chosen]
+    return mean_of(values.mean(axis=1) if len(values) > 1 else values[0])
+
+
+def _harm(comparison: Comparison, first: Variant, metric: str) -> list[str]:
+    if first.rank is None:
+        return []
+    found = comparison.findings.of(first, first.merge)
+    keys = {"●": ON_SUBJECT[metric], "○": ON_OTHERS[metric]}
+    worse = {mark: found[key] for mark, key in keys.items() if key in found and found[key].verdict == "worse"}
+    return [f"{mark} {signed(contrast.interval.mean)} harm" for mark, contrast in worse.items()]
+
+
 def forest_legend(comparison: Comparison, metric: str) -> list[str]:
     """What the marks of the forest plot stand for, and which direction is wanted; a line each."""
-    subject, others = (len(prompts) for prompts in (comparison.config.subject_prompts, comparison.other_prompts))
+    subject, others = len(comparison.subject_prompts), len(comparison.other_prompts)
     asked = "the prompt that asks" if subject == 1 else f"the {subject} prompts that ask"
     lines = [f"● {asked} for what the LoRAs learnt: higher is better"]
     if others:
         other = "the other prompt" if others == 1 else f"the {others} other prompts"
         lines.append(f"○ {other}: {WANTED_ON_OTHER_PROMPTS[metric]}")
-    if (seeds := len(comparison.results.seeds)) > 1:
-        lines.append(f"Lines: 95 % intervals over the {seeds} seeds, for these prompts")
+    lines.append(f"Lines: 95 % intervals over the {units(comparison)}")
     return lines
+
+
+def units(comparison: Comparison) -> str:
+    """What intervals are over."""
+    return "trainings" if len(comparison.results.sweep.seed) > 1 else "prompts"
+
+
+def trade_off(comparison: Comparison) -> dict[str, Any] | None:
+    """Likeness to the subject where it is asked for, against likeness where it is not; None without other prompts.
+
+    Each arm is a mark with its intervals, in SVG units: the best is at the lower right.
+    """
+    results = comparison.results
+    if not comparison.other_prompts:
+        return None
+    points = {
+        first: (_mark(results, first, "dino_similarity", results.asks), _mark(results, first, "dino_similarity", ~results.asks))
+        for first in results.sweep.arms
+    }
+    spans = [
+        [value for mark in marks if mark for value in (mark.mean, mark.low, mark.high) if value is not None]
+        for marks in zip(*points.values(), strict=True)
+    ]
+    x, y = fit_axis(spans[0], LEFT, WIDTH - RIGHT), fit_axis(spans[1], HEIGHT - BOTTOM, TOP)
+    marks = [
+        {
+            "name": comparison.namer.arm(first),
+            "colour": COLOURS[first.kind],
+            "x": _positions(across, x),
+            "y": _positions(down, y),
+            "found": (across, down),
+        }
+        for first, (across, down) in points.items()
+    ]
+    return {"width": WIDTH, "height": HEIGHT, "marks": marks, "x_ticks": x.ticks(), "y_ticks": y.ticks()}
+
+
+def copies(comparison: Comparison) -> dict[str, Any]:
+    """How many images of each LoRA count as copies of a training image, and those that are nearest to one, beside it."""
+    results = comparison.results
+    threshold, names, seeds = results.dataset.copy_threshold, results.dataset.training_names, len(results.seeds)
+    counts, near = [], []
+    for variant, measured in results.measured.items():
+        if variant.rank is None:
+            continue
+        values = measured.by_image["nearest_training_similarity"]
+        counts.append((comparison.namer.label(variant), int((values > threshold).sum()), values.size))
+        for number, cell in enumerate(results.cells):
+            place = divmod(number, seeds)
+            near.append((float(values[place]), variant, cell, names[int(measured.nearest[place])]))
+    near.sort(key=lambda each: -each[0])
+    shown = [
+        {
+            "similarity": similarity,
+            "label": comparison.namer.label(variant),
+            "prompt": cell.prompt,
+            "image": results.images / variant.name / cell.file_name,
+            "training": comparison.training.folder / name,
+        }
+        for similarity, variant, cell, name in near[:WORST]
+    ]
+    return {"threshold": threshold, "counts": counts, "shown": shown}
 
 
 def _positions(mark: Interval | None, axis: Axis) -> list[float] | None:

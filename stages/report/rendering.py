@@ -7,7 +7,8 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from stages.report.scores import Interval
+from stages.measures.statistics import Interval
+from stages.report.findings import number, signed
 
 PAGE_IMAGE_SIZE = 256
 """Pixels of the longest side of a picture in the page; a larger one is reduced and compressed with some loss."""
@@ -42,19 +43,8 @@ def _data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number with a true minus sign."""
-    return f"{round(value, digits) or 0:.{digits}f}".replace("-", "−")
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """A difference, with its sign unless it rounds to zero."""
-    rounded = round(value, digits)
-    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else number(0, digits)
-
-
 def bounds(value: Interval) -> str:
-    """The bounds of a confidence interval in words; empty where there is one seed only."""
+    """The bounds of a confidence interval in words; empty where there is one unit only."""
     if value.low is None or value.high is None:
         return ""
     return f"{number(value.low)} to {number(value.high)}"

@@ -3,27 +3,30 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.pipeline.variants import Kind, Variant
+from stages.pipeline.variants import Variant
 from stages.report.contents import COLOURS, Comparison
 from stages.report.figures import write_charts
 from stages.report.grids import Column, Grid, Row, Strip, draw_grid
 from stages.report.histories import write_histories
 from stages.report.lettering import undrawable
 from stages.report.page import render_page
-from stages.report.score_tables import write_metrics, write_scores_table, write_variants_table
+from stages.report.score_tables import write_contrasts, write_costs, write_images, write_levels, write_metrics
 
 NAMED = 8
 """How many characters a problem names; the others are counted."""
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write the grids, charts/ with every chart of the page, tables, metrics.json and index.html."""
+    """Write the grids, charts/ with every chart of the page, tables, findings.txt, metrics.json and index.html."""
     (folder / "charts").mkdir()
     for name, grid in grids(comparison).items():
         draw_grid(grid, comparison.config).save(folder / name)
     write_charts(comparison, folder / "charts")
-    write_scores_table(comparison, folder / "scores.csv")
-    write_variants_table(comparison, folder / "variants.csv")
+    write_levels(comparison, folder / "levels.csv")
+    write_contrasts(comparison, folder / "contrasts.csv")
+    write_images(comparison, folder / "images.csv")
+    write_costs(comparison, folder / "costs.csv")
+    (folder / "findings.txt").write_text("".join(f"{line}\n" for line in comparison.findings.sentences), encoding="utf-8")
     write_metrics(comparison, folder / "metrics.json")
     write_histories(comparison.histories, folder)
     (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")
@@ -31,7 +34,12 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
 def grids(comparison: Comparison) -> dict[str, Grid]:
     """The grids by the names of their files: the main grid, and one for each kind of LoRA."""
-    sweeps = {f"charts/sweep-{kind}.png": sweep_grid(comparison, kind) for kind in comparison.results.sweep.kinds}
+    sweep = comparison.results.sweep
+    sweeps = {
+        f"charts/{table}-{kind}.png": sweep_grid(comparison, table, rows)
+        for kind in sweep.kinds
+        for table, rows in sweep.tables(kind).items()
+    }
     return {"grid.png": main_grid(comparison), **sweeps}
 
 
@@ -51,21 +59,21 @@ def font_problems(comparison: Comparison) -> list[str]:
 
 
 def main_grid(comparison: Comparison) -> Grid:
-    """Prompts down; originals, merge and LoRAs across; training images below."""
+    """Prompts down, those first that do not ask for the subject; originals, merge and LoRAs across; training images below."""
     results = comparison.results
     leading = results.sweep.leading
-    rows = [
-        Row(prompt, [comparison.pictures(variant, index) for variant in leading]) for index, prompt in results.prompts.items()
-    ]
+    count = comparison.config.grid_prompts
+    shown = [*comparison.other_prompts[:count], *comparison.subject_prompts[:count]]
+    rows = [Row(results.prompts[index], [comparison.pictures(variant, index) for variant in leading]) for index in shown]
     strip = Strip(comparison.training_title, [file for file, _ in comparison.training.shown])
     return Grid(comparison.config.title, _columns(comparison, leading), rows, strip)
 
 
-def sweep_grid(comparison: Comparison, kind: Kind) -> Grid:
-    """Alphas down; no LoRA and each rank across; the first of the subject prompts."""
-    rows, prompt = comparison.results.sweep.rows(kind), comparison.config.subject_prompts[0]
-    columns = [Column(*comparison.namer.sweep_heading(variant), COLOURS[variant.kind]) for variant in rows[0]]
-    shown = [Row(comparison.namer.formula(row[0]), [comparison.pictures(variant, prompt) for variant in row]) for row in rows]
+def sweep_grid(comparison: Comparison, table: str, rows: Sequence[Sequence[Variant]]) -> Grid:
+    """One of `Sweep.tables`, with pictures of the first of the subject prompts."""
+    namer, prompt = comparison.namer, comparison.subject_prompts[0]
+    columns = [Column(*namer.column(table, variant), COLOURS[variant.kind]) for variant in rows[0]]
+    shown = [Row(namer.row(table, row), [comparison.pictures(variant, prompt) for variant in row]) for row in rows]
     return Grid(comparison.results.prompts[prompt], columns, shown)
 
 

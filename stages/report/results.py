@@ -1,37 +1,61 @@
-"""All images and scores of a comparison, checked, and the means and differences of the scores."""
+"""All images of a comparison and what is measured of them, checked."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from stages.drawing.cells import Cell, read_cells
-from stages.pipeline.variants import Variant
-from stages.report.scores import Interval, Scores, differences, mean_interval, read_scores, select
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.dataset.metadata import TEST, read_manifest
+from stages.drawing.cells import Cell, Prompts, read_cells
+from stages.measures.comparing import ArmValues, Measure, estimate
+from stages.measures.embedded_files import Embedded, read_embedded
+from stages.measures.measuring import METRICS, Dataset, Measured, dataset_of, measure
+from stages.measures.statistics import Interval
+from stages.pipeline.variants import DATASET, Variant
 from stages.report.sweep import Sweep
 
 
 @dataclass(frozen=True)
 class Results:
-    """What every variant drew and how it was scored.
+    """What every variant drew and what was measured of it.
 
     Attributes:
         sweep: which variants there are.
         images: the folder that holds a folder of images for each variant.
         cells: every prompt with every seed, the same for all variants; each is an image of every variant.
-        scores: of each variant.
+        dataset: what the LoRAs learnt from, and what was held out.
+        measured: of each variant.
     """
 
     sweep: Sweep
     images: Path
     cells: Sequence[Cell]
-    scores: dict[Variant, Scores]
+    dataset: Dataset
+    measured: Mapping[Variant, Measured]
 
-    @property
+    @cached_property
     def prompts(self) -> dict[int, str]:
         """Prompts by their index."""
         return {cell.prompt_index: cell.prompt for cell in self.cells}
 
-    @property
+    @cached_property
+    def groups(self) -> dict[Prompts, list[int]]:
+        """Indices of the prompts that ask for what the LoRAs learnt ("subject"), and of the others, if any ("other")."""
+        groups: dict[Prompts, list[int]] = {}
+        for cell in self.cells:
+            if cell.prompt_index not in groups.setdefault(cell.prompts, []):
+                groups[cell.prompts].append(cell.prompt_index)
+        return groups
+
+    @cached_property
+    def asks(self) -> NDArray[np.bool_]:
+        """(P,), whether a prompt asks for what the LoRAs learnt."""
+        return np.array([index in self.groups["subject"] for index in self.prompts])
+
+    @cached_property
     def seeds(self) -> list[int]:
         """Seeds, in the order in which they were drawn."""
         return list(dict.fromkeys(cell.seed for cell in self.cells))
@@ -41,26 +65,41 @@ class Results:
         names = [cell.file_name for cell in self.cells if cell.prompt_index == prompt_index]
         return [self.images / variant.name / name for name in names[:count]]
 
-    def mean(self, variant: Variant, metric: str, prompt_indices: Collection[int]) -> Interval:
-        """Mean score over the prompts with these indices."""
-        return mean_interval(select(self.scores[variant], metric, prompt_indices))
+    def arm(self, first: Variant, seeds: NDArray[np.bool_] | None = None) -> ArmValues:
+        """For each metric the values of an arm, (T, P), over all seeds of the noise or some of them."""
+        trained = [self.measured[variant] for variant in self.sweep.arms[first]]
+        return {metric: np.stack([each.by_prompt(metric, seeds) for each in trained]) for metric in METRICS}
 
-    def pairs(self, variant: Variant, metric: str, prompt_indices: Collection[int]) -> dict[Cell, float]:
-        """For each image of a LoRA, its score minus that of its merge's image of the same prompt and seed."""
-        of_variant, of_merge = (select(self.scores[each], metric, prompt_indices) for each in (variant, variant.merge))
-        return differences(of_variant, of_merge)
+    def level(self, first: Variant, measure: Measure) -> Interval:
+        """A measure of an arm."""
+        return estimate(measure, self.arm(first)[measure.metric], self.asks)
 
-    def gain(self, variant: Variant, metric: str, prompt_indices: Collection[int]) -> Interval:
-        """What a LoRA changed: the mean of `pairs`."""
-        return mean_interval(self.pairs(variant, metric, prompt_indices))
+    def value(self, variant: Variant, measure: Measure) -> float:
+        """A measure of one variant, whatever other trainings there are."""
+        return estimate(measure, self.measured[variant].by_prompt(measure.metric)[None], self.asks).mean
+
+    def group_mean(self, variant: Variant, metric: str, group: Prompts) -> float:
+        """The mean of a metric over the prompts of a list."""
+        return float(self.measured[variant].by_prompt(metric)[self.asks if group == "subject" else ~self.asks].mean())
+
+    def prompt_mean(self, variant: Variant, metric: str, prompt_index: int) -> float:
+        """The mean of a metric over the seeds of one prompt."""
+        return float(self.measured[variant].by_prompt(metric)[list(self.prompts).index(prompt_index)])
 
 
-def read_results(sweep: Sweep, images: Path, scores: Path) -> Results:
-    """Read the images and scores of the variants of the sweep; other files in the folders are not looked at.
+def read_results(sweep: Sweep, images: Path, embeddings: Path, raw: Path) -> Results:
+    """Read the images of the variants of the sweep and their embeddings; other files in the folders are not looked at.
+
+    Args:
+        sweep: which variants there are.
+        images: the folder with a folder of images for each variant.
+        embeddings: the folder with a file of embeddings for each variant, and for the dataset.
+        raw: the folder of the dataset's images, and of the manifest that says which are held out.
 
     Raises:
-        OSError: the images or the scores of a variant are missing.
-        ValueError: two variants were drawn from different prompts or seeds.
+        OSError: the images or the embeddings of a variant are missing.
+        ValueError: two variants were drawn from different prompts or seeds, or embedded by different encoders, or the
+            embeddings are of other images.
     """
     first, *_ = sweep.variants
     cells = read_cells(images / first.name)
@@ -69,5 +108,29 @@ def read_results(sweep: Sweep, images: Path, scores: Path) -> Results:
             raise ValueError(
                 f"{images / variant.name}: has other prompts or seeds than {images / first.name}; generate both again"
             )
-    of_variant = {variant: read_scores(scores / f"{variant.name}.csv", cells) for variant in sweep.variants}
-    return Results(sweep, images, cells, of_variant)
+    rows = read_manifest(raw)
+    of_dataset = _read(embeddings / f"{DATASET}.safetensors", [row.file_name for row in rows])
+    names = [cell.file_name for cell in cells]
+    embedded = {variant: _read(embeddings / f"{variant.name}.safetensors", names) for variant in sweep.variants}
+    for variant, each in embedded.items():
+        if each.encoders != of_dataset.encoders:
+            path = embeddings / f"{variant.name}.safetensors"
+            raise ValueError(f"{path}: by other encoders than {embeddings / DATASET}.safetensors; run the stage embed again")
+    dataset = dataset_of(of_dataset, [row.file_name for row in rows if row.split == TEST])
+    prompts, seeds = len({cell.prompt for cell in cells}), len({cell.seed for cell in cells})
+    measured = {
+        variant: measure(each, _before(variant, embedded), dataset, prompts, seeds) for variant, each in embedded.items()
+    }
+    return Results(sweep, images, cells, dataset, measured)
+
+
+def _read(path: Path, names: Sequence[str]) -> Embedded:
+    embedded = read_embedded(path)
+    if list(embedded.file_names) != list(names):
+        raise ValueError(f"{path}: not the embeddings of these images; run the stage embed again")
+    return embedded
+
+
+def _before(variant: Variant, embedded: Mapping[Variant, Embedded]) -> Embedded:
+    """What a variant's drift is measured from: its merge, and of an original itself."""
+    return embedded[variant if variant.alpha is None else variant.merge]

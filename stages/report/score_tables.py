@@ -1,110 +1,128 @@
-"""The tables of a comparison: scores.csv and variants.csv for people, metrics.json for DVC."""
+"""The tables of a comparison: levels, contrasts and single images for people, metrics.json for DVC."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from stages.measures.statistics import Interval
 from stages.pipeline.tables import write_table
 from stages.pipeline.variants import Variant
 from stages.report.contents import Comparison
-from stages.report.effects import EFFECTS, effect_of
 from stages.report.histories import HELD_OUT_LOSS
-from stages.report.scores import METRICS, Interval, select
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a text that a spreadsheet would compute instead of showing (OWASP, "CSV Injection")."""
 
-IDENTITY = ("variant", "kind", "alpha", "rank")
+IDENTITY = ("variant", "kind", "alpha", "rank", "step", "lora_scale")
+ESTIMATE = ("mean", "low", "high", "units", "p", "sign_flip_p", "detectable")
 
 
-def write_scores_table(comparison: Comparison, path: Path) -> None:
-    """Write scores.csv: for each variant a row for the subject prompts, one for the others, and one for each prompt.
+def write_levels(comparison: Comparison, path: Path) -> None:
+    """Write levels.csv: every measure of every arm, with its 95 % interval over `units` prompts or trainings.
 
-    The column `prompts` says which of the two groups a row belongs to; `prompt` is empty in the row of a whole group. Each
-    metric has its mean; `…_gain` is the mean difference to the same merge without a LoRA, paired by prompt and seed, and
-    `…_verdict` says whether it is wanted; both are empty without a LoRA. `…_seeds_low` and `…_seeds_high` bound the 95 %
-    interval over seeds: what other seeds would give with these very prompts. It says nothing about other prompts or another
-    training.
+    An arm is what is compared as one thing: it has one training for each seed of the sweep (`trainings`).
     """
-    ends = ("", "_seeds_low", "_seeds_high", "_gain", "_gain_seeds_low", "_gain_seeds_high", "_verdict")
-    columns = [f"{metric}{end}" for metric in METRICS for end in ends]
-    write_table(path, (*IDENTITY, "prompts", "prompt", "images", *columns), _score_rows(comparison))
+    results, measures = comparison.results, comparison.findings.measures
+    rows = (
+        (*_identity(first), len(variants), measure.key, *_estimate(results.level(first, measure)))
+        for first, variants in results.sweep.arms.items()
+        for measure in measures
+    )
+    write_table(path, (*IDENTITY, "trainings", "measure", *ESTIMATE), rows)
 
 
-def _score_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
-    results, groups = comparison.results, comparison.groups
-    for variant in results.scores:
-        for group, prompts in groups.items():
-            yield _score_row(comparison, variant, group, "", prompts)
-        for group, prompts in groups.items():
-            for index in prompts:
-                yield _score_row(comparison, variant, group, as_text(results.prompts[index]), [index])
+def write_contrasts(comparison: Comparison, path: Path) -> None:
+    """Write contrasts.csv: every declared difference and trend, with its verdict.
 
-
-def _score_row(
-    comparison: Comparison, variant: Variant, group: str, prompt: str, prompt_indices: Collection[int]
-) -> Sequence[Any]:
-    results = comparison.results
-    numbers: list[str] = []
-    for metric in METRICS:
-        numbers += _bounds(results.mean(variant, metric, prompt_indices))
-        if variant.rank is None:
-            numbers += [""] * 4
-            continue
-        gain = results.gain(variant, metric, prompt_indices)
-        verdict = "" if gain.low is None else effect_of(metric, group == "subject").verdict(gain)
-        numbers += [*_bounds(gain), verdict]
-    images = len(select(results.scores[variant], METRICS[0], prompt_indices))
-    return (*_identity(variant), group, prompt, images, *numbers)
-
-
-def write_variants_table(comparison: Comparison, path: Path) -> None:
-    """Write variants.csv: one row a variant with its mean scores on the subject prompts and on the others.
-
-    A LoRA's row also has what it changed, named as in metrics.json, and the last loss of its held-out images.
+    `adjusted_p` is corrected for all rows together; the verdict holds where it is at most 0.05.
     """
-    means = [f"{metric}_{group}" for metric in METRICS for group in ("subject", "other")]
-    columns = (*IDENTITY, *means, *(effect.key for effect in EFFECTS), HELD_OUT_LOSS)
-    write_table(path, columns, (_variant_row(comparison, variant) for variant in comparison.results.scores))
+    rows = (
+        (
+            each.kind,
+            " > ".join(each.names),
+            each.measure.key,
+            each.primary,
+            *_estimate(each.interval),
+            _number(each.adjusted_p),
+            each.verdict,
+        )
+        for each in comparison.findings.contrasts
+    )
+    write_table(path, ("contrast", "arms", "measure", "primary", *ESTIMATE, "adjusted_p", "verdict"), rows)
 
 
-def _variant_row(comparison: Comparison, variant: Variant) -> Sequence[Any]:
-    groups = comparison.groups
-    means = [
-        comparison.results.mean(variant, metric, groups[group]).mean if group in groups else None
-        for metric in METRICS
-        for group in ("subject", "other")
-    ]
-    changes = effects_of(comparison, variant)
-    history = comparison.histories.get(variant)
-    held_out = history[HELD_OUT_LOSS].values.tolist() if history else []
-    numbers = (*means, *(changes.get(effect.key) for effect in EFFECTS), held_out[-1] if held_out else None)
-    return (*_identity(variant), *map(_number, numbers))
+def write_images(comparison: Comparison, path: Path) -> None:
+    """Write images.csv, in long form: a row for each image and metric, with all that its value depends on.
+
+    The training image that is nearest to an image (DINO) stands in the rows of `nearest_training_similarity`; `copy` says
+    whether it is so near that the image counts as a copy.
+    """
+    columns = ("variant", "kind", "alpha", "rank", "train_seed", "step", "lora_scale", "prompts", "prompt", "seed", "metric")
+    write_table(path, (*columns, "value", "nearest", "copy"), _image_rows(comparison))
+
+
+def _image_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
+    results, seeds = comparison.results, len(comparison.results.seeds)
+    threshold, names = results.dataset.copy_threshold, results.dataset.training_names
+    for variant, measured in results.measured.items():
+        identity = (variant.name, variant.kind, variant.alpha, variant.rank, variant.seed, variant.step, _strength(variant))
+        for number, cell in enumerate(results.cells):
+            place = divmod(number, seeds)
+            for metric, values in measured.by_image.items():
+                value = float(values[place])
+                near = metric == "nearest_training_similarity"
+                copied = ("yes" if value > threshold else "no") if near else ""
+                nearest = names[int(measured.nearest[place])] if near else ""
+                yield (*identity, cell.prompts, as_text(cell.prompt), cell.seed, metric, _number(value), nearest, copied)
+
+
+def write_costs(comparison: Comparison, path: Path) -> None:
+    """Write costs.csv: for each training its trained weights, the bytes of its file, its steps and its last held-out loss."""
+    write_table(path, ("variant", "trained_weights", "file_bytes", "steps", HELD_OUT_LOSS), costs(comparison))
+
+
+def costs(comparison: Comparison) -> list[tuple[str, int, int, int, str]]:
+    """The rows of costs.csv."""
+    rows = []
+    for variant, file in comparison.files.items():
+        history = comparison.histories[variant]
+        held_out = history[HELD_OUT_LOSS].values.tolist()
+        steps = int(history["loss"].steps[-1])
+        rows.append(
+            (variant.name, trained_weights(file), file.stat().st_size, steps, f"{held_out[-1]:.6g}" if held_out else "")
+        )
+    return rows
+
+
+def trained_weights(file: Path) -> int:
+    """How many weights a file holds: all that were trained, for nothing else is written."""
+    with safe_open(file, framework="numpy") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
 
 
 def write_metrics(comparison: Comparison, path: Path) -> None:
-    """Write metrics.json: for every variant its mean scores on the subject prompts and what a LoRA changed.
+    """Write metrics.json: for every variant its measures, and with a LoRA `…_gain`, what it changed of them.
 
-    A variant has the same key in any sweep (`Variant.key`), so that two revisions compare the same models, and one that
-    is gone shows as gone. `effects.EFFECTS` says which direction of a change is wanted: `…_gain`, on the subject prompts,
-    should be above 0; `…_leak`, the gain in likeness to the training images on the other prompts, should not be above 0; and
-    `…_drift`, the change of likeness to the prompt on the other prompts, should not be below 0.
+    A variant has the same key and the same values in any sweep (`Variant.key`), so that two revisions compare the same models,
+    and one that is gone shows as gone.
     """
+    results, measures = comparison.results, comparison.findings.measures
+    levels = {
+        variant: {measure.key: results.value(variant, measure) for measure in measures} for variant in results.sweep.variants
+    }
     metrics = {
         variant.key: {
-            **{metric: comparison.results.mean(variant, metric, comparison.groups["subject"]).mean for metric in METRICS},
-            **effects_of(comparison, variant),
+            **values,
+            **({f"{key}_gain": value - levels[variant.merge][key] for key, value in values.items()} if variant.rank else {}),
         }
-        for variant in comparison.results.scores
+        for variant, values in levels.items()
     }
     rounded = {key: {name: round(value, 4) for name, value in values.items()} for key, values in metrics.items()}
     path.write_text(json.dumps(rounded, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def effects_of(comparison: Comparison, variant: Variant) -> dict[str, float]:
-    """How much a LoRA changed each score, by the keys of `EFFECTS`; those of other prompts only where there are any."""
-    return {effect.key: change.mean for effect, change in comparison.changes(variant)}
 
 
 def as_text(text: str) -> str:
@@ -116,12 +134,18 @@ def as_text(text: str) -> str:
 
 
 def _identity(variant: Variant) -> Sequence[Any]:
-    return (variant.name, variant.kind, variant.alpha, variant.rank)
+    return (variant.name, variant.kind, variant.alpha, variant.rank, variant.step, _strength(variant))
 
 
-def _bounds(interval: Interval) -> list[str]:
-    return [_number(value) for value in (interval.mean, interval.low, interval.high)]
+def _strength(variant: Variant) -> float | None:
+    """The strength of a LoRA; None without one."""
+    return None if variant.rank is None else variant.lora_scale
+
+
+def _estimate(interval: Interval) -> list[Any]:
+    bounds = [_number(value) for value in (interval.mean, interval.low, interval.high)]
+    return [*bounds, interval.units, *map(_number, (interval.p, interval.sign_flip_p, interval.detectable))]
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.5f}"
+    return "" if value is None or math.isnan(value) else f"{round(value, 5) or 0.0:.5f}"

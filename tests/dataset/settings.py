@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.dataset.config import CaptionEditsConfig, CaptioningConfig, CollectionConfig, FolderSource
 
-_COLLECTION = CollectionConfig(on_bad="fail", min_size=8, max_pixels=10_000, min_images=1, max_images=None)
+_COLLECTION = CollectionConfig(on_bad="fail", min_size=8, max_pixels=10_000, min_images=1, max_images=None, held_out_images=0)
 _CAPTIONING = CaptioningConfig(prompt=None, num_beams=1, max_new_tokens=6, batch_size=2)
 _EDITS = CaptionEditsConfig(prefix=None, drop_phrases=(), drop_common_phrases=None, suffix=None)
 

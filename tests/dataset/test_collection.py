@@ -1,13 +1,16 @@
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from stages.dataset.candidates import Candidate
-from stages.dataset.collection import collect
+from stages.dataset.collection import choose_held_out, collect
 from stages.dataset.images import RefusedImageError
-from stages.dataset.metadata import read_manifest
+from stages.dataset.metadata import TEST, TRAIN, ManifestRow, read_manifest
 from tests.dataset.pictures import encoded, noise
 from tests.dataset.settings import collection
 
@@ -17,6 +20,7 @@ def candidate(name: str, data: bytes) -> Candidate:
 
 
 PICTURES = [candidate(f"{seed}.png", encoded(noise(seed))) for seed in range(3)]
+EIGHT = [candidate(f"{seed}.png", encoded(noise(seed))) for seed in range(8)]
 BROKEN = candidate("broken.png", encoded(noise(9))[:99])
 SMALL = candidate("small.png", encoded(noise(9, (7, 9))))
 
@@ -83,3 +87,96 @@ def test_names_have_digits_enough_to_sort_by(tmp_path):
     many = [candidate(f"{value}", encoded(Image.new("RGB", (8, 8), (value % 256, value // 256, 0)))) for value in range(10_000)]
     rows = collect(many, tmp_path, collection(max_images=1))
     assert rows[0].file_name == "00001.png"
+
+
+def shown(folder: Path, rows: Sequence[ManifestRow], split: str) -> set[bytes]:
+    """The pixels of the images of a split."""
+    found = set()
+    for row in rows:
+        if row.split == split:
+            with Image.open(folder / row.file_name) as image:
+                found.add(image.tobytes())
+    return found
+
+
+def held_out_of(candidates: Sequence[Candidate], folder: Path, count: int = 3) -> set[bytes]:
+    """What the held-out images of a collection show."""
+    folder.mkdir()
+    return shown(folder, collect(candidates, folder, collection(held_out_images=count)), TEST)
+
+
+def test_the_lowest_digests_are_held_out():
+    assert choose_held_out(["d", "a", "c", "b"], 2) == choose_held_out(["b", "c", "d", "a"], 2) == {"a", "b"}
+    assert choose_held_out(["d", "a", "c", "b", "aa"], 2) == {"a", "aa"}
+    assert choose_held_out(["d", "a", "c", "b", "bb"], 2) == {"a", "b"}
+    assert choose_held_out(["d", "a"], 0) == choose_held_out([], 0) == set()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        EIGHT[::-1],
+        [candidate(f"{7 - seed}.png", encoded(noise(seed))) for seed in range(8)],
+        [candidate(f"{seed}.png", encoded(noise(seed), compress_level=0)) for seed in range(8)],
+        [candidate(f"{seed}.bmp", encoded(noise(seed), "BMP")) for seed in range(8)],
+        [candidate(f"{seed}.webp", encoded(noise(seed), "WEBP", lossless=True)) for seed in range(8)],
+    ],
+    ids=["another order", "other names", "other bytes", "BMP", "WebP"],
+)
+def test_what_the_images_show_alone_decides_which_are_held_out(tmp_path, others):
+    held_out = held_out_of(EIGHT, tmp_path / "first")
+    assert len(held_out) == 3
+    assert held_out_of(others, tmp_path / "second") == held_out
+
+
+def test_a_picture_more_exchanges_at_most_one_of_the_held_out_images(tmp_path):
+    before, exchanged = held_out_of(EIGHT, tmp_path / "before"), []
+    for seed in range(8, 24):
+        after = held_out_of([candidate("new.png", encoded(noise(seed))), *EIGHT], tmp_path / f"{seed}")
+        assert len(after) == 3
+        assert after - before <= {noise(seed).tobytes()}
+        exchanged.append(len(after - before))
+    assert set(exchanged) == {0, 1}
+
+
+def test_the_manifest_says_which_images_are_held_out_and_the_others_are_trained_on(tmp_path):
+    rows = collect(EIGHT, tmp_path, collection(held_out_images=3))
+    assert read_manifest(tmp_path) == rows
+    lines = (tmp_path / "manifest.csv").read_text().splitlines()
+    assert lines[0].endswith(",split")
+    assert [line.rpartition(",")[2] for line in lines[1:]] == [row.split for row in rows]
+    assert Counter(row.split for row in rows) == {"test": 3, "train": 5}
+    held_out, trained_on = shown(tmp_path, rows, TEST), shown(tmp_path, rows, TRAIN)
+    assert held_out | trained_on == {noise(seed).tobytes() for seed in range(8)}
+    assert not held_out & trained_on
+
+
+def test_a_held_out_image_keeps_the_caption_that_it_came_with(tmp_path):
+    captioned = [replace(each, caption=f"caption of {each.name}") for each in EIGHT]
+    rows = collect(captioned, tmp_path, collection(held_out_images=3))
+    assert [row.caption for row in rows] == [f"caption of {seed}.png" for seed in range(8)]
+
+
+def test_without_held_out_images_all_are_trained_on(tmp_path):
+    assert {row.split for row in collect(PICTURES, tmp_path, collection(held_out_images=0))} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("candidates", "changed", "message"),
+    [
+        (PICTURES, {"held_out_images": 3}, "given 3: of 3 images"),
+        (PICTURES, {"held_out_images": 12}, "given 12: of 3 images"),
+        (PICTURES[:1], {"held_out_images": 1}, "given 1: of 1 image"),
+        (PICTURES, {"held_out_images": 2, "max_images": 2}, "given 2: of 2 images"),
+        ([*PICTURES, BROKEN, PICTURES[0]], {"held_out_images": 3, "on_bad": "skip"}, "given 3: of 3 images"),
+    ],
+)
+def test_holding_out_all_images_is_refused_by_its_setting(tmp_path, candidates, changed, message):
+    rest = r", some must be left to train on; set it lower \(0 compares with the training images\)$"
+    with pytest.raises(ValueError, match=rf"^download\.held_out_images: {message}{rest}"):
+        collect(candidates, tmp_path, collection(**changed))
+
+
+def test_all_images_but_one_may_be_held_out(tmp_path):
+    rows = collect(PICTURES, tmp_path, collection(held_out_images=2))
+    assert Counter(row.split for row in rows) == {"test": 2, "train": 1}

@@ -2,68 +2,58 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.drawing.cells import cells_of
-from stages.drawing.embeddings import (
-    embed_images,
-    embed_texts,
-    load_scorer,
-    prompt_similarity,
-    reference_similarity,
-    score_cells,
-)
-from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_scorer
+from stages.drawing.embeddings import embed_image, embed_texts, load_clip, load_dino
+from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_dino, save_tiny_scorer
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def scorer(tmp_path_factory):
-    return load_scorer(save_tiny_scorer(tmp_path_factory.mktemp("scorer")), CPU, torch.float32)
+def clip(tmp_path_factory):
+    return load_clip(save_tiny_scorer(tmp_path_factory.mktemp("clip")), CPU, torch.float32)
 
 
-def test_reference_similarity_is_the_mean_cosine():
-    images = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    references = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, -0.8]])
-    cosines = images @ references.T
-    assert torch.allclose(reference_similarity(images, references), cosines.mean(dim=1))
-    assert torch.allclose(reference_similarity(images, images[:1]), torch.tensor([1.0, 0.6]))
-
-
-def test_prompt_similarity_is_each_images_own():
-    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    prompts = torch.tensor([[1.0, 0.0], [-0.8, 0.6]])
-    assert torch.allclose(prompt_similarity(images, prompts), torch.tensor([1.0, 0.6]))
-
-
-def test_embeddings_are_clips(scorer, tmp_path):
-    """Their cosine, times CLIP's own scale, is what the whole model says of image and text."""
+@pytest.fixture
+def picture(tmp_path):
     Image.effect_noise((40, 32), 90).convert("RGB").save(tmp_path / "a.png")
-    images, texts = embed_images(scorer, [tmp_path / "a.png"], 1), embed_texts(scorer, ["a cat", "hat"])
-    assert torch.allclose(images.norm(dim=1), torch.ones(1))
-    pixel_values = scorer.image_processor(Image.open(tmp_path / "a.png"), return_tensors="pt").pixel_values
+    return tmp_path / "a.png"
+
+
+def test_embeddings_are_clips(clip, picture):
+    """Their cosine, times CLIP's own scale, is what the whole model says of image and text."""
+    image, texts = embed_image(clip, picture), embed_texts(clip, ["a cat", "hat"])
+    assert image.norm() == pytest.approx(1)
+    pixel_values = torch.from_numpy(clip.preprocessing(Image.open(picture)))[None]
     for index, text in enumerate(["a cat", "hat"]):
-        inputs = scorer.tokenizer(text, return_tensors="pt")
+        inputs = clip.tokenizer(text, return_tensors="pt")
         with torch.no_grad():
-            logits = scorer.model(**inputs, pixel_values=pixel_values).logits_per_image
-        expected = scorer.model.logit_scale.exp() * prompt_similarity(images, texts[index : index + 1])
-        assert torch.allclose(logits[0], expected, atol=1e-5)
+            logits = clip.model(**inputs, pixel_values=pixel_values).logits_per_image
+        assert torch.allclose(logits[0, 0] / clip.model.logit_scale.detach().exp(), image @ texts[index], atol=1e-6)
 
 
-def test_cells_are_scored_against_their_own_prompt(scorer, tmp_path):
-    cells = cells_of(["a cat", "hat"], [0, 1])
-    for index, cell in enumerate(cells):
-        Image.effect_noise((32, 32), 30 * index + 5).convert("RGB").save(tmp_path / cell.file_name)
-    files = [tmp_path / cell.file_name for cell in cells]
-    scores = score_cells(scorer, tmp_path, cells, files[:1], batch_size=3)
-    assert scores[cells[0]]["reference_similarity"] == pytest.approx(1, abs=1e-5)
-    texts = embed_texts(scorer, ["a cat", "hat"])
-    expected = (embed_images(scorer, files[3:], 1) @ texts[1]).item()
-    assert scores[cells[3]]["prompt_similarity"] == pytest.approx(expected, abs=1e-5)
+def test_dino_is_read_at_its_class_token(tmp_path, picture):
+    dino = load_dino(save_tiny_dino(tmp_path / "dino"), CPU, torch.float32)
+    pixel_values = torch.from_numpy(dino.preprocessing(Image.open(picture)))[None]
+    with torch.no_grad():
+        token = dino.model(pixel_values).last_hidden_state[0, 0]
+    assert torch.allclose(embed_image(dino, picture), token / token.norm(), atol=1e-6)
+
+
+def test_a_text_beyond_the_limit_is_read_up_to_it_and_said(clip, capsys):
+    """The first 75 tokens, and the one that ends a text: not the first 77, of which the last would be a word's."""
+    long = " ".join("a" * 100)
+    (cut,) = embed_texts(clip, [long])
+    assert "prompt has more than 77 tokens" in capsys.readouterr().err
+    (short,) = embed_texts(clip, [" ".join("a" * 75)])
+    assert torch.allclose(cut, short, atol=1e-6)
+    assert capsys.readouterr().err == ""
 
 
 def test_other_models_are_refused(tmp_path):
-    with pytest.raises(OSError, match="cannot load the scorer"):
-        load_scorer(tmp_path, CPU, torch.float32)
+    with pytest.raises(OSError, match="cannot load CLIP from"):
+        load_clip(tmp_path, CPU, torch.float32)
     text_encoder = save_tiny_checkpoint(tmp_path / "checkpoint") / "text_encoder"
-    with pytest.raises(OSError, match="scorer"):
-        load_scorer(text_encoder, CPU, torch.float32)
+    with pytest.raises(OSError, match="CLIP"):
+        load_clip(text_encoder, CPU, torch.float32)
+    with pytest.raises(OSError, match="DINOv2"):
+        load_dino(save_tiny_scorer(tmp_path / "scorer"), CPU, torch.float32)

@@ -79,3 +79,16 @@ def save_tiny_scorer(folder: Path) -> Path:
     tiny_tokenizer().save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+def save_tiny_dino(folder: Path) -> Path:
+    """Save a random DINOv2 for images of 28 pixels, the middle of 32."""
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=WIDTH, mlp_ratio=2, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder

@@ -24,8 +24,8 @@ from stages.lora.batches import (
     batch_at,
     epoch_order,
     held_out_batches,
-    hold_out,
     names_at,
+    split_held_out,
     turn_at,
 )
 from stages.lora.losses import denoising_loss
@@ -159,8 +159,12 @@ def test_names_are_those_of_the_batch():
 
 
 def test_held_out_images_keep_their_shapes():
-    kept, held = hold_out(make_examples(), 4, seed=1)
-    assert sorted(kept.file_names + held.file_names) == sorted(make_examples().file_names)
+    kept, held = split_held_out(make_examples(), ["9.png", "0.png", "6.png", "5.png"])
+    assert held is not None
+    assert held.file_names == ("0.png", "5.png", "6.png", "9.png")
+    assert held.buckets == {"2x2": [0], "4x1": [1, 2], "1x4": [3]}
+    assert kept.file_names == tuple(f"{number}.png" for number in (1, 2, 3, 4, 7, 8, 10))
+    assert kept.buckets == {"2x2": [0, 1, 2, 3], "4x1": [4, 5], "1x4": [6]}
     batches = held_out_batches(held, DRAWS, 3)
     shown = [image for batch in batches for image in images_of(batch)]
     assert Counter(shown) == {int(name.removesuffix(".png")): 4 for name in held.file_names}

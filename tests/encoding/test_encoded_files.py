@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,8 +21,15 @@ def test_round_trip_and_same_bytes(tmp_path):
     back = read_encoded_images(tmp_path / "images-one")
     assert (back.file_names, back.scaling_factor, back.resolution) == (["a", "b"], 0.18215, 64)
     assert torch.equal(back.mean, images.mean)
+    assert list(back.held_out) == []
     back = read_encoded_captions(tmp_path / "captions-one")
     assert (back.captions, back.clip_skip) == (["caption of b", "caption of a"], 1)
+
+
+def test_names_of_held_out_images_come_back(tmp_path):
+    write_encoded(replace(make_images("abc"), held_out=("c", "a")), tmp_path / "images")
+    back = read_encoded_images(tmp_path / "images")
+    assert (back.file_names, list(back.held_out)) == (["a", "b", "c"], ["c", "a"])
 
 
 def test_other_files_are_refused(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from stages.lora.batches import Draws, Examples, Stream, batch_at, epoch_order, hold_out, make_batch
+from stages.lora.batches import Draws, Examples, Stream, batch_at, epoch_order, held_out_batches, make_batch, split_held_out
 
 DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
 
@@ -15,7 +15,8 @@ def make_examples(count=10, std=0.0):
     values = torch.arange(count).float().view(-1, 1, 1, 1, 1)
     mean = torch.cat([values, values + 0.5], dim=1).expand(-1, -1, 4, 2, 2)
     prompts = torch.arange(count).float().view(-1, 1, 1).expand(-1, 3, 2)
-    return Examples(mean, torch.full_like(mean, std), 1.0, prompts, torch.full((3, 2), -1.0))
+    names = tuple(f"{number}.png" for number in range(count))
+    return Examples(mean, torch.full_like(mean, std), 1.0, prompts, torch.full((3, 2), -1.0), names)
 
 
 def images_of(batch):
@@ -110,15 +111,48 @@ def test_class_images_come_along_with_their_weight():
     assert not torch.equal(batch.noise[:4], batch.noise[4:])
 
 
-def test_held_out_images_are_not_trained_on():
-    kept, held = hold_out(make_examples(10), 3, seed=1)
-    values = [part.mean[:, 0, 0, 0, 0].int().tolist() for part in (kept, held)]
-    assert sorted(values[0] + values[1]) == list(range(10))
-    assert len(held) == 3
-    assert held.prompt_embeds[:, 0, 0].int().tolist() == values[1]
-    assert hold_out(make_examples(10), 3, seed=1)[1].mean.equal(held.mean)
-    with pytest.raises(ValueError, match="held_out_images: given 10: of 10 images in all"):
-        hold_out(make_examples(10), 10, seed=1)
+def test_images_are_held_out_by_name_with_their_prompts():
+    kept, held = split_held_out(make_examples(5), ["3.png", "1.png", "8.png"])
+    assert held is not None
+    for part, numbers in ((kept, [0, 2, 4]), (held, [1, 3])):
+        assert part.mean[:, 0, 0, 0, 0].int().tolist() == numbers
+        assert part.prompt_embeds[:, 0, 0].int().tolist() == numbers
+        assert part.file_names == tuple(f"{number}.png" for number in numbers)
+
+
+def test_where_nothing_is_held_out_all_are_trained_on():
+    examples = make_examples(5)
+    for names in ([], ["8.png"]):
+        kept, held = split_held_out(examples, names)
+        assert kept is examples
+        assert held is None
+
+
+def test_holding_out_all_is_refused():
+    names = [f"{number}.png" for number in range(5)]
+    with pytest.raises(ValueError, match=r"all of 5 images are held out from training \(download\.held_out_images\)"):
+        split_held_out(make_examples(5), names)
+
+
+def test_held_out_batches_show_each_image_at_each_timestep_once():
+    """As it is: neither mirrored nor with an offset, and with its own prompt."""
+    draws = replace(DRAWS, noise_offset=0.5)
+    batches = held_out_batches(make_examples(3), draws, batch_size=5)
+    assert [len(batch.timesteps) for batch in batches] == [5, 5, 2]
+    shown = [
+        (image, prompt, timestep)
+        for batch in batches
+        for image, prompt, timestep in zip(
+            batch.latents[:, 0, 0, 0].tolist(),
+            batch.encoder_hidden_states[:, 0, 0].tolist(),
+            batch.timesteps.tolist(),
+            strict=True,
+        )
+    ]
+    assert sorted(shown) == [(image, image, timestep) for image in (0.0, 1.0, 2.0) for timestep in (125, 375, 625, 875)]
+    plain = held_out_batches(make_examples(3), DRAWS, batch_size=5)
+    assert all(torch.equal(one.noise, other.noise) for one, other in zip(batches, plain, strict=True))
+    assert sum(batch.weights.sum().item() for batch in batches) == pytest.approx(len(batches))
 
 
 def test_cached_posterior_has_the_distribution_of_fresh_encoding():

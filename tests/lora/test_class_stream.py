@@ -37,15 +37,16 @@ def instance():
     return images, EncodedCaptions(["a.png", "b.png"], ["a", "b"], embeds, torch.ones(77, WIDTH), 1)
 
 
-def text2img(model, folder):
-    config = Text2imgConfig(**conf_values("train_text2img", caption_dropout=0.25, prior_loss_weight=0.3))
-    return text2img_streams(*instance(), read_class_images(folder), model, config, CPU)
+def text2img(model, folder, **changes):
+    values = {"caption_dropout": 0.25, "prior_loss_weight": 0.3} | changes
+    config = Text2imgConfig(**conf_values("train_text2img", **values))
+    return text2img_streams(*instance(), read_class_images(folder), model, config, CPU)[0]
 
 
 def dreambooth(model, folder, **changes):
     values = {"instance_prompt": "asuka", "clip_skip": 1, "prior_loss_weight": 0.3} | changes
     config = DreamboothConfig(**conf_values("train_dreambooth", **values))
-    return dreambooth_streams(instance()[0], read_class_images(folder), model, config, CPU)
+    return dreambooth_streams(instance()[0], read_class_images(folder), model, config, CPU)[0]
 
 
 @pytest.mark.parametrize("streams_of", [text2img, dreambooth])
@@ -73,6 +74,15 @@ def test_where_the_text_encoder_is_trained_prompts_are_numbers(model, folder):
     assert prompts_of(config, read_class_images(folder)) == ["asuka", "a cat", "a hat"]
 
 
+def test_captions_are_numbers_too_where_the_text_encoder_is_trained(model, folder):
+    """The empty prompt, which stands in for dropped captions, is the first; equal texts are one prompt."""
+    first, of_class = text2img(model, folder, train_text_encoder=True)
+    captions = first.examples.prompt_embeds.tolist()
+    assert first.examples.empty_prompt_embeds.item() == of_class.examples.empty_prompt_embeds.item() == 0
+    assert sorted(set(captions)) == list(range(1, 1 + len(set(captions))))
+    assert of_class.examples.prompt_embeds.tolist() == [max(captions) + 1, max(captions) + 2, max(captions) + 1]
+
+
 def test_all_class_images_may_have_one_prompt(folder):
     assert read_class_images(folder, "a thing").prompts == ["a thing"]
     assert read_class_images(folder).prompts == ["a cat", "a hat"]
@@ -81,6 +91,15 @@ def test_all_class_images_may_have_one_prompt(folder):
 @pytest.mark.parametrize("streams_of", [text2img, dreambooth])
 def test_without_class_images_there_is_one_stream(model, tmp_path, streams_of):
     assert len(streams_of(model, tmp_path)) == 1
+
+
+@pytest.mark.parametrize("streams_of", [text2img, dreambooth])
+def test_class_images_that_weigh_nothing_are_left_out(model, folder, streams_of):
+    """Without being encoded: a stream that weighs nothing would double the work of a step."""
+    (first,) = streams_of(model, folder, prior_loss_weight=0)
+    assert first.name == "instance"
+    config = DreamboothConfig(**conf_values("train_dreambooth", instance_prompt="asuka", clip_skip=0, prior_loss_weight=0))
+    assert prompts_of(config, read_class_images(folder)) == ["asuka"]
 
 
 def test_an_image_that_does_not_say_its_prompt_is_named(folder):

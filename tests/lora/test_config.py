@@ -1,8 +1,9 @@
 import pytest
 
-from stages.lora.config import DreamboothConfig, Text2imgConfig
+from stages.lora.config import DreamboothConfig, Text2imgConfig, check_rank, check_seed
 from stages.pipeline.config import ParamsError, validate
-from tests.lora.settings import conf_values
+from stages.pipeline.variants import kept_steps
+from tests.lora.settings import conf_values, training_config
 
 
 def test_committed_settings_are_the_labs():
@@ -11,14 +12,14 @@ def test_committed_settings_are_the_labs():
     assert config.target_modules == ("to_k", "to_q", "to_v", "to_out.0")
     assert config.init_lora_weights == "gaussian"
     assert (config.tuned, config.peft_type, config.optimizer) == ("lora", "lora", "adamw_fused")
-    assert (config.use_rslora, config.use_dora, config.lora_dropout, config.held_out_images) == (False, False, 0, 0)
+    assert (config.use_rslora, config.use_dora, config.lora_dropout, config.keep_every) == (False, False, 0, None)
     assert config.max_train_steps * config.effective_batch_size == 40 * 112
 
 
 def test_dreambooth_differs_by_its_own_settings_only():
     values = conf_values("train_dreambooth", clip_skip=0)
     config = validate("train_dreambooth", DreamboothConfig, values)
-    own = {"instance_prompt", "class_prompt", "clip_skip", "train_text_encoder"}
+    own = {"instance_prompt", "class_prompt", "clip_skip"}
     assert set(vars(config)) >= own
     assert {name for name in values if name not in conf_values("train_text2img")} == own
 
@@ -45,6 +46,12 @@ def test_dreambooth_differs_by_its_own_settings_only():
         ({"optimizer": "sgd"}, "train_text2img.optimizer: given 'sgd'"),
         ({"target_modules": []}, "train_text2img.target_modules"),
         ({"caption_dropout": 1.1}, "train_text2img.caption_dropout: given 1.1"),
+        ({"keep_every": 0}, "train_text2img.keep_every: given 0"),
+        ({"keep_every": 2.5}, "train_text2img.keep_every: given 2.5"),
+        ({"held_out_steps": 0}, "train_text2img.held_out_steps: given 0"),
+        ({"prior_loss_weight": -1}, "train_text2img.prior_loss_weight: given -1"),
+        ({"held_out_images": 2}, "train_text2img.held_out_images: no such parameter"),
+        ({"seed": 1}, "train_text2img.seed: no such parameter"),
         ({"learnig_rate": 1}, "train_text2img.learnig_rate: no such parameter"),
     ],
 )
@@ -53,6 +60,23 @@ def test_wrong_values_name_their_setting(changes, message):
     with pytest.raises(ParamsError) as error:
         validate("train_text2img", Text2imgConfig, values)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("keep_every", "steps"), [(3, [3, 6, 9]), (5, [5]), (10, []), (11, []), (None, [])])
+def test_what_is_kept_is_kept_every_so_many_steps_and_never_at_the_end(keep_every, steps):
+    """By the training, as by the sweep that draws it."""
+    config = training_config(keep_every=keep_every, max_train_steps=10)
+    assert [step for step in range(1, 11) if config.keeps(step)] == steps
+    assert kept_steps(keep_every, 10) == steps
+
+
+def test_a_rank_and_a_seed_that_cannot_be_are_refused():
+    check_rank(1)
+    check_seed(0)
+    with pytest.raises(ValueError, match="--rank: given 0: must be at least 1"):
+        check_rank(0)
+    with pytest.raises(ValueError, match="--seed: given -1: must be at least 0"):
+        check_seed(-1)
 
 
 def test_alpha_may_follow_the_rank():

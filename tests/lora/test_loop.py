@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import Stream, batch_at, held_out_batches, hold_out
+from stages.lora.batches import Stream, batch_at, held_out_batches, split_held_out
 from stages.lora.config import OPTIMIZER_PACKAGES
 from stages.lora.loop import DivergedError, TrainingState, fit
 from stages.lora.losses import denoising_loss
@@ -18,6 +18,8 @@ from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import make_run, training_config
 from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train
+
+HELD_OUT = ("1.png", "3.png")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,8 @@ RUNS = {
 @pytest.mark.parametrize("kind", RUNS)
 def test_killed_at_random_moments_it_ends_with_the_same_bits(model, stream, tmp_path, kind):
     """Twice, in any forward pass, with held-out images on the way."""
-    kept, held = hold_out(stream.examples, 2, seed=0)
+    kept, held = split_held_out(stream.examples, HELD_OUT)
+    assert held is not None
     stream = Stream("instance", kept)
     options = RUNS[kind] | {"gradient_accumulation_steps": 2, "held_out_steps": 3}
     options |= {"held_out": held_out_batches(held, DRAWS, 3)}
@@ -200,7 +203,8 @@ def test_full_fine_tuning_trains_every_weight(model, stream):
 
 def test_held_out_loss_is_that_of_the_definition(model, stream):
     """Measured before anything is learnt: the mean over images and timesteps, with noise that stays the same."""
-    kept, held = hold_out(stream.examples, 2, seed=0)
+    kept, held = split_held_out(stream.examples, HELD_OUT)
+    assert held is not None
     held_out = held_out_batches(held, DRAWS, 3)
     assert sum(len(batch.timesteps) for batch in held_out) == 2 * 4
     assert sorted({timestep for batch in held_out for timestep in batch.timesteps.tolist()}) == [125, 375, 625, 875]
@@ -220,6 +224,26 @@ def test_looking_at_held_out_images_changes_nothing(model, stream):
     held_out = held_out_batches(stream.examples, DRAWS, 3)
     options = {"lora_dropout": 0.3, "held_out_steps": 1}
     assert torch.equal(train(model, stream, held_out=held_out, **options)[0], train(model, stream, **options)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"preview_prompts": ["a"], "preview_steps": 3}, [3, 6]),
+        ({"keep_every": 2}, [2, 4]),
+        ({"preview_prompts": ["a"], "preview_steps": 3, "keep_every": 2}, [2, 3, 4, 6]),
+        ({"preview_prompts": ["a"], "preview_steps": 2, "keep_every": 2}, [2, 4, 6]),
+        ({}, []),
+    ],
+)
+def test_after_a_step_it_is_said_where_something_is_drawn_or_kept(model, stream, settings, steps):
+    """Once a step, though both may fall on it, and the weights learnt are the same."""
+    said = []
+    weights, history = train(model, stream, after_step=said.append, **settings)
+    assert said == steps
+    plain, plain_history = train(model, stream)
+    assert torch.equal(weights, plain)
+    assert history == plain_history
 
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(model, stream, tmp_path):

@@ -31,12 +31,13 @@ def make_stream():
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(5, 2, 4, 8, 8, generator=generator)
     prompts = torch.randn(5, 77, WIDTH, generator=generator)
-    return Stream("instance", Examples(mean, torch.full_like(mean, 0.1), 1.0, prompts, prompts[0]), caption_dropout=0.1)
+    names = tuple(f"{number}.png" for number in range(5))
+    examples = Examples(mean, torch.full_like(mean, 0.1), 1.0, prompts, prompts[0], names)
+    return Stream("instance", examples, caption_dropout=0.1)
 
 
-def train(model, stream, batches=None, held_out=(), **changes):
+def train(model, stream, batches=None, held_out=(), after_step=None, **changes):
     """Train a tiny UNet; the trained weights as one vector, and the history."""
-    changes |= {"held_out_images": 1} if held_out else {}
     run = make_run(model, **{"max_train_steps": 6, "train_batch_size": 2, "logging_steps": 4} | changes)
     config = run.config
     if config.tuned == "full":
@@ -45,5 +46,5 @@ def train(model, stream, batches=None, held_out=(), **changes):
         unet = make_unet(model, **{name: value for name, value in changes.items() if name in ADAPTER_SETTINGS})
     loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=config.snr_gamma)
     batches = batches or partial(batch_at, [stream], DRAWS, config.train_batch_size)
-    history = fit(run, unet, batches, loss_fn, held_out)
+    history = fit(run, unet, batches, loss_fn, held_out, after_step)
     return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(unet).values()]), history

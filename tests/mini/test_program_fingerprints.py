@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from stages.mini.program_fingerprints import write_fingerprints
+from stages.mini.rebuild import MADE
 from stages.pipeline.fingerprints import fingerprint, import_closure, read_pins
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +20,10 @@ CODE = STAGES.pop("code")
 PROGRAMS = {name: re.findall(r"-m (\S+)", stage["cmd"]) for name, stage in STAGES.items()}
 ALL = {program for programs in PROGRAMS.values() for program in programs}
 DENOISERS = {"train_ancestor", "train_finetune"}
-TRAININGS = {*DENOISERS, "train_vae", "train_judge", "train_captioner", "train_scorer"}
+TRAININGS = {*DENOISERS, "train_vae", "train_judge", "train_captioner", "train_scorer", "train_dino"}
 USERS = {
     "drawings/portraits.py": {*TRAININGS, "draw_sets", "evaluate"},
-    "drawings/labelled.py": {"train_judge", "train_captioner", "train_scorer", "evaluate"},
+    "drawings/labelled.py": {"train_judge", "train_captioner", "train_scorer", "train_dino", "evaluate"},
     "drawings/sheets.py": {"evaluate"},
     "training/fitting.py": TRAININGS,
     "training/muon.py": TRAININGS,
@@ -30,6 +31,8 @@ USERS = {
     "training/finetune_files.py": {"train_finetune"},
     "training/train_captioner.py": {"train_captioner"},
     "training/attribute_heads.py": {"train_captioner", "train_scorer"},
+    "training/train_dino.py": {"train_dino"},
+    "evaluation/nearest_drawings.py": {"train_dino", "evaluate"},
     "evaluation/judge.py": {"train_judge", "evaluate"},
     "evaluation/targets.py": {"evaluate"},
     "rebuild.py": set(),
@@ -62,6 +65,14 @@ def test_each_fingerprint_that_is_depended_on_is_written():
 def test_all_data_that_is_depended_on_is_made_by_a_stage():
     made = {out for stage in (CODE, *STAGES.values()) for out in outs(stage)}
     assert {dep for stage in STAGES.values() for dep in stage["deps"]} <= made
+
+
+def test_all_of_the_small_world_that_presets_read_is_made_and_copied_to_its_place():
+    texts = [path.read_text() for path in (ROOT / "conf").rglob("*.yaml")]
+    read = {name for text in texts for name in re.findall(r"path: data/mini/([\w.]+)", text)}
+    assert {"asuka", "scorer", "dino", "toon.ckpt"} <= read
+    assert read <= set(MADE)
+    assert {f"${{work}}/{name}" for name in MADE} <= {out for stage in STAGES.values() for out in outs(stage)}
 
 
 def test_a_fine_tune_is_made_by_what_it_trains_with():

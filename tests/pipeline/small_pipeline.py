@@ -17,11 +17,11 @@ stages:
     cmd: mkdir -p data/images/a${item.alpha} && echo ${item.alpha} > data/images/a${item.alpha}/p0.png
     deps: [input.txt]
     outs: ["data/images/a${item.alpha}"]
-  score:
+  embed:
     matrix: {alpha: "${sweep.alpha}"}
-    cmd: mkdir -p data/scores && cat data/images/a${item.alpha}/p0.png > data/scores/a${item.alpha}.csv
+    cmd: mkdir -p data/embeddings && cat data/images/a${item.alpha}/p0.png > data/embeddings/a${item.alpha}.safetensors
     deps: ["data/images/a${item.alpha}"]
-    outs: ["data/scores/a${item.alpha}.csv"]
+    outs: ["data/embeddings/a${item.alpha}.safetensors"]
   own:
     cmd: mkdir -p data/images/own && echo own > data/images/own/picture.png
     deps: [input.txt]

@@ -93,7 +93,8 @@ def test_a_preset_of_ones_own_wants_what_only_its_owner_knows(repository, capsys
 
 def test_a_preset_of_ones_own_holds_nothing_of_the_small_world(repository, capsys):
     (repository / "my").mkdir()
-    shutil.copyfile(ROOT / "data/mini/asuka/0001.png", repository / "my" / "1.png")
+    for number in range(1, 5):
+        shutil.copyfile(ROOT / f"data/mini/asuka/{number:04d}.png", repository / "my" / f"{number}.png")
     for name in ("first.safetensors", "second.ckpt"):
         (repository / name).touch()
     path = preset.begin("mine", Path("conf"))
@@ -109,7 +110,8 @@ def test_a_preset_of_ones_own_holds_nothing_of_the_small_world(repository, capsy
     check_together(configs)
     assert capsys.readouterr().err == ""
     assert (configs["caption"].prefix, configs["train_dreambooth"].instance_prompt) == ("mychar", "mychar")
-    assert configs["compare"].subject_prompts == (0, 1)
+    assert all("mychar" in prompt for prompt in configs["generate"].subject_prompts)
+    assert not any("mychar" in prompt for prompt in configs["generate"].other_prompts)
     assert (configs["compare"].names.theta0, configs["compare"].names.theta1) == ("first", "second")
     assert params()["inputs"]["images"] == "my"
 

@@ -1,3 +1,4 @@
+import re
 from typing import Annotated
 
 import pytest
@@ -59,15 +60,29 @@ def test_source_takes_a_commit_or_a_branch_with_a_digest():
 
 
 def sweep(**values):
-    return {"alpha": [0.5], "rank": [4], "dreambooth_rank": [], "bases": ["theta0"]} | values
+    plain = {"alpha": [0.5], "rank": [4], "dreambooth_rank": [], "seed": [0], "lora_scale": [1.0], "bases": ["theta0"]}
+    return plain | {"kept_steps": {"text2img": [], "dreambooth": []}} | values
 
 
-WRONG = [{"alpha": [1.1]}, {"alpha": []}, {"rank": [0]}, {"bases": ["theta2"]}, {"alpha": [0.5, 0.5]}]
+WRONG = [
+    *({"alpha": [1.1]}, {"alpha": []}, {"alpha": [0.5, 0.5]}),
+    *({"rank": [0]}, {"rank": []}, {"rank": [4, 4]}, {"bases": ["theta2"]}),
+    *({"seed": []}, {"seed": [0, 0]}, {"seed": [-1]}, {"seed": 0}),
+    *({"lora_scale": []}, {"lora_scale": [1, 1.0]}, {"lora_scale": [11]}, {"lora_scale": 1.0}),
+]
 
 
 @pytest.mark.parametrize("values", WRONG)
-def test_sweep_refuses(values):
-    assert message(SweepConfig, sweep(**values)).startswith("train.")
+def test_sweep_refuses_by_the_name_of_the_axis(values):
+    (line,) = message(SweepConfig, sweep(**values)).splitlines()
+    assert re.match(rf"train\.{next(iter(values))}\b", line)
+
+
+def test_a_sweep_keeps_steps_of_both_kinds_of_lora_and_of_no_other():
+    validate("sweep", SweepConfig, sweep(kept_steps={"text2img": [500, 1000], "dreambooth": []}))
+    nothing_kept = message(SweepConfig, sweep(kept_steps={"text2img": [0], "dreambooth": []}))
+    assert nothing_kept.startswith("train.kept_steps.text2img.0: given 0")
+    assert message(SweepConfig, sweep(kept_steps={"merge": [1]})).startswith("train.kept_steps.merge")
 
 
 def test_runtime_refuses_an_unknown_device():

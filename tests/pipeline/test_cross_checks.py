@@ -35,7 +35,7 @@ def changed(composed, changes):
         for section in sections:
             place = place[section]
         place[leaf] = value
-        if path.startswith("sweep."):
+        if path.startswith("sweep.") and leaf in params["cells"]:
             params["cells"][leaf] = value
     return params
 
@@ -52,8 +52,15 @@ BING = {"kind": "bing", "query": "x", "limit": 10, "timeout": 30}
 FOREIGN = {"kind": "folder", "path": "stages"}
 
 REFUSED = [
-    ({"trigger": "mychar"}, "trigger: given 'mychar': no prompt of generate.prompts names it"),
-    ({"compare.subject_prompts": [1, 3]}, "compare.subject_prompts: given 3: generate.prompts has 3, counted from 0"),
+    ({"trigger": "mychar"}, "trigger: given 'mychar': no prompt of generate.subject_prompts names it"),
+    (
+        {"generate.other_prompts": ["a portrait", "Asuka, smiling"]},
+        "generate.other_prompts: 'Asuka, smiling' names the trigger 'asuka': put it among subject_prompts",
+    ),
+    (
+        {"generate.other_prompts": []},
+        "compare.primary: given 'trigger_specificity': it is the difference between subject_prompts and other_prompts",
+    ),
     ({"merge.method": "add_difference"}, "merge.method: add_difference takes base.theta2, which is null: name a checkpoint"),
     ({"base.theta2": ORIGINAL}, "merge.method: weighted_sum does not take base.theta2, which is not null"),
     ({"base.theta1": None}, "merge.method: weighted_sum takes base.theta1, which is null"),
@@ -65,15 +72,16 @@ REFUSED = [
     ({"train_dreambooth.optimizer": "prodigy"}, "train_dreambooth.optimizer: given 'prodigy': pip install prodigyopt"),
     ({"train_text2img.optimizer": "adamw_8bit"}, "train_text2img.optimizer: given 'adamw_8bit': pip install bitsandbytes"),
     ({"train_text2img.init_lora_weights": "orthogonal", "sweep.rank": [4, 3]}, "train_text2img.init_lora_weights: orthogonal"),
-    ({"train_text2img.held_out_images": 112}, "train_text2img.held_out_images: given 112: of at most 112 images"),
+    ({"download.held_out_images": 112}, "download.held_out_images: given 112: of at most 112 images, some must be left"),
     (
-        {"train_text2img.held_out_images": 5, "download.max_images": 5},
-        "train_text2img.held_out_images: given 5: of at most 5",
+        {"download.held_out_images": 5, "download.max_images": 5},
+        "download.held_out_images: given 5: of at most 5 images, some must be left to train on; set it lower",
     ),
     ({"download.min_images": 113}, "download.min_images: given 113: data/mini/asuka holds 112 images"),
     ({"generate.clip_skip": 2}, "generate.clip_skip: given 2: theta0's text encoder has 2 layers"),
     ({"caption.model.path": "data/mini"}, "caption.model.path: data/mini is no model in the transformers layout"),
-    ({"score.scorer.path": "stages"}, "score.scorer.path: stages is no model in the transformers layout"),
+    ({"embed.clip.path": "stages"}, "embed.clip.path: stages is no model in the transformers layout"),
+    ({"embed.dino.path": "stages"}, "embed.dino.path: stages is no model in the transformers layout"),
     ({"download.source": BING}, "caption.model: data/mini/captioner knows the drawings of data/mini and nothing else"),
     ({"download.source": FOREIGN, "download.min_images": 1}, "caption.model: data/mini/captioner knows the drawings"),
     (
@@ -82,7 +90,8 @@ REFUSED = [
     ),
     ({"train_dreambooth.instance_prompt": None}, "train_dreambooth.instance_prompt: is null: name the subject"),
     ({"sweep.alpha": [0.1, 0.5], "merge.component_alpha": {"unet": 0.3, "text_encoder": 0.3}}, "merge.component_alpha leaves"),
-    ({"cells.rank": [8]}, "cells.rank: [8] is not sweep.rank, [4]"),
+    ({"cells.rank": [4]}, "cells.rank: [4] is not sweep.rank, [8]"),
+    ({"cells.seed": [1, 2]}, "cells.seed: [1, 2] is not sweep.seed, [0]"),
 ]
 
 
@@ -100,7 +109,15 @@ SAID = [
     ({"caption.prefix": None}, "caption.prefix: None does not name the trigger 'asuka'"),
     ({"generate.resolution": 128}, "generate.resolution: 128, and the LoRAs are trained at encode_images.resolution 64"),
     ({"generate.clip_skip": 1}, "generate.clip_skip: 1, and clip_skip is 0: training and drawing should read one layer"),
-    ({"download.source": BING, "caption.model": HUB}, "score.scorer: data/mini/scorer knows the drawings of data/mini alone"),
+    ({"download.source": BING, "caption.model": HUB}, "embed.clip: data/mini/scorer knows the drawings of data/mini alone"),
+    ({"download.source": BING, "caption.model": HUB}, "embed.dino: data/mini/dino knows the drawings of data/mini alone"),
+    (
+        {"generate.subject_prompts": ["asuka", "a portrait, smiling"]},
+        "generate.subject_prompts: 'a portrait, smiling' does not name the trigger 'asuka'",
+    ),
+    ({"generate.subject_prompts": ["asuka"]}, "generate.subject_prompts: of one prompt, nothing can be said of others"),
+    ({"generate.other_prompts": ["a portrait"]}, "generate.other_prompts: of one prompt, nothing can be said of others"),
+    ({"sweep.seed": [0, 7]}, "sweep.seed: of two trainings, intervals are very wide: take three or more, or one"),
 ]
 
 
@@ -121,7 +138,24 @@ def test_an_experiment_without_a_trigger_needs_none(composed):
     assert look(validate_all(changed(composed, {"trigger": None}))) == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"download.held_out_images": 111},
+        {"download.held_out_images": 4, "download.max_images": 5},
+        {"download.held_out_images": 0, "download.max_images": 1},
+        {"generate.other_prompts": [], "compare.primary": "subject_fidelity"},
+        {"generate.subject_prompts": ["ASUKA", "Asuka, smiling"], "generate.other_prompts": ["a portrait", "a house"]},
+        {"sweep.seed": [4]},
+        {"sweep.seed": [2, 0, 1]},
+        {"sweep.lora_scale": [0.5, 1.0]},
+    ],
+)
+def test_what_works_is_neither_refused_nor_remarked_on(composed, changes):
+    assert look(validate_all(changed(composed, changes))) == []
+
+
 def test_dreambooth_settings_do_not_matter_where_there_is_no_dreambooth(composed):
-    changes = {"sweep.dreambooth_rank": [], "train_dreambooth.held_out_images": 200, "train_dreambooth.instance_prompt": None}
-    changes |= {"train_dreambooth.clip_skip": 9, "class_images.clip_skip": 9}
+    changes = {"sweep.dreambooth_rank": [], "train_dreambooth.instance_prompt": None}
+    changes |= {"train_dreambooth.clip_skip": 9, "class_images.clip_skip": 9, "class_images.num_class_images": 0}
     assert look(validate_all(changed(composed, changes))) == []

@@ -42,7 +42,7 @@ def test_a_hand_edit_is_refused(params):
         ("config.yaml", "threads: 2", "threads: 2  # a comment", False),
         ("experiment/mini.yaml", "resolution: 64", "resolution: 128", True),
         ("experiment/asuka.yaml", "min_size: 256", "min_size: 512", False),
-        ("training/default.yaml", "seed: 0", "seed: 1", True),
+        ("training/default.yaml", "noise_offset: 0.0", "noise_offset: 0.1", True),
     ],
 )
 def test_what_an_experiment_is_composed_of_counts_and_comments_do_not(params, tmp_path, file, old, new, counts):

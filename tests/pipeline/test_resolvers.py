@@ -40,12 +40,57 @@ def test_what_is_trained_on_is_a_merge_or_theta0():
     assert resolvers.merge_name(conf({"theta0": theta0, "theta1": theta0})) == "merge"
 
 
-def test_prompts_that_name_the_trigger():
-    prompts = conf(["a portrait", "Mychar, smiling", "photo of mychar"])
-    assert resolvers.positions(prompts, "mychar") == [1, 2]
-    assert resolvers.positions(prompts, None) == [0, 1, 2]
-    assert resolvers.positions(prompts, "other") == []
-    assert resolvers.positions("no list", "x") == []
+SWEEP = {
+    "alpha": [0.7],
+    "rank": [4],
+    "dreambooth_rank": [],
+    "seed": [0, 3],
+    "lora_scale": [1.0, 0.5],
+    "kept_steps": {"text2img": [500], "dreambooth": []},
+    "bases": ["theta0"],
+}
+LORAS = [f"text2img-a0.7-r4-s{seed}{kept}{scale}" for seed in (0, 3) for kept in ("-step500", "") for scale in ("", "-x0.5")]
+
+
+def test_every_seed_kept_step_and_strength_draws_and_a_training_is_exported_once():
+    assert list(resolvers.variants(conf(SWEEP))) == ["theta0", "a0.7", *LORAS]
+    assert list(resolvers.exports(conf(SWEEP))) == ["model-a0.7", "text2img-a0.7-r4-s0", "text2img-a0.7-r4-s3"]
+
+
+def test_the_dataset_is_embedded_and_what_each_variant_drew():
+    embedded = {"dataset": "data/raw", **{name: f"data/images/{name}" for name in ("theta0", "a0.7", *LORAS)}}
+    assert resolvers.embedded(conf(SWEEP)) == embedded
+    assert resolvers.embedded(None) == {"dataset": "data/raw"}
+
+
+HOSTILE = "0; touch hacked"
+
+
+@pytest.mark.parametrize("axis", ["rank", "dreambooth_rank", "seed", "alpha", "lora_scale", "bases", "kept_steps"])
+def test_what_is_no_number_gets_into_no_name(axis):
+    hostile = {"text2img": [HOSTILE], "dreambooth": HOSTILE} if axis == "kept_steps" else [HOSTILE]
+    sweep = conf(SWEEP | {axis: hostile})
+    for composed in (resolvers.variants(sweep), resolvers.embedded(sweep), resolvers.exports(sweep)):
+        assert "touch" not in OmegaConf.to_yaml(composed)
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({"keep_every": 500, "max_train_steps": 1600}, [500, 1000, 1500]),
+        ({"keep_every": 500, "max_train_steps": 1500}, [500, 1000]),
+        ({"keep_every": 500, "max_train_steps": 500}, []),
+        ({"keep_every": None, "max_train_steps": 1500}, []),
+        ({"keep_every": 0, "max_train_steps": 1500}, []),
+        ({"keep_every": 500, "max_train_steps": "???"}, []),
+        ({"keep_every": "often", "max_train_steps": 1500}, []),
+        ({}, []),
+        (None, []),
+    ],
+)
+def test_the_steps_that_a_training_keeps_its_lora_after(training, steps):
+    """All but the end, which there is anyway; a wrong value is refused by its stage, and keeps none here."""
+    assert resolvers.kept(None if training is None else conf(training)) == steps
 
 
 @pytest.mark.parametrize(("value", "values"), [([0.5, 1], [0.5, 1]), ([], []), (0.5, []), ({"a": 1}, []), ([[1], 2], [2])])

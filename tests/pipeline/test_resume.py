@@ -9,7 +9,7 @@ import pytest
 
 from stages.pipeline import fingerprints, resume, seals
 from stages.pipeline.lockfile import content_md5
-from stages.pipeline.resume import CHECKPOINTS, resumable, run_digest
+from stages.pipeline.resume import CHECKPOINTS, code_digest, resumable, run_digest
 from stages.pipeline.seals import sealed_file
 from tests.pipeline.small_pipeline import run
 
@@ -221,6 +221,25 @@ def test_digest_is_of_settings_and_content_and_not_of_places(tmp_path):
     patterns = {"to_q": 6, "attn1.to_q": 2}  # the first that fits counts
     others |= {run_digest({"rank": each}, [tmp_path / "a"]) for each in (patterns, dict(reversed(patterns.items())))}
     assert len(others) == 6
+    assert digest not in others
+
+
+def test_what_a_stage_makes_is_decided_by_its_settings_its_inputs_and_its_code(tmp_path, monkeypatch):
+    (tmp_path / "stages").mkdir()
+    for name, text in (("__init__", ""), ("draw", "STEPS = 25\n"), ("look", "STEPS = 30\n")):
+        (tmp_path / "stages" / f"{name}.py").write_text(text)
+    for name in ("weights", "others"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(resume, "ROOT", tmp_path)
+    digest = code_digest("draw", {"strength": 1.0}, [tmp_path / "weights"])
+    assert digest == code_digest("draw", {"strength": 1.0}, [tmp_path / "weights"])
+    others = {
+        code_digest("draw", {"strength": 0.5}, [tmp_path / "weights"]),
+        code_digest("draw", {"strength": 1.0}, [tmp_path / "others"]),
+        code_digest("draw", {"strength": 1.0}),
+        code_digest("look", {"strength": 1.0}, [tmp_path / "weights"]),
+    }
+    assert len(others) == 4
     assert digest not in others
 
 

@@ -3,6 +3,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from stages.pipeline.torch_runtime import device_name
 
 FAULTS = """
 import ctypes, resource
@@ -22,6 +25,10 @@ for _ in range(4):
         libc.free(block)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+
+
+def test_what_computes_is_called_by_what_results_depend_on():
+    assert device_name(torch.device("cpu")) == "cpu"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")

@@ -1,29 +1,36 @@
-"""A comparison drawn by hand: pictures of one colour, scores chosen so that the answers are known."""
+"""A comparison drawn by hand: pictures of one colour, embeddings chosen so that the answers are known."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
-from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS
+from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE, PREVIEWS
+from stages.dataset.metadata import ManifestRow, write_manifest
 from stages.drawing.cells import Cell, cells_of, write_cells
+from stages.measures.embedded_files import Embedded, read_embedded, write_embedded
 from stages.pipeline.png_text import write_png
-from stages.pipeline.variants import Kind, Variant
+from stages.pipeline.variants import DATASET, Kind, Variant
 from stages.report.config import Names, ReportConfig
 from stages.report.contents import Comparison, read_previews, read_training_images
 from stages.report.histories import read_history
 from stages.report.results import read_results
-from stages.report.scores import read_scores, write_scores
 from stages.report.sweep import Sweep
 
-PROMPTS = ["a portrait", "asuka, <green> background"]
+SUBJECT_PROMPTS = ["asuka, <green> background", "asuka, glasses", "asuka"]
+OTHER_PROMPTS = ["a portrait", "a portrait, blond hair", "a toon portrait"]
 SEEDS = [3, 5, 8]
 NAMES = Names(theta0="toon", theta1="anime", merge="merge", text2img="text2img LoRA", dreambooth="DreamBooth LoRA")
 CONFIG = ReportConfig(
     title="Two & one",
     names=NAMES,
-    subject_prompts=(1,),
+    primary="trigger_specificity",
+    contrasts=(("text2img", "dreambooth"), ("text2img", "merge"), ("dreambooth", "merge")),
     images_per_cell=2,
+    grid_prompts=1,
     image_size=24,
     resampling="nearest",
     training_images=3,
@@ -37,30 +44,71 @@ COLOURS: dict[Kind, tuple[int, int, int]] = {
     "dreambooth": (200, 0, 200),
 }
 LIKENESS: dict[Kind, float] = {"theta0": 0.2, "theta1": 0.3, "merge": 0.4, "text2img": 0.5, "dreambooth": 0.7}
-SWEEP = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(4,), bases=("theta0", "theta1"), lora_scale=1.0)
-WIDE = Sweep(alpha=(0.7, 0.3), rank=(4, 2), dreambooth_rank=(), bases=("theta0", "theta1"), lora_scale=1.0)
+ELSEWHERE = 0.1
+"""Likeness to the subject where it is not asked for."""
+SWEEP = Sweep(
+    alpha=(0.7,),
+    rank=(4,),
+    dreambooth_rank=(4,),
+    seed=(0,),
+    lora_scale=(1.0,),
+    kept_steps={"text2img": (), "dreambooth": ()},
+    bases=("theta0", "theta1"),
+)
+WIDE = replace(SWEEP, alpha=(0.7, 0.3), rank=(4, 2), dreambooth_rank=())
 """Two alphas, two ranks and one kind of LoRA."""
-NARROW = Sweep(alpha=(0.7,), rank=(4,), dreambooth_rank=(), bases=("theta0",), lora_scale=1.0)
+NARROW = replace(SWEEP, dreambooth_rank=(), bases=("theta0",))
+TEXT2IMG, DREAMBOOTH = Variant("text2img", 0.7, 4, 0), Variant("dreambooth", 0.7, 4, 0)
+
+
+def cells(seeds: list[int] | None = None) -> list[Cell]:
+    return cells_of(SUBJECT_PROMPTS, OTHER_PROMPTS, seeds or SEEDS)
+
+
+def likeness(variant: Variant, cell: Cell) -> float:
+    """Of an image to the subject: its kind's where it is asked for, `ELSEWHERE` else; each prompt and seed adds a little."""
+    whole = LIKENESS[variant.kind] if cell.prompts == "subject" else ELSEWHERE
+    return whole + cell.prompt_index / 100 + cell.seed / 1000
+
+
+def alignment(cell: Cell) -> float:
+    """Of an image to its prompt."""
+    return 0.25 + cell.prompt_index / 100 + cell.seed / 1000
+
+
+def vector(to_subject: float, to_prompt: float, prompt_index: int, seed: int) -> np.ndarray:
+    """An embedding of length 1 with these cosines to the subject, (1, 0 …), and to a prompt, which has an axis of its own."""
+    found = np.zeros(20, dtype=np.float32)
+    found[0], found[1 + prompt_index] = to_subject, to_prompt
+    found[10 + seed] = np.sqrt(1 - to_subject**2 - to_prompt**2)
+    return found
+
+
+def embed_cells(of_cells: list[Cell], likenesses: list[float], alignments: list[float]) -> Embedded:
+    """Embeddings with these likenesses, by CLIP and by DINOv2 alike."""
+    rows = np.stack(
+        [vector(a, b, cell.prompt_index, cell.seed) for cell, a, b in zip(of_cells, likenesses, alignments, strict=True)]
+    )
+    prompts = list(dict.fromkeys(cell.prompt for cell in of_cells))
+    texts = np.eye(20, dtype=np.float32)[1 : 1 + len(prompts)]
+    names = [cell.file_name for cell in of_cells]
+    return Embedded({"clip": rows, "dino": rows}, texts, names, ["00"] * len(names), prompts, {"clip": "c", "dino": "d"}, "")
 
 
 def write_variant(root: Path, variant: Variant, seeds: list[int] | None = None) -> None:
-    """Write images/ and scores/ of a variant, and lora/ of a LoRA; its likeness shows on the second prompt only."""
+    """Write images/ and embeddings/ of a variant, and lora/ of a LoRA."""
     folder = root / "images" / variant.name
     folder.mkdir(parents=True)
-    cells = cells_of(PROMPTS, seeds or SEEDS)
-    for cell in cells:
+    drawn = cells(seeds)
+    for cell in drawn:
         text = {"prompt": cell.prompt, "num_inference_steps": "25", "unet_sha256": "ab" * 32}
         write_png(Image.new("RGB", (16, 16), COLOURS[variant.kind]), folder / cell.file_name, text)
-    write_cells(folder, cells)
-    (root / "scores").mkdir(exist_ok=True)
-    write_scores(root / "scores" / f"{variant.name}.csv", {cell: _scores(variant, cell) for cell in cells})
-    if variant.rank is not None:
-        write_history(root / "lora" / variant.name / HISTORY_FILE, (50, 100) if variant.kind == "text2img" else ())
-
-
-def _scores(variant: Variant, cell: Cell) -> dict[str, float]:
-    likeness = LIKENESS[variant.kind] if cell.prompt_index == 1 else 0.1
-    return {"prompt_similarity": 0.25 + cell.seed / 1000, "reference_similarity": likeness + cell.seed / 100}
+    write_cells(folder, drawn)
+    embedded = embed_cells(drawn, [likeness(variant, cell) for cell in drawn], [alignment(cell) for cell in drawn])
+    write_embedded(embedded, root / "embeddings" / f"{variant.name}.safetensors")
+    if variant.rank is not None and not (root / "lora" / variant.training.name).exists():
+        write_history(root / "lora" / variant.training.name / HISTORY_FILE, (50, 100) if variant.kind == "text2img" else ())
+        save_file({"down": np.zeros((4, 5), np.float32)}, root / "lora" / variant.training.name / LORA_FILE)
 
 
 def write_history(path: Path, held_out: tuple[int, ...] = ()) -> None:
@@ -71,55 +119,70 @@ def write_history(path: Path, held_out: tuple[int, ...] = ()) -> None:
 
 def write_previews(folder: Path) -> None:
     folder.mkdir()
-    for index, prompt in enumerate(PROMPTS):
+    for index, prompt in enumerate((SUBJECT_PROMPTS[0], OTHER_PROMPTS[0])):
         for step in (50, 100):
             colour = (100 * index, step, 0)
             text = {"prompt": prompt, "step": str(step)}
             write_png(Image.new("RGB", (16, 16), colour), folder / f"p{index}-step{step:06d}.png", text)
 
 
-def write_world(root: Path, sweep: Sweep = SWEEP) -> Path:
+def write_world(root: Path, sweep: Sweep = SWEEP, held_out: int = 2) -> Path:
     """Write all that the compare stage reads."""
     for variant in sweep.variants:
         write_variant(root, variant)
-    write_training_images(root)
+    write_training_images(root, held_out)
     return root
 
 
-def write_training_images(root: Path) -> None:
-    """Write dataset/, six images with captions."""
-    dataset = root / "dataset"
-    dataset.mkdir()
-    for number in range(6):
-        Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(dataset / f"{number:04}.png")
-    with (dataset / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [("file_name", "caption"), *((f"{number:04}.png", f"asuka {number}") for number in range(6))]
-        )
+def write_training_images(root: Path, held_out: int = 2) -> None:
+    """Write raw/, dataset/ and the embeddings of eight images, the first of which are held out: all are the subject itself."""
+    for folder in ("raw", "dataset/train"):
+        (root / folder).mkdir(parents=True)
+    names = [f"{number:04}.png" for number in range(8)]
+    rows = []
+    for number, name in enumerate(names):
+        image, split = Image.new("RGB", (16, 16), (30 * number, 0, 0)), "test" if number < held_out else "train"
+        image.save(root / "raw" / name)
+        rows.append(ManifestRow(name, "drawn", "00", "00", "", 16, 16, split))
+        if split == "train":
+            image.save(root / "dataset" / "train" / name)
+    write_manifest(root / "raw", rows)
+    with (root / "dataset" / "train" / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "caption"), *((name, f"asuka {name[3]}") for name in names[held_out:])])
+    images = np.zeros((len(names), 20), dtype=np.float32)
+    images[:, 0] = 1
+    nothing = np.zeros((0, 20), dtype=np.float32)
+    embedded = Embedded(
+        {"clip": images, "dino": images}, nothing, names, ["00"] * len(names), [], {"clip": "c", "dino": "d"}, ""
+    )
+    write_embedded(embedded, root / "embeddings" / f"{DATASET}.safetensors")
 
 
 def leak(root: Path, variant: Variant) -> None:
-    """Raise a LoRA's likeness to the training images, and lower that to the prompt, where nothing asks for it."""
-    path = root / "scores" / f"{variant.name}.csv"
-    changes = {"prompt_similarity": -0.2, "reference_similarity": 0.4}
-    scores = read_scores(path, cells_of(PROMPTS, SEEDS))
-    spoilt = {
-        cell: {metric: value + (0 if cell.prompt_index == 1 else changes[metric]) for metric, value in values.items()}
-        for cell, values in scores.items()
-    }
-    write_scores(path, spoilt)
+    """Raise a LoRA's likeness to the subject, and lower that to the prompt, where nothing asks for it."""
+    drawn = cells()
+    spoilt = {"subject": (0.0, 0.0), "other": (0.4, -0.2)}
+    embedded = embed_cells(
+        drawn,
+        [likeness(variant, cell) + spoilt[cell.prompts][0] for cell in drawn],
+        [alignment(cell) + spoilt[cell.prompts][1] for cell in drawn],
+    )
+    write_embedded(embedded, root / "embeddings" / f"{variant.name}.safetensors")
 
 
-def read_world(root: Path, sweep: Sweep = SWEEP) -> Comparison:
+def rewrite(root: Path, name: str, **changes: object) -> None:
+    """Change something of a file of embeddings."""
+    path = root / "embeddings" / f"{name}.safetensors"
+    write_embedded(replace(read_embedded(path), **changes), path)
+
+
+def read_world(root: Path, sweep: Sweep = SWEEP, config: ReportConfig = CONFIG) -> Comparison:
     """Read it as the compare stage does."""
     return Comparison(
-        results=read_results(sweep, root / "images", root / "scores"),
-        training=read_training_images(root / "dataset", CONFIG.training_images),
-        histories={
-            variant: read_history(root / "lora" / variant.name / HISTORY_FILE) for variant in sweep.variants if variant.rank
-        },
-        previews={
-            variant: read_previews(root / "lora" / variant.name / PREVIEWS) for variant in sweep.variants if variant.rank
-        },
-        config=CONFIG,
+        results=read_results(sweep, root / "images", root / "embeddings", root / "raw"),
+        training=read_training_images(root / "dataset", config.training_images),
+        histories={variant: read_history(root / "lora" / variant.name / HISTORY_FILE) for variant in sweep.trained},
+        previews={variant: read_previews(root / "lora" / variant.name / PREVIEWS) for variant in sweep.trained},
+        files={variant: root / "lora" / variant.name / LORA_FILE for variant in sweep.trained},
+        config=config,
     )

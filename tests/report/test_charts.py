@@ -58,13 +58,13 @@ def test_histories_are_tables_for_plots(tmp_path):
     write_history(tmp_path / "lora" / "history.csv", (50,))
     write_history(tmp_path / "other" / "history.csv")
     histories = {
-        Variant("text2img", 0.7, rank): read_history(tmp_path / name / "history.csv")
+        Variant("text2img", 0.7, rank, 0): read_history(tmp_path / name / "history.csv")
         for rank, name in ((4, "lora"), (8, "other"))
     }
     write_histories(histories, tmp_path)
-    assert (tmp_path / "held_out_loss.csv").read_text() == "variant,step,held_out_loss\ntext2img-a0.7-r4,50,0.5\n"
+    assert (tmp_path / "held_out_loss.csv").read_text() == "variant,step,held_out_loss\ntext2img-a0.7-r4-s0,50,0.5\n"
     rows = (tmp_path / "loss.csv").read_text().splitlines()
-    assert rows[:2] == ["variant,step,loss", "text2img-a0.7-r4,1.5,0.75"], "means over sixtieths of the steps"
+    assert rows[:2] == ["variant,step,loss", "text2img-a0.7-r4-s0,1.5,0.75"], "means over sixtieths of the steps"
     assert len(rows) == 1 + 2 * 60
 
 

@@ -9,25 +9,29 @@ import pytest
 from PIL import Image
 
 from stages.checkpoints.file_names import PREVIEWS
+from stages.measures.statistics import Interval
 from stages.pipeline.variants import Variant
 from stages.report.figures import CHART_FILES
 from stages.report.grids import draw_grid
-from stages.report.page import render_page
+from stages.report.page import WORST, render_page
 from stages.report.rendering import bounds, data_uri, number, signed
 from stages.report.report import grids, main_grid, write_report
 from stages.report.results import read_results
-from stages.report.scores import Interval
 from tests.report.small_comparison import (
     COLOURS,
     CONFIG,
     NAMES,
     NARROW,
-    SWEEP,
+    OTHER_PROMPTS,
+    SEEDS,
+    SUBJECT_PROMPTS,
+    TEXT2IMG,
     WIDE,
+    cells,
     leak,
     read_world,
+    rewrite,
     write_previews,
-    write_training_images,
     write_variant,
     write_world,
 )
@@ -83,51 +87,60 @@ def test_page_needs_no_other_file(page):
     assert page.open == []
 
 
-def test_page_shows_every_image_and_the_training_images(page):
+def test_page_shows_every_image_the_training_images_and_the_nearest_pairs(page):
     images = [address for address in page.addresses if address.startswith("data:")]
-    assert len(images) == 5 * 2 * 3 + 3
-    assert len(set(images)) == 5 * 2 + 3
+    drawn = 5 * len(SUBJECT_PROMPTS + OTHER_PROMPTS) * len(SEEDS)
+    assert len(images) == drawn + 3 + 2 * WORST
+    assert len(set(images)) < len(images)
 
 
 def test_page_says_what_was_gained_where_it_was_asked_for(page):
-    assert re.search(
-        r"text2img LoRA rank 4, compared with the same model without it .* \+0\.100 0\.453 → 0\.553, clearly higher: good",
-        words(page),
-    )
-    assert re.search(r"DreamBooth LoRA rank 4.* \+0\.300 0\.453 → 0\.753, clearly higher: good", words(page))
-    assert "higher in 3 of 3" in words(page)
-    assert re.search(r"images, on prompts that do not ask for it 0\.000 .*? not told apart from 0 by these seeds", words(page))
+    said = words(page)
+    compared = "text2img LoRA rank 4, compared with the same model without it Likeness gained by naming the subject"
+    assert f"{compared} +0.100 0.270 → 0.370, good" in said
+    assert re.search(r"DreamBooth LoRA rank 4, compared.* \(DINO\) \+0\.300 0\.415 → 0\.715, good", said)
+    leaked = r"Likeness to the subject where it is not asked for \(DINO\) 0\.000 0\.145 → 0\.145, not told apart from no change"
+    assert re.search(leaked, said)
 
 
 def test_page_calls_harm_harm_in_words_and_in_colour(tmp_path):
-    leak(write_world(tmp_path, WIDE), Variant("text2img", 0.7, 4))
-    html = render_page(read_world(tmp_path, WIDE))
+    leak(write_world(tmp_path), TEXT2IMG)
+    html = render_page(read_world(tmp_path))
     said = words(Page(html))
-    assert re.search(
-        r"images, on prompts that do not ask for it \+0\.400 0\.153 → 0\.553, clearly higher: harm, it leaks", said
-    )
-    assert re.search(r"Likeness to the prompt, on prompts that do not ask for it −0\.200 .*?, clearly lower: harm", said)
+    assert re.search(r"where it is not asked for \(DINO\) \+0\.400 0\.145 → 0\.545, harm", said)
+    assert re.search(r"Likeness to the prompt where it is not asked for −0\.200 .*?, harm", said)
     assert '<strong class="harm">+0.400</strong>' in html
     assert '<strong class="good">+0.100</strong>' in html
     assert said.count("○ +0.400 harm") == 1, "the forest names it beside its row"
-    assert re.search(r"to images, other prompts \+0\.40 harm to prompt, other prompts −0\.20 harm", said), "and the sweep"
     assert re.search(r"higher is harm, it leaks .* lower than without a LoRA is harm", said)
 
 
-def test_one_seed_gives_no_verdict(tmp_path):
-    for variant in SWEEP.variants:
-        write_variant(tmp_path, variant, seeds=[3])
-    write_training_images(tmp_path)
-    said = words(Page(render_page(read_world(tmp_path))))
-    assert "+0.100 0.430 → 0.530 higher in 1 of 1" in said
-    assert "drew 2 prompts from the same starting noise." in said
-    assert not re.search(r"clearly|not told apart from|95 % intervals over the", said)
+def test_page_puts_the_declared_question_first(page, world):
+    first, *_ = read_world(world).findings.sentences
+    assert first.startswith("The question declared beforehand: text2img LoRA, rank 4 against DreamBooth LoRA, rank 4: worse by")
+    assert first in words(page)
+
+
+def test_one_prompt_of_each_kind_gives_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.report.small_comparison.SUBJECT_PROMPTS", SUBJECT_PROMPTS[:1])
+    monkeypatch.setattr("tests.report.small_comparison.OTHER_PROMPTS", OTHER_PROMPTS[:1])
+    comparison = read_world(write_world(tmp_path))
+    assert {contrast.verdict for contrast in comparison.findings.contrasts} == {"not told apart"}
+    said = words(Page(render_page(comparison)))
+    assert "1 prompt that asks for the subject and 1 prompt that does not" in said
+    assert not re.search(r"(better|worse) by|, (good|harm)\b", said)
+
+
+def test_page_says_where_no_image_was_held_out(tmp_path):
+    comparison = read_world(write_world(tmp_path, held_out=0))
+    assert "No image was held out" in words(Page(render_page(comparison)))
+    assert comparison.results.dataset.references["dino"].shape == comparison.results.dataset.training["dino"].shape
 
 
 def test_page_is_grammatical_for_one_of_each(tmp_path):
     comparison = read_world(write_world(tmp_path, NARROW), NARROW)
     said = words(Page(render_page(replace(comparison, training=replace(comparison.training, count=1)))))
-    assert "The LoRAs learnt from a dataset of 1 image, this one" in said
+    assert "The LoRAs learnt from 1 image, this one" in said
     assert "of the two kinds" not in said
 
 
@@ -151,20 +164,20 @@ def test_colours_of_words_can_be_read():
 
 
 def test_charts_are_svg_files_that_need_nothing_else(tmp_path):
-    leak(write_world(tmp_path), Variant("text2img", 0.7, 4))
+    leak(write_world(tmp_path), TEXT2IMG)
     comparison = read_world(tmp_path)
     named = replace(CONFIG, names=replace(NAMES, text2img="<b>LoRA</b> & " + "x" * 60))
     (tmp_path / "report").mkdir()
     write_report(replace(comparison, config=named), tmp_path / "report")
     charts = sorted((tmp_path / "report" / "charts").glob("*.svg"))
-    assert len(charts) == 2 + 2 * 3
+    assert len(charts) == 3 + 1 + 2 * 3
     for chart in charts:
         text = chart.read_text()
         root = ElementTree.fromstring(text)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert set(re.findall(r"https?://[^\"<]*", text)) == {"http://www.w3.org/2000/svg"}
         assert not re.search(r"href|url\(|@import|src=", text)
-    likeness = (tmp_path / "report" / "charts" / "scores-reference_similarity.svg").read_text()
+    likeness = (tmp_path / "report" / "charts" / "scores-dino_similarity.svg").read_text()
     assert "○ +0.400 harm" in likeness
     assert "higher is harm, it leaks" in likeness
     assert (
@@ -205,11 +218,16 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         "grid.png",
         "charts/sweep-text2img.png",
         "charts/sweep-dreambooth.png",
+        "charts/scores-clip_similarity.svg",
+        "charts/scores-dino_similarity.svg",
         "charts/scores-prompt_similarity.svg",
-        "charts/scores-reference_similarity.svg",
+        "charts/trade-off.svg",
         *(f"charts/{name}-{kind}.svg" for name in CHART_FILES.values() for kind in ("text2img", "dreambooth")),
-        "scores.csv",
-        "variants.csv",
+        "contrasts.csv",
+        "costs.csv",
+        "findings.txt",
+        "images.csv",
+        "levels.csv",
         "metrics.json",
         "loss.csv",
         "held_out_loss.csv",
@@ -221,17 +239,18 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
 
 def test_page_shows_the_histories_and_the_previews_of_the_trainings(tmp_path):
     root = write_world(tmp_path)
-    write_previews(root / "lora" / "text2img-a0.7-r4" / PREVIEWS)
+    write_previews(root / "lora" / TEXT2IMG.name / PREVIEWS)
     page = Page(render_page(read_world(root)))
     said = words(page)
-    assert re.search(
-        r"text2img LoRA, rank 4: previews drawn while training, from the same noise a portrait step 50 step 100 asuka", said
+    drawn = (
+        "text2img LoRA, rank 4: previews drawn while training, from the same noise asuka, <green> background step 50 step 100"
     )
+    assert f"{drawn} a portrait step 50 step 100" in said
     assert "DreamBooth LoRA, rank 4: previews" not in said
     assert said.count("Dashed: held-out images, which are not trained on") == 1
     assert said.count("LoRA gradient norm") == 2
     images = [address for address in page.addresses if address.startswith("data:")]
-    assert len(images) == 5 * 2 * 3 + 3 + 4
+    assert len(images) == 5 * 6 * 3 + 3 + 2 * WORST + 4
 
 
 def test_page_does_not_say_where_it_was_made(world):
@@ -261,7 +280,17 @@ def test_other_prompts_in_one_variant_are_refused(tmp_path):
     write_variant(tmp_path, Variant("theta0"))
     write_variant(tmp_path, Variant("merge", 0.7), seeds=[3, 5, 9])
     with pytest.raises(ValueError, match=r"a0\.7: has other prompts or seeds"):
-        read_results(NARROW, tmp_path / "images", tmp_path / "scores")
+        read_results(NARROW, tmp_path / "images", tmp_path / "embeddings", tmp_path / "raw")
+
+
+def test_embeddings_of_other_images_or_by_other_encoders_are_refused(tmp_path):
+    write_world(tmp_path)
+    rewrite(tmp_path, "theta1", file_names=["p9-s9.png"] * 18)
+    with pytest.raises(ValueError, match=r"theta1\.safetensors: not the embeddings of these images; run the stage embed again"):
+        read_world(tmp_path)
+    rewrite(tmp_path, "theta1", file_names=[cell.file_name for cell in cells()], encoders={"clip": "c", "dino": "another"})
+    with pytest.raises(ValueError, match=r"theta1\.safetensors: by other encoders than"):
+        read_world(tmp_path)
 
 
 def test_large_pictures_are_reduced(tmp_path):

@@ -5,8 +5,19 @@ from dataclasses import replace
 import pytest
 
 from stages.pipeline.variants import Variant
-from stages.report.score_tables import as_text, write_metrics, write_scores_table, write_variants_table
-from tests.report.small_comparison import NARROW, SWEEP, WIDE, leak, read_world, write_world
+from stages.report.score_tables import as_text, write_contrasts, write_costs, write_images, write_levels, write_metrics
+from tests.report.small_comparison import (
+    DREAMBOOTH,
+    NARROW,
+    SEEDS,
+    SWEEP,
+    TEXT2IMG,
+    WIDE,
+    leak,
+    read_world,
+    rewrite,
+    write_world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,34 +31,34 @@ def rows(write, comparison, path):
         return list(csv.DictReader(file))
 
 
-def test_scores_are_of_either_group_and_of_each_prompt(world, tmp_path):
-    table = rows(write_scores_table, read_world(world), tmp_path / "scores.csv")
-    of_lora = [row for row in table if row["variant"] == "dreambooth-a0.7-r4"]
-    assert [(row["prompts"], row["prompt"], row["images"]) for row in of_lora] == [
-        ("subject", "", "3"),
-        ("other", "", "3"),
-        ("subject", "asuka, <green> background", "3"),
-        ("other", "a portrait", "3"),
-    ]
-    assert float(of_lora[2]["reference_similarity"]) == pytest.approx(0.7 + 16 / 300, abs=1e-4)
-    assert float(of_lora[2]["reference_similarity_gain"]) == pytest.approx(0.3, abs=1e-4)
-    assert of_lora[2]["reference_similarity_verdict"] == "good"
-    assert of_lora[1]["reference_similarity_verdict"] == "not told apart"
-    unchanged = [row for row in table if row["kind"] in ("theta0", "theta1", "merge")]
-    assert len(unchanged) == 3 * 4
-    assert all(row[f"reference_similarity_{end}"] == "" for row in unchanged for end in ("gain", "verdict"))
+def test_levels_are_of_every_arm_by_every_measure(world, tmp_path):
+    table = rows(write_levels, read_world(world), tmp_path / "levels.csv")
+    found = {(row["variant"], row["measure"]): row for row in table}
+    assert len(found) == len(table) == 5 * 9
+    fidelity = found[DREAMBOOTH.name, "subject_fidelity"]
+    # 0.7, one hundredth for each prompt (0, 1, 2), and the mean of 3, 5 and 8 thousandths
+    assert float(fidelity["mean"]) == pytest.approx(0.7 + 0.01 + 0.016 / 3, abs=1e-4)
+    half_width = 4.30265273 * 0.01 / 3**0.5  # Student's t for two degrees of freedom, from the tables
+    assert float(fidelity["high"]) - float(fidelity["mean"]) == pytest.approx(half_width, abs=1e-4)
+    assert (fidelity["units"], fidelity["trainings"], fidelity["lora_scale"]) == ("3", "1", "1.0")
+    assert found["a0.7", "drift"]["mean"] == "0.00000"
+    assert found["a0.7", "subject_fidelity"]["lora_scale"] == ""
 
 
-def test_harm_is_called_harm_in_the_tables(tmp_path):
-    leak(write_world(tmp_path), Variant("text2img", 0.7, 4))
-    table = rows(write_scores_table, read_world(tmp_path), tmp_path / "scores.csv")
-    (other,) = [row for row in table if (row["variant"], row["prompts"], row["prompt"]) == ("text2img-a0.7-r4", "other", "")]
-    assert (other["reference_similarity_verdict"], other["prompt_similarity_verdict"]) == ("harm", "harm")
-    write_metrics(read_world(tmp_path), tmp_path / "metrics.json")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())["text2img-a0_7-r4"]
-    assert metrics["reference_similarity_leak"] == pytest.approx(0.4)
-    assert metrics["prompt_similarity_drift"] == pytest.approx(-0.2)
-    assert metrics["reference_similarity_gain"] == pytest.approx(0.1)
+def test_contrasts_say_what_is_better_and_what_is_worse(tmp_path):
+    leak(write_world(tmp_path), TEXT2IMG)
+    table = rows(write_contrasts, read_world(tmp_path), tmp_path / "contrasts.csv")
+    of_merge = {row["measure"]: row for row in table if row["arms"] == "text2img LoRA, rank 4 > merge, alpha 0.7"}
+    assert of_merge["leak"]["verdict"] == "worse"
+    assert float(of_merge["leak"]["mean"]) == pytest.approx(0.4, abs=1e-4)
+    assert of_merge["prompt_alignment_other"]["verdict"] == "worse"
+    assert of_merge["subject_fidelity"]["verdict"] == "better"
+    assert not {"drift", "copying"} & of_merge.keys(), "of the merge itself they say nothing"
+    (primary,) = [row for row in table if row["primary"] == "True"]
+    assert (primary["arms"], primary["measure"]) == (
+        "text2img LoRA, rank 4 > DreamBooth LoRA, rank 4",
+        "trigger_specificity",
+    )
 
 
 def metrics_of(root, sweep, path):
@@ -56,44 +67,79 @@ def metrics_of(root, sweep, path):
 
 
 def test_a_model_has_the_same_key_and_value_in_any_sweep(tmp_path):
-    write_world(tmp_path, WIDE)
-    wide = metrics_of(tmp_path, WIDE, tmp_path / "wide.json")
-    assert len(wide) == 8
-    for ranks in ((4,), (2,), (2, 4)):
-        narrow = metrics_of(tmp_path, replace(NARROW, rank=ranks), tmp_path / "narrow.json")
-        assert set(narrow) == {"theta0", "a0_7", *(f"text2img-a0_7-r{rank}" for rank in ranks)}
-        assert all(wide[key] == values for key, values in narrow.items())
+    wide = replace(WIDE, seed=(0, 1, 2))
+    write_world(tmp_path, wide)
+    found = metrics_of(tmp_path, wide, tmp_path / "wide.json")
+    assert len(found) == 2 + 2 + 2 * 2 * 3
+    for ranks, seeds in (((4,), (0,)), ((2,), (1, 0)), ((2, 4), (2,))):
+        narrow = metrics_of(tmp_path, replace(NARROW, rank=ranks, seed=seeds), tmp_path / "narrow.json")
+        loras = {f"text2img-a0_7-r{rank}-s{seed}" for rank in ranks for seed in seeds}
+        assert set(narrow) == {"theta0", "a0_7", *loras}
+        assert all(found[key] == values for key, values in narrow.items())
+
+
+def test_gains_are_differences_to_the_merge(tmp_path):
+    leak(write_world(tmp_path), TEXT2IMG)
+    metrics = metrics_of(tmp_path, SWEEP, tmp_path / "metrics.json")
+    assert metrics[TEXT2IMG.key]["leak_gain"] == pytest.approx(0.4)
+    assert metrics[TEXT2IMG.key]["prompt_alignment_other_gain"] == pytest.approx(-0.2)
+    assert metrics[TEXT2IMG.key]["subject_fidelity_gain"] == pytest.approx(0.1)
+    assert metrics[TEXT2IMG.key]["trigger_specificity_gain"] == pytest.approx(-0.3)
+    assert not any(name.endswith("_gain") for name in metrics["a0_7"])
 
 
 def test_keys_have_no_dots_and_differ():
     variants = [*WIDE.variants, *SWEEP.variants, Variant("merge", 1), Variant("merge", 0.07), Variant("merge", 1e-05)]
+    variants += [replace(TEXT2IMG, lora_scale=0.5), replace(TEXT2IMG, step=50)]
     keys = {variant.name: variant.key for variant in variants}
     assert not any("." in key for key in keys.values())
     assert len(set(keys.values())) == len(keys)
 
 
-def test_no_leak_is_claimed_where_every_prompt_asks_for_the_subject(world, tmp_path):
-    comparison = read_world(world)
-    all_ask = replace(comparison, config=replace(comparison.config, subject_prompts=(0, 1)))
-    write_metrics(all_ask, tmp_path / "metrics.json")
-    assert set(json.loads((tmp_path / "metrics.json").read_text())["text2img-a0_7-r4"]) == {
-        "prompt_similarity",
-        "prompt_similarity_gain",
-        "reference_similarity",
-        "reference_similarity_gain",
-    }
-    table = rows(write_variants_table, all_ask, tmp_path / "variants.csv")
-    assert {row["reference_similarity_leak"] for row in table} == {""}
+def test_no_leak_is_claimed_where_every_prompt_asks_for_the_subject(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.report.small_comparison.OTHER_PROMPTS", [])
+    metrics = metrics_of(write_world(tmp_path), SWEEP, tmp_path / "metrics.json")
+    measures = {"subject_fidelity", "subject_fidelity_clip", "prompt_alignment", "diversity", "copying"}
+    assert set(metrics[TEXT2IMG.key]) == measures | {f"{measure}_gain" for measure in measures}
 
 
-def test_variants_have_a_row_each(world, tmp_path):
-    table = {row["variant"]: row for row in rows(write_variants_table, read_world(world), tmp_path / "variants.csv")}
-    assert list(table) == [variant.name for variant in SWEEP.variants]
-    assert table["text2img-a0.7-r4"]["rank"] == "4"
-    assert float(table["text2img-a0.7-r4"]["reference_similarity_gain"]) == pytest.approx(0.1)
-    assert {name: row["held_out_loss"] for name, row in table.items() if row["held_out_loss"]} == {
-        "text2img-a0.7-r4": "0.50000"
-    }
+def test_every_image_has_a_row_for_each_metric(world, tmp_path):
+    table = rows(write_images, read_world(world), tmp_path / "images.csv")
+    assert len(table) == 5 * 6 * len(SEEDS) * 5
+    of_lora = {(row["prompt"], row["seed"], row["metric"]): row for row in table if row["variant"] == TEXT2IMG.name}
+    row = of_lora["asuka, glasses", "5", "dino_similarity"]
+    assert float(row["value"]) == pytest.approx(0.5 + 0.01 + 0.005, abs=1e-4)
+    assert (row["train_seed"], row["prompts"], row["nearest"]) == ("0", "subject", "")
+    nearest = of_lora["asuka, glasses", "5", "nearest_training_similarity"]
+    assert (nearest["nearest"], nearest["copy"]) == ("0002.png", "no")
+
+
+def test_a_planted_copy_is_called_one(tmp_path):
+    import numpy as np
+
+    from stages.measures.embedded_files import read_embedded
+
+    write_world(tmp_path)
+    dataset = read_embedded(tmp_path / "embeddings" / "dataset.safetensors")
+    spread = np.eye(20, dtype=np.float32)[[0, 0, 1, 2, 3, 4, 5, 6]] + np.eye(20, dtype=np.float32)[0]
+    many = np.repeat(spread / np.linalg.norm(spread, axis=1, keepdims=True), 1, axis=0)
+    rewrite(tmp_path, "dataset", images={"clip": dataset.images["clip"], "dino": many})
+    drawn = read_embedded(tmp_path / "embeddings" / f"{TEXT2IMG.name}.safetensors")
+    copied = drawn.images["dino"].copy()
+    copied[4] = many[5]
+    rewrite(tmp_path, TEXT2IMG.name, images={"clip": drawn.images["clip"], "dino": copied})
+    table = rows(write_images, read_world(tmp_path), tmp_path / "images.csv")
+    similar = [row for row in table if row["variant"] == TEXT2IMG.name and row["metric"] == "nearest_training_similarity"]
+    assert [row["nearest"] for row in similar if float(row["value"]) > 0.9999] == ["0005.png"]
+
+
+def test_costs_are_those_of_each_training(world, tmp_path):
+    table = {row["variant"]: row for row in rows(write_costs, read_world(world), tmp_path / "costs.csv")}
+    assert list(table) == [TEXT2IMG.name, DREAMBOOTH.name]
+    assert (table[TEXT2IMG.name]["trained_weights"], table[TEXT2IMG.name]["steps"]) == ("20", "100")
+    assert (table[TEXT2IMG.name]["held_out_loss"], table[DREAMBOOTH.name]["held_out_loss"]) == ("0.5", "")
+    size = (world / "lora" / TEXT2IMG.name / "pytorch_lora_weights.safetensors").stat().st_size
+    assert table[TEXT2IMG.name]["file_bytes"] == str(size)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +154,9 @@ def test_other_texts_stay_as_they_are(text):
     assert as_text(text) == text
 
 
-def test_a_prompt_that_is_a_formula_is_text_in_the_table(tmp_path):
-    write_world(tmp_path)
-    for file in [*tmp_path.glob("images/*/cells.csv"), *tmp_path.glob("scores/*.csv")]:
-        file.write_text(file.read_text().replace("a portrait", "=1+cmd|'/C calc'!A0"))
-    table = rows(write_scores_table, read_world(tmp_path), tmp_path / "scores.csv")
-    assert {row["prompt"] for row in table} == {"", "asuka, <green> background", "'=1+cmd|'/C calc'!A0"}
+def test_a_prompt_that_is_a_formula_is_text_in_the_table(tmp_path, monkeypatch):
+    formula = "=1+cmd|'/C calc'!A0"
+    monkeypatch.setattr("tests.report.small_comparison.OTHER_PROMPTS", [formula, "a portrait"])
+    table = rows(write_images, read_world(write_world(tmp_path)), tmp_path / "images.csv")
+    assert f"'{formula}" in {row["prompt"] for row in table}
+    assert formula not in {row["prompt"] for row in table}

@@ -1,5 +1,6 @@
 """Running the training stages as their command line does, and killing them."""
 
+import csv
 import hashlib
 import importlib
 import os
@@ -24,7 +25,10 @@ TEXT2IMG: dict[str, Any] = {
     "class_images": "no-class-images",
     "model": "model",
     "rank": 2,
+    "seed": 0,
 }
+DREAMBOOTH: dict[str, Any] = {name: value for name, value in TEXT2IMG.items() if name != "captions"}
+TRAININGS = {"train_text2img": TEXT2IMG, "train_dreambooth": DREAMBOOTH}
 
 
 def write_params(root: Path, **changes) -> None:
@@ -87,7 +91,18 @@ def newest_checkpoint(root: Path) -> int:
     return max((path.stat().st_mtime_ns for path in (root / ".checkpoints").rglob("checkpoint.pt")), default=0)
 
 
-def folder_of(root: Path, out: str) -> Path:
+def folder_of(root: Path, out: str, stage: str = "train_text2img") -> Path:
     """Where the run that writes `out` keeps what it needs to go on."""
-    (folder,) = (path for path in (root / ".checkpoints/train_text2img" / out).iterdir() if path.name != "damaged")
+    (folder,) = (path for path in (root / ".checkpoints" / stage / out).iterdir() if path.name != "damaged")
     return folder
+
+
+def history_of(folder: Path) -> list[dict[str, str]]:
+    """The rows of the history of a training."""
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def held_out_losses(folder: Path) -> dict[int, float]:
+    """The losses of held-out images in the history of a training, by the steps after which they were measured."""
+    return {int(row["step"]): float(row["held_out_loss"]) for row in history_of(folder) if row["held_out_loss"]}

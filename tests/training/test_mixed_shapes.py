@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.running import TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
+from tests.training.running import DREAMBOOTH, TEXT2IMG, digests, held_out_losses, kill_at_a_checkpoint, run_stage, write_params
 
 pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
@@ -14,7 +14,7 @@ BUCKETS = {"resolution": 64, "max_aspect_ratio": 3}
 
 
 def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
-    settings = {"max_train_steps": 40, "held_out_images": 2, "held_out_steps": 10, "train_batch_size": 3}
+    settings = {"max_train_steps": 40, "held_out_steps": 10, "train_batch_size": 3}
     write_params(mixed, encode_images=BUCKETS, train_text2img=settings, train_dreambooth={"max_train_steps": 5})
     run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
     said = capsys.readouterr()
@@ -28,15 +28,17 @@ def test_images_of_mixed_shapes_train_both_kinds_and_resume(mixed, capsys):
     assert digests(mixed / "mixed-cut") == digests(mixed / "mixed-whole")
     write_params(mixed, class_images={"num_class_images": 2, "resolution": 64}, train_dreambooth={"max_train_steps": 5})
     run_stage("class_images", model="model", out="class-square")
-    options = {"images": "mixed.safetensors", "class_images": "class-square", "model": "model", "rank": 2}
+    options = DREAMBOOTH | {"images": "mixed.safetensors", "class_images": "class-square"}
     run_stage("train_dreambooth", **options, out="mixed-dreambooth")
     assert (mixed / "mixed-dreambooth/pytorch_lora_weights.safetensors").exists()
+    for name in ("mixed-whole", "mixed-dreambooth"):
+        assert held_out_losses(mixed / name)
 
 
 def test_two_processes_killed_at_a_random_moment_end_with_the_same_bytes(mixed):
-    """Images of several shapes, held-out images and previews included; the whole group is killed."""
+    """Images of several shapes, held-out images, previews and kept LoRAs included; the whole group is killed."""
     settings = {"num_processes": 2, "train_batch_size": 3, "max_train_steps": 40, "lora_dropout": 0.2, "checkpointing_steps": 1}
-    settings |= {"held_out_images": 2, "held_out_steps": 10, "preview_prompts": ["a portrait"], "preview_steps": 15}
+    settings |= {"held_out_steps": 10, "preview_prompts": ["a portrait"], "preview_steps": 15, "keep_every": 15}
     write_params(mixed, encode_images=BUCKETS, train_text2img=settings)
     run_stage("encode_images", images="mixed", vae="model/vae", out="mixed.safetensors")
     run_stage("encode_captions", dataset="mixed-dataset", model="model", out="mixed-captions.safetensors")
@@ -46,3 +48,4 @@ def test_two_processes_killed_at_a_random_moment_end_with_the_same_bytes(mixed):
     assert not (mixed / "two-cut").exists()
     run_stage("train_text2img", **options, out="two-cut")
     assert digests(mixed / "two-cut") == digests(mixed / "two-whole")
+    assert {path.name for path in (mixed / "two-cut").iterdir() if path.is_dir()} == {"previews", "step-15", "step-30"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.running import RESOLUTION, TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
+from tests.training.running import DREAMBOOTH, RESOLUTION, TEXT2IMG, digests, kill_at_a_checkpoint, run_stage, write_params
 
 pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
 
@@ -47,7 +47,7 @@ def test_last_previews_are_what_the_file_draws(encoded):
         train_dreambooth={"train_text_encoder": True, "preview_guidance_scale": 3.0} | PREVIEWS,
     )
     run_stage("class_images", model="model", out="class-no")
-    options = {"images": "images.safetensors", "class_images": "class-no", "model": "model", "rank": 2}
+    options = DREAMBOOTH | {"class_images": "class-no"}
     run_stage("train_dreambooth", **options, out="drawn")
     models = load_models(encoded / "model", torch.device("cpu"))
     load_lora(models, encoded / "drawn")

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.mini.drawings.labelled import draw_held_out, draw_subject_held_out, together
+from stages.mini.drawings.labelled import LABELS, draw_held_out, draw_subject_held_out, together
 from stages.mini.drawings.pixels import read_images
 from stages.mini.drawings.portraits import JUDGED, STYLES
 from stages.mini.drawings.sheets import write_sheet
-from stages.mini.evaluation.judge import Judge, following, load_judge, subject_share, word_share
+from stages.mini.evaluation.judge import SUBJECT_COLOR, Judge, following, load_judge, subject_share, word_share
 from stages.mini.evaluation.prompted_images import Prompt, draw_prompts, held_out_prompts, merged_models
 from stages.mini.evaluation.targets import FINE_TUNES, PIXEL_ART_TARGETS, TARGETS, Figures
 
@@ -165,15 +165,44 @@ def _image_set(folder: Path) -> tuple[NDArray[np.uint8], list[dict[str, str]]]:
 
 def measure_scorer(world: World) -> Figures:
     """How often the scorer finds a drawing's caption among 50, and prefers it to one with an attribute changed."""
-    from stages.drawing.embeddings import load_scorer
+    from stages.drawing.embeddings import load_clip
     from stages.mini.evaluation.caption_ranking import ranked_above_changed, retrieved
 
-    scorer = load_scorer(world.mini / "scorer", world.device, torch.float32)
+    scorer = load_clip(world.mini / "scorer", world.device, torch.float32)
+    tokenizer: Any = scorer.tokenizer
     drawings = draw_held_out(tuple(STYLES), max(10, world.samples // 2))
     return {
-        "retrieved_among_50": retrieved(scorer.model, scorer.tokenizer, drawings),
-        "ranked_above_changed": ranked_above_changed(scorer.model, scorer.tokenizer, drawings),
+        "retrieved_among_50": retrieved(scorer.model, tokenizer, drawings),
+        "ranked_above_changed": ranked_above_changed(scorer.model, tokenizer, drawings),
     }
+
+
+def measure_dino(world: World) -> Figures:
+    """How well the small DINOv2, which knows no label, tells the subject from others, and what its nearest drawings share.
+
+    The subject's images are scored by their likeness to the first twelve of them, and so are held-out drawings of her style, of
+    her style and hair colour, and with her twin tails in other colours: the chance that one of hers scores higher.
+    """
+    from transformers import Dinov2Model
+
+    from stages.mini.evaluation.nearest_drawings import embed, neighbours_alike, told_apart
+
+    dino = Dinov2Model.from_pretrained(world.mini / "dino", dtype=torch.float32).eval()
+    figures: Figures = {"neighbours_alike": neighbours_alike(dino, draw_held_out(tuple(STYLES), world.samples))}
+    hers = embed(dino, _image_set(world.mini / "asuka")[0])
+    reference, rest = hers[:12].mean(axis=0), hers[12:]
+    style, tails = draw_held_out(["adventurer"], world.samples), draw_subject_held_out(world.samples)
+    red = LABELS["hair_color"].index(SUBJECT_COLOR)
+    others = {
+        "her_style": style,
+        "her_style_and_colour": style.subset(np.flatnonzero(style.column("hair_color") == red)),
+        "her_tails_in_other_colours": tails.subset(np.flatnonzero(tails.column("hair_color") != red)),
+    }
+    figures["told_apart_from"] = {
+        name: round(told_apart(rest @ reference, embed(dino, drawings.images) @ reference), 4)
+        for name, drawings in others.items()
+    }
+    return figures
 
 
 def measure_judge(world: World) -> Figures:
@@ -198,15 +227,38 @@ def measure_loras(world: World) -> Figures:
             cells = list(csv.DictReader(file))
         judged = world.judge.judge(images := read_images([folder / cell["file_name"] for cell in cells]))
         named = [index for index, cell in enumerate(cells) if world.subject_name in cell["prompt"].lower()]
-        figure: Figures = {"images": len(cells), "pixel_art": round(word_share(judged["style"], "pixel-art"), 4)}
+        figure: Figures = {"images": len(cells)}
         if named:
             of_her = {label: [found[index] for index in named] for label, found in judged.items()}
             figure |= {"named": len(named), "subject": round(subject_share(of_her), 4)}
+            figure["pixel_art"] = round(word_share(of_her["style"], "pixel-art"), 4)
             figure["twin_tails"] = round(word_share(of_her["hair"], "twin tails"), 4)
             figure["red"] = round(word_share(of_her["hair_color"], "red"), 4)
+        if others := [index for index in range(len(cells)) if index not in named]:
+            figure |= {"not_named": len(others)} | _kept_apart(judged, cells, others)
         figures[folder.name] = figure
         world.sheet(f"variant-{folder.name}", images)
     return figures
+
+
+def _kept_apart(judged: Mapping[str, Sequence[str]], cells: Sequence[Mapping[str, str]], others: Sequence[int]) -> Figures:
+    """Of the images that do not name the subject: how many have her features or are pixel art, and the hair that was asked."""
+    apart = {label: [found[index] for index in others] for label, found in judged.items()}
+    asked = {index: word for index in others if (word := asked_hair(cells[index]["prompt"]))}
+    figures: Figures = {
+        "leak": round(subject_share(apart), 4),
+        "pixel_art_leak": round(word_share(apart["style"], "pixel-art"), 4),
+    }
+    if asked:
+        hits = [judged["hair_color"][index] == word for index, word in asked.items()]
+        figures |= {"hair_asked": len(hits), "hair_as_asked": round(sum(hits) / len(hits), 4)}
+    return figures
+
+
+def asked_hair(prompt: str) -> str:
+    """The hair colour that a prompt names; "" for none."""
+    phrases = (phrase.split() for phrase in prompt.split(",") if "hair" in phrase)
+    return next((word for words in phrases for word in words if word in LABELS["hair_color"]), "")
 
 
 SECTIONS: dict[str, Callable[[World], Figures]] = {
@@ -214,6 +266,7 @@ SECTIONS: dict[str, Callable[[World], Figures]] = {
     "vae": measure_vae,
     "captioner": measure_captioner,
     "scorer": measure_scorer,
+    "dino": measure_dino,
     "prompts": measure_prompts,
     "merges": measure_merges,
     "loras": measure_loras,

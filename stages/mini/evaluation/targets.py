@@ -75,10 +75,16 @@ TARGETS = (
     Target("captioner", "captioner: attributes named right, asuka", _at("asuka", "mean"), least=0.9),
     Target("scorer", "scorer: right caption among 50", _at("retrieved_among_50"), least=0.9),
     Target("scorer", "scorer: true caption above one changed", _at("ranked_above_changed", "all"), least=0.9),
-    Target("loras", "subject's features with a LoRA, the lowest", _extreme(min, ADAPTED, "subject"), least=0.8),
+    Target("dino", "DINOv2: her from others of her style", _at("told_apart_from", "her_style"), least=0.97),
+    Target("dino", "DINOv2: her from others with red hair", _at("told_apart_from", "her_style_and_colour"), least=0.9),
+    Target("dino", "DINOv2: her from other twin tails", _at("told_apart_from", "her_tails_in_other_colours"), least=0.97),
+    Target("loras", "subject's features with a LoRA, the lowest", _extreme(min, ADAPTED, "subject"), least=0.85),
+    Target("loras", "subject's features where she is not named, the highest", _extreme(max, ADAPTED, "leak"), most=0.1),
+    Target("loras", "hair as asked where she is not named, the lowest", _extreme(min, ADAPTED, "hair_as_asked"), least=0.85),
     Target("loras", "subject's features without, the highest", _extreme(max, UNADAPTED, "subject"), most=0.2),
 )
 PIXEL_ART_TARGETS = (
-    Target("loras", "pixel art with a LoRA, the lowest", _extreme(min, ADAPTED, "pixel_art"), least=0.8),
+    Target("loras", "pixel art with a LoRA, the lowest", _extreme(min, ADAPTED, "pixel_art"), least=0.9),
+    Target("loras", "pixel art where it is not asked for, the highest", _extreme(max, ADAPTED, "pixel_art_leak"), most=0.05),
     Target("loras", "pixel art without, the highest", _extreme(max, UNADAPTED, "pixel_art"), most=0.1),
 )

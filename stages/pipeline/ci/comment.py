@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.measures.comparing import BY_KEY
 from stages.pipeline.dvc_command import run_dvc
-from stages.pipeline.summary import LEGEND, score_rows
-from stages.report.effects import EFFECTS
+from stages.pipeline.summary import LEGEND, findings, score_rows
 
 Metrics = Mapping[str, Mapping[str, float]]
 """For each variant its scores, as metrics.json has them."""
@@ -65,11 +65,11 @@ def changes(old: Metrics, new: Metrics) -> Iterator[Sequence[str]]:
 
 
 def _direction(name: str, change: float) -> str:
-    """Whether a change of one of `EFFECTS` is wanted; "" for a mean score, which has no such direction."""
-    wanted = {effect.key: 1 if effect.higher == "good" else -1 for effect in EFFECTS}.get(name)
-    if wanted is None:
+    """Whether a change of what a LoRA changed is wanted; "" for a measure itself, which any model has."""
+    measure = BY_KEY.get(name.removesuffix("_gain"))
+    if measure is None or not name.endswith("_gain"):
         return ""
-    return "for the better" if wanted * change > 0 else "for the worse"
+    return "for the better" if measure.wanted * change > 0 else "for the worse"
 
 
 def _number(value: float | None) -> str:
@@ -78,7 +78,8 @@ def _number(value: float | None) -> str:
 
 def _scores(report: Path) -> list[str]:
     head, *rows = score_rows(report)
-    return ["Scores:", "", *_table(head, rows), *LEGEND, ""]
+    found = [f"- {line}" for line in findings(report)]
+    return ["What was found:", "", *found, "", "Measures:", "", *_table(head, rows), *LEGEND, ""]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -21,11 +21,12 @@ from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.config import load_params
 from stages.pipeline.dvc_command import ask_dvc, dvc_command, run_dvc
 from stages.pipeline.lockfile import LockedOut, locked_outs
+from stages.pipeline.variants import DATASET
 from stages.report.sweep import Sweep
 
 REPORT = Path("data/report")
-OF_A_VARIANT = re.compile(r"data/(?:images|lora|scores)/(.+)")
-"""An output that the comparison reads, with the name of its variant."""
+OF_A_VARIANT = re.compile(r"data/(?:images/|embeddings/|(?=lora/))(.+)")
+"""An output that the comparison reads, with the name of its variant; of a training, with its folder."""
 RUNNING = re.compile(r"Running stage '([^']+)'")
 
 
@@ -53,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compared_stages(outs: Iterable[LockedOut], sweep: Sweep) -> Iterator[str]:
     """The stages whose outputs the comparison reads, changed or not: those of the variants of the present sweep."""
-    names = {variant.name for variant in sweep.variants}
+    names = {DATASET, *(variant.name for variant in sweep.variants), *(f"lora/{variant.name}" for variant in sweep.trained)}
     for out in outs:
         found = OF_A_VARIANT.fullmatch(out.path.as_posix())
-        if found and found[1].removesuffix(".csv") in names:
+        if found and found[1].removesuffix(".safetensors") in names:
             yield out.stage
 
 

@@ -14,12 +14,13 @@ def test_the_figures_of_an_image_set_decide_a_target():
 
 
 def test_the_worst_variant_counts():
-    loras = {target.words: target for target in TARGETS + PIXEL_ART_TARGETS if target.section == "loras"}
     figures = {
-        "text2img-a0.7-r4": {"subject": 0.9, "pixel_art": 0.7},
-        "dreambooth-a0.7-r4": {"subject": 0.85, "pixel_art": 1.0},
-        "a0.7": {"subject": 0.1, "pixel_art": 0.0},
-        "theta0": {"subject": 0.3, "pixel_art": 0.05},
+        "text2img-a0.7-r4-s0": {"subject": 0.9, "leak": 0.02, "hair_as_asked": 0.9, "pixel_art": 0.7, "pixel_art_leak": 0.03},
+        "dreambooth-a0.7-r4-s0": {"subject": 0.85, "leak": 0.07, "hair_as_asked": 1.0, "pixel_art": 1.0, "pixel_art_leak": 0.0},
+        "a0.7": {"subject": 0.1, "leak": 0.5, "hair_as_asked": 0.6, "pixel_art": 0.0, "pixel_art_leak": 0.6},
+        "theta0": {"subject": 0.3, "leak": 0.4, "hair_as_asked": 0.5, "pixel_art": 0.05, "pixel_art_leak": 0.7},
     }
-    found = {words: target.figure(figures) for words, target in loras.items()}
-    assert sorted(value or 0.0 for value in found.values()) == [0.05, 0.3, 0.7, 0.85]
+    of_loras = [target for target in TARGETS if target.section == "loras"]
+    assert [target.figure(figures) for target in of_loras] == [0.85, 0.07, 0.9, 0.3]
+    assert [target.figure(figures) for target in PIXEL_ART_TARGETS] == [0.7, 0.03, 0.05]
+    assert [target.line(figures).split()[-1] for target in of_loras] == ["reached", "reached", "reached", "MISSED"]

@@ -10,7 +10,8 @@ from PIL import Image
 
 from stages.dataset.captioner import generate_captions, load_blip
 from stages.dataset.config import CaptioningConfig
-from stages.drawing.embeddings import embed_images, embed_texts, load_scorer
+from stages.drawing.cells import cells_of, write_cells
+from stages.drawing.embeddings import embed_image, embed_texts, load_clip
 from stages.mini.drawings import draw_sets
 from stages.mini.drawings.labelled import drawn_set
 from stages.mini.drawings.pixels import to_tensor
@@ -36,8 +37,8 @@ def test_they_are_trained_loaded_and_measured(work: Path, capsys: pytest.Capture
     settings = CaptioningConfig(prompt=None, num_beams=1, max_new_tokens=4, batch_size=2)
     captions = generate_captions(blip, processor, files, settings)
     assert len(list(captions)) == 3
-    scorer = load_scorer(work / "scorer", CPU, torch.float32)
-    assert embed_images(scorer, files, 2).shape == embed_texts(scorer, ["asuka"] * 3).shape
+    scorer = load_clip(work / "scorer", CPU, torch.float32)
+    assert torch.stack([embed_image(scorer, file) for file in files]).shape == embed_texts(scorer, ["asuka"] * 3).shape
     assert not list(work.glob("*.pt")), "a finished training leaves no checkpoint that a later one would go on with"
     assert set(load_judge(work / "judge").judge(np.zeros((1, 64, 64, 3), np.uint8))) >= {"style", "hair", "background"}
 
@@ -56,18 +57,18 @@ def test_they_are_trained_loaded_and_measured(work: Path, capsys: pytest.Capture
 def test_images_of_a_pipeline_run_are_judged_by_variant(work: Path) -> None:
     if not (work / "judge").exists():
         train_judge.main(["--work", str(work), "--tiny", "--steps", "1", "--threads", "1", "--out", str(work / "judge")])
-    variant = work / "images" / "text2img-a0.7-r4"
+    variant = work / "images" / "text2img-a0.7-r4-s0"
     variant.mkdir(parents=True)
-    Image.new("RGB", (64, 64)).save(variant / "p0-s0.png")
-    Image.new("RGB", (64, 64)).save(variant / "p1-s0.png")
-    (variant / "cells.csv").write_text('file_name,prompt,seed\np0-s0.png,"asuka, glasses",0\np1-s0.png,a portrait,0\n')
+    cells = cells_of(["asuka, glasses"], ["a portrait, blond hair"], [0])
+    for cell in cells:
+        Image.new("RGB", (64, 64)).save(variant / cell.file_name)
+    write_cells(variant, cells)
     metrics = work / "loras.json"
     options = ["--mini", str(work), "--images", str(work / "images"), "--metrics", str(metrics), "--threads", "1"]
     evaluate.main([*options, "--only", "loras"])
-    figure = json.loads(metrics.read_text())["loras"]["mini"]["text2img-a0.7-r4"]
-    assert figure["images"] == 2
-    assert figure["named"] == 1
-    assert {"subject", "twin_tails", "red", "pixel_art"} <= set(figure)
+    figure = json.loads(metrics.read_text())["loras"]["mini"]["text2img-a0.7-r4-s0"]
+    assert (figure["images"], figure["named"], figure["not_named"], figure["hair_asked"]) == (2, 1, 1, 1)
+    assert {"subject", "twin_tails", "red", "pixel_art", "leak", "pixel_art_leak", "hair_as_asked"} <= set(figure)
 
 
 @torch.no_grad()

@@ -15,7 +15,15 @@ COMPARE = {
     "outs": [{"data/report": {"persist": True}}],
 }
 COPY = "import shutil\nshutil.rmtree('data/report', ignore_errors=True)\nshutil.copytree('made', 'data/report')\n"
-SWEEP = {"alpha": [0.7], "rank": [4], "dreambooth_rank": [4], "bases": ["theta0", "theta1"], "lora_scale": 1.0}
+SWEEP = {
+    "alpha": [0.7],
+    "rank": [4],
+    "dreambooth_rank": [4],
+    "seed": [0],
+    "lora_scale": [1.0],
+    "kept_steps": {"text2img": [], "dreambooth": []},
+    "bases": ["theta0", "theta1"],
+}
 
 
 class SmallRepository:

@@ -79,9 +79,9 @@ def test_what_the_remote_lacks_is_left_out(trusted, capfd):
 
 
 def test_large_outputs_are_left_out():
-    sizes = {"sync": [1], "merge@0.7": [fetched.LARGEST + 1], "score_merged@0.7": [10], "two": [fetched.LARGEST, 1]}
+    sizes = {"sync": [1], "merge@0.7": [fetched.LARGEST + 1], "embed@a0.7": [10], "two": [fetched.LARGEST, 1]}
     outs = [LockedOut(stage, Path("data/x"), "", size) for stage, of_stage in sizes.items() for size in of_stage]
-    assert fetched.small_stages(outs) == {"score_merged@0.7"}
+    assert fetched.small_stages(outs) == {"embed@a0.7"}
 
 
 def test_a_stage_that_is_gone_stops_nothing(trusted):

@@ -57,19 +57,19 @@ def test_unchanged_report_is_fetched_and_the_comment_says_so(clone):
 
 def test_comment_shows_what_changed_and_nothing_else(clone):
     def change(metrics):
-        metrics["text2img-a0_7-r4"]["reference_similarity_leak"] += 0.25
-        metrics["text2img-a0_7-r4"]["prompt_similarity_gain"] += 0.125
-        metrics["text2img-a0_7-r8"] = metrics.pop("dreambooth-a0_7-r4")
+        metrics["text2img-a0_7-r4-s0"]["leak_gain"] += 0.25
+        metrics["text2img-a0_7-r4-s0"]["prompt_alignment_gain"] += 0.125
+        metrics["text2img-a0_7-r8-s0"] = metrics.pop("dreambooth-a0_7-r4-s0")
 
     rewrite(clone, change)
     Image.new("RGB", (8, 8), (1, 2, 3)).save(clone.root / "made/grid.png")
     text = comment_of(clone)
-    table = text[text.index("What changed since HEAD") : text.index("Scores:")].splitlines()
+    table = text[text.index("What changed since HEAD") : text.index("What was found:")].splitlines()
     assert [line for line in table if line.startswith("|")][2:] == [
-        "| dreambooth-a0_7-r4 |  |  |  |  | gone |",
-        "| text2img-a0_7-r4 | prompt_similarity_gain | 0.0000 | 0.1250 | +0.1250 | for the better |",
-        "| text2img-a0_7-r4 | reference_similarity_leak | 0.0000 | 0.2500 | +0.2500 | for the worse |",
-        "| text2img-a0_7-r8 |  |  |  |  | new |",
+        "| dreambooth-a0_7-r4-s0 |  |  |  |  | gone |",
+        "| text2img-a0_7-r4-s0 | leak_gain | 0.0000 | 0.2500 | +0.2500 | for the worse |",
+        "| text2img-a0_7-r4-s0 | prompt_alignment_gain | 0.0000 | 0.1250 | +0.1250 | for the better |",
+        "| text2img-a0_7-r8-s0 |  |  |  |  | new |",
     ]
     assert "another training seed would change them too" in text
     assert "![grid before](grid-before.png)" in text
@@ -77,9 +77,12 @@ def test_comment_shows_what_changed_and_nothing_else(clone):
     assert "captioner" not in text, "the figures of the mini world are not the experiment's"
 
 
-def test_comment_says_what_the_loras_did(clone):
+def test_comment_says_what_was_found_and_the_measures_of_every_variant(clone):
     text = comment_of(clone)
-    assert "| text2img-a0.7-r4 | 0.553 (+0.100 good) | 0.255 (+0.000 ?) | 0.153 (+0.000 ?) |" in text
+    found = (clone.root / "data/report/findings.txt").read_text().splitlines()
+    assert text[text.index("What was found:") : text.index("Measures:")].splitlines()[2:-1] == [f"- {line}" for line in found]
+    assert found[0].startswith("The question declared beforehand: text2img LoRA, rank 4 ")
+    assert "| text2img-a0.7-r4-s0 | 0.370 [0.347, 0.393] | 0.515 [0.490, 0.540] | 0.145 [0.120, 0.170] |" in text
 
 
 def test_other_grid_with_the_same_scores_is_a_change(clone):
@@ -123,7 +126,7 @@ def test_plots_show_every_chart_without_a_network(origin, tmp_path):
     pictures = re.findall(r'<img src="([^"]*)">', page)
     assert all((tmp_path / "plots" / picture).is_file() for picture in pictures)
     charts = [path for path in (origin.root / "made").rglob("*") if path.suffix in (".svg", ".png")]
-    assert len(charts) == 11
+    assert len(charts) == 13
     assert {Path(picture).name for picture in pictures} == {
         f"workspace_data_report_{'_'.join(path.relative_to(origin.root / 'made').parts)}" for path in charts
     }
@@ -143,15 +146,15 @@ def test_dvc_compares_the_experiments_metrics_alone(origin, tmp_path):
     assert list(json.loads(copy.dvc("metrics", "show", "--json"))[""]["data"]) == ["data/report/metrics.json"]
 
     def rename(metrics):
-        metrics["text2img-a0_7-r8"] = metrics.pop("text2img-a0_7-r4")
+        metrics["text2img-a0_7-r8-s0"] = metrics.pop("text2img-a0_7-r4-s0")
 
     rewrite(copy, rename)
     copy.dvc("repro", "--quiet")
     shown = copy.dvc("metrics", "diff", "--md")
     rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in shown.splitlines()[2:] if line]
     assert {row[0] for row in rows} == {
-        f"text2img-a0_7-r{rank}.{name}"
+        f"text2img-a0_7-r{rank}-s0.{name}"
         for rank in (4, 8)
-        for name in json.loads((copy.root / "made/metrics.json").read_text())["text2img-a0_7-r8"]
+        for name in json.loads((copy.root / "made/metrics.json").read_text())["text2img-a0_7-r8-s0"]
     }
     assert {row[3] for row in rows} == {"-"}, "another model is gone or new, never changed"

@@ -37,14 +37,14 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_model_comes_with_what_is_read_of_it_alone(hub):
-    folder = fetch_model("score.scorer", source())
+    folder = fetch_model("embed.clip", source())
     assert names(folder) == {*SMALL, "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert folder.name == COMMIT
 
 
 def test_a_folder_of_this_machine_is_taken_as_it_is(tmp_path):
-    assert fetch_model("score.scorer", source(tmp_path)) == tmp_path
+    assert fetch_model("embed.clip", source(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json"])
@@ -55,7 +55,7 @@ def test_weights_in_other_forms_are_fetched_where_there_is_no_better_one(hub, na
         hub.files |= {name: b"{}", **shards}
         hub.digests |= Hub.digest_all(hub.files)
     expected = {name, *shards} if name.endswith(".index.json") else {name}
-    assert names(fetch_model("score.scorer", source())) == {*SMALL, *expected}
+    assert names(fetch_model("embed.clip", source())) == {*SMALL, *expected}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
@@ -71,22 +71,22 @@ def test_a_damaged_file_is_refused_by_its_name_and_its_setting(hub, name):
 
 
 def test_what_was_fetched_needs_no_hub(hub, monkeypatch):
-    folder = fetch_model("score.scorer", source())
+    folder = fetch_model("embed.clip", source())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert fetch_model("score.scorer", source()) == folder
+    assert fetch_model("embed.clip", source()) == folder
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"^score\.scorer: owner/model at 0123.*: not fetched .*unset HF_HUB_OFFLINE$"):
-        fetch_model("score.scorer", source())
+    with pytest.raises(ValueError, match=r"^embed\.clip: owner/model at 0123.*: not fetched .*unset HF_HUB_OFFLINE$"):
+        fetch_model("embed.clip", source())
 
 
 def test_a_form_that_another_program_left_in_the_cache_is_not_taken_for_the_best(hub):
     fetch_file(REPO, COMMIT, "pytorch_model.bin")
-    assert "model.safetensors" in names(fetch_model("score.scorer", source()))
+    assert "model.safetensors" in names(fetch_model("embed.clip", source()))
 
 
 def test_files_that_nobody_reads_may_be_damaged(hub):
     fetch_file(REPO, COMMIT, "tf_model.h5").path.resolve().write_bytes(b"x")
-    assert "tf_model.h5" in names(fetch_model("score.scorer", source()))
+    assert "tf_model.h5" in names(fetch_model("embed.clip", source()))
 
 
 def test_a_file_beside_another_comes_along_and_is_checked_too(hub):
