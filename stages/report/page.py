@@ -69,6 +69,7 @@ def render_page(comparison: Comparison) -> str:
         levels=levels(comparison),
         costs=costs(comparison),
         copies=copies(comparison),
+        distances={variant: comparison.results.distance(variant) for variant in sweep.variants},
         trainings=[training(comparison, kind) for kind in sweep.kinds],
         settings=settings(comparison),
         weights=weights(comparison),

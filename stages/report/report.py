@@ -10,7 +10,14 @@ from stages.report.grids import Column, Grid, Row, Strip, draw_grid
 from stages.report.histories import write_histories
 from stages.report.lettering import undrawable
 from stages.report.page import render_page
-from stages.report.score_tables import write_contrasts, write_costs, write_images, write_levels, write_metrics
+from stages.report.score_tables import (
+    write_contrasts,
+    write_costs,
+    write_distances,
+    write_images,
+    write_levels,
+    write_metrics,
+)
 
 NAMED = 8
 """How many characters a problem names; the others are counted."""
@@ -25,6 +32,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_levels(comparison, folder / "levels.csv")
     write_contrasts(comparison, folder / "contrasts.csv")
     write_images(comparison, folder / "images.csv")
+    write_distances(comparison, folder / "distances.csv")
     write_costs(comparison, folder / "costs.csv")
     (folder / "findings.txt").write_text("".join(f"{line}\n" for line in comparison.findings.sentences), encoding="utf-8")
     write_metrics(comparison, folder / "metrics.json")

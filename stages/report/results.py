@@ -12,7 +12,8 @@ from stages.dataset.metadata import TEST, read_manifest
 from stages.drawing.cells import Cell, Prompts, read_cells
 from stages.measures.comparing import ArmValues, Measure, estimate
 from stages.measures.embedded_files import Embedded, read_embedded
-from stages.measures.measuring import METRICS, Dataset, Measured, dataset_of, measure
+from stages.measures.likeness import mmd_test
+from stages.measures.measuring import DINO, METRICS, Dataset, Measured, dataset_of, measure
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import DATASET, Variant
 from stages.report.sweep import Sweep
@@ -77,6 +78,15 @@ class Results:
     def value(self, variant: Variant, measure: Measure) -> float:
         """A measure of one variant, whatever other trainings there are."""
         return estimate(measure, self.measured[variant].by_prompt(measure.metric)[None], self.asks).mean
+
+    def distance(self, variant: Variant) -> tuple[float, float] | None:
+        """The squared maximum mean discrepancy of the subject's images from the references (DINO), and its permutation p.
+
+        None where there are not two of each.
+        """
+        images = self.measured[variant].images[DINO][self.asks]
+        images, references = images.reshape(-1, images.shape[-1]), self.dataset.references[DINO]
+        return mmd_test(images, references) if min(len(images), len(references)) > 1 else None
 
     def group_mean(self, variant: Variant, metric: str, group: Prompts) -> float:
         """The mean of a metric over the prompts of a list."""

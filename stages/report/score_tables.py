@@ -80,6 +80,19 @@ def _image_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
                 yield (*identity, cell.prompts, as_text(cell.prompt), cell.seed, metric, _number(value), nearest, copied)
 
 
+def write_distances(comparison: Comparison, path: Path) -> None:
+    """Write distances.csv: for each variant how far its images of the subject are, as a whole, from the held-out ones.
+
+    `mmd` is the squared maximum mean discrepancy (DINO), without bias: 0 on average where both are alike, and it may be below.
+    `p` is the share of permutations in which it is as large; images count as independent there, which makes it too small rather
+    than too large.
+    """
+    results = comparison.results
+    found = {variant: results.distance(variant) for variant in results.sweep.variants}
+    rows = ((variant.name, *map(_number, distance)) for variant, distance in found.items() if distance is not None)
+    write_table(path, ("variant", "mmd", "p"), rows)
+
+
 def write_costs(comparison: Comparison, path: Path) -> None:
     """Write costs.csv: for each training its trained weights, the bytes of its file, its steps and its last held-out loss."""
     write_table(path, ("variant", "trained_weights", "file_bytes", "steps", HELD_OUT_LOSS), costs(comparison))

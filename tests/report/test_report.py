@@ -224,6 +224,7 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         "charts/trade-off.svg",
         *(f"charts/{name}-{kind}.svg" for name in CHART_FILES.values() for kind in ("text2img", "dreambooth")),
         "contrasts.csv",
+        "distances.csv",
         "costs.csv",
         "findings.txt",
         "images.csv",

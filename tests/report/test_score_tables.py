@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from stages.pipeline.variants import Variant
-from stages.report.score_tables import as_text, write_contrasts, write_costs, write_images, write_levels, write_metrics
+from stages.report.score_tables import (
+    as_text,
+    write_contrasts,
+    write_costs,
+    write_distances,
+    write_images,
+    write_levels,
+    write_metrics,
+)
 from tests.report.small_comparison import (
     DREAMBOOTH,
     NARROW,
@@ -131,6 +139,13 @@ def test_a_planted_copy_is_called_one(tmp_path):
     table = rows(write_images, read_world(tmp_path), tmp_path / "images.csv")
     similar = [row for row in table if row["variant"] == TEXT2IMG.name and row["metric"] == "nearest_training_similarity"]
     assert [row["nearest"] for row in similar if float(row["value"]) > 0.9999] == ["0005.png"]
+
+
+def test_distances_are_nothing_where_images_are_the_subject_and_more_elsewhere(world, tmp_path):
+    table = {row["variant"]: row for row in rows(write_distances, read_world(world), tmp_path / "distances.csv")}
+    assert list(table) == [variant.name for variant in SWEEP.variants]
+    assert float(table["theta0"]["mmd"]) > float(table[DREAMBOOTH.name]["mmd"]) > 0
+    assert float(table["theta0"]["p"]) < 0.05
 
 
 def test_costs_are_those_of_each_training(world, tmp_path):
