@@ -241,10 +241,9 @@ def copies(bench: Bench, spread: float) -> dict[str, float]:
     for split in range(SPLITS):
         order = np.random.default_rng(split).permutation(len(every))
         training, held_out = every[order[12:]], every[order[:12]]
-        threshold = likeness.copy_threshold(training)
         smudges = twice[[place for place in range(len(twice)) if place in order[12:]]]
         for name, rows in zip(shares, (training, smudges, held_out), strict=True):
-            shares[name].append(float((likeness.nearest(rows, training)[0] > threshold).mean()))
+            shares[name].append(float(likeness.copied(rows, training).mean()))
     return {name: float(np.mean(of_splits)) for name, of_splits in shares.items()}
 
 

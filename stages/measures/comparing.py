@@ -47,11 +47,12 @@ MEASURES = (
     Measure("prompt_alignment", "likeness to the prompt where the subject is asked for", "prompt_similarity", "subject", 1),
     Measure("prompt_alignment_other", "likeness to the prompt where it is not asked for", "prompt_similarity", "other", 1),
     Measure("drift", "drift from the merge's images where the subject is not asked for", "drift", "other", -1),
-    Measure("diversity", "diversity of the images of a prompt", "diversity", "subject", 1),
+    Measure("diversity", "diversity of the images of a prompt that asks for the subject", "diversity", "subject", 1),
+    Measure("diversity_other", "diversity of the images of a prompt that does not ask for it", "diversity", "other", 1),
     Measure("copying", "likeness to the nearest training image", "nearest_training_similarity", "subject", -1),
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
-NEEDS_TWO_SEEDS = ("diversity",)
+NEEDS_TWO_SEEDS = ("diversity", "diversity_other")
 
 ArmValues = Mapping[Any, Values]
 """For each metric the values of an arm, (T, P): by training and prompt."""

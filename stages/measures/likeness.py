@@ -8,6 +8,8 @@ Values = NDArray[np.float64]
 
 COPY_LEVEL = 0.05
 """Share of images like the training images, but not of them, that may be taken for copies."""
+ROUNDING = 1e-6
+"""Differences of cosines in float32 that are none."""
 
 
 def reference_similarity(images: Embeddings, references: Embeddings) -> Values:
@@ -94,22 +96,30 @@ def nearest(images: Embeddings, training: Embeddings) -> tuple[Values, NDArray[n
     return similarity.max(axis=-1), similarity.argmax(axis=-1)
 
 
-def copy_threshold(training: Embeddings, level: float = COPY_LEVEL) -> float:
-    """The cosine with the nearest training image beyond which an image counts as a copy.
+def copied(images: Embeddings, training: Embeddings, level: float = COPY_LEVEL) -> NDArray[np.bool_]:
+    """Which images count as copies: so near to a training image as one in twenty new images of the subject would be at most.
 
-    Each training image is looked at as if it were new: its cosine with the nearest of the others is what an image of the same
-    subject has without being a copy. Of N such cosines, the threshold is so high that one more image like them exceeds it with
-    a chance of at most `level` (Vovk et al. 2005, conformal prediction): with fewer than 1 / level - 1 images it is 1.
+    Each image is put among the training images, and its cosine with the nearest other one is held against theirs (full
+    conformal
+    prediction: Vovk et al. 2005, section 2.2). If it is like the training images and no copy, it is called one with a chance of
+        at
+    most `level`, however few and however alike they are. Where a copy and its original are the nearest of all, that takes
+    2 / level - 1 training images, 39: of fewer, nothing is called a copy.
 
     Args:
+        images: (..., D).
         training: (N, D).
         level: the share of false alarms, in (0, 1).
+
+    Returns:
+        copied: (...).
     """
-    similarity = np.asarray(training, dtype=float) @ np.asarray(training, dtype=float).T
-    np.fill_diagonal(similarity, -np.inf)
-    others = np.sort(similarity.max(axis=1))
-    place = int(np.ceil((len(others) + 1) * (1 - level))) - 1
-    return float(others[place]) if place < len(others) else 1.0
+    among = np.asarray(training, dtype=float) @ np.asarray(training, dtype=float).T
+    np.fill_diagonal(among, -np.inf)
+    similarity = np.asarray(images, dtype=float) @ np.asarray(training, dtype=float).T
+    own = similarity.max(axis=-1, keepdims=True)
+    as_near = (np.maximum(among.max(axis=1), similarity) >= own - ROUNDING).sum(axis=-1)
+    return (as_near + 1) / (len(training) + 1) <= level
 
 
 def polynomial_kernel(one: Embeddings, other: Embeddings) -> Values:

@@ -45,11 +45,6 @@ class Dataset:
         several = {name: rows for name, rows in self.references.items() if len(rows) > 1}
         return {name: float(likeness.among_themselves(rows).mean()) for name, rows in several.items()}
 
-    @cached_property
-    def copy_threshold(self) -> float:
-        """The cosine (DINO) with the nearest training image beyond which an image counts as a copy."""
-        return likeness.copy_threshold(self.training[DINO])
-
 
 def dataset_of(embedded: Embedded, held_out: Sequence[str]) -> Dataset:
     """Split the embeddings of a dataset into what is trained on and what is held out."""
@@ -68,6 +63,7 @@ class Measured:
         by_image: for each metric but diversity, (P, S): by prompt and seed.
         diversity: (P,); NaN where there is one seed.
         nearest: (P, S), the number of the nearest training image.
+        copied: (P, S), whether the image counts as a copy of one.
         images: by encoder, (P, S, D).
         floor: the mean cosine of images with the prompts of other images; NaN where there is one prompt.
     """
@@ -75,6 +71,7 @@ class Measured:
     by_image: Mapping[str, Values]
     diversity: Values
     nearest: NDArray[np.intp]
+    copied: NDArray[np.bool_]
     images: Mapping[str, Embeddings]
     floor: float
 
@@ -110,4 +107,5 @@ def measure(embedded: Embedded, before: Embedded, dataset: Dataset, prompts: int
     }
     diversity = likeness.diversity(images[DINO]) if seeds > 1 else np.full(prompts, np.nan)
     floor = float(likeness.other_prompt_similarity(images[CLIP], embedded.texts).mean()) if prompts > 1 else float("nan")
-    return Measured(by_image, diversity, which, images, floor)
+    copied = likeness.copied(images[DINO], dataset.training[DINO])
+    return Measured(by_image, diversity, which, copied, images, floor)

@@ -16,8 +16,8 @@ from stages.pipeline.wording import counted
 from stages.report.naming import Namer
 from stages.report.results import Results
 
-SAYS_NOTHING_BESIDE_THE_MERGE = ("drift", "copying")
-"""The merge does not drift from itself, and whatever is like the subject is nearer to its images."""
+SAYS_NOTHING_BESIDE_THE_MERGE = ("drift", "copying", "diversity")
+"""The merge does not drift from itself; and images of one subject are nearer to its images, and to one another."""
 TREND = 3
 """From so many ranks on, a trend is looked for."""
 

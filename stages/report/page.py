@@ -50,6 +50,10 @@ WORST = 6
 """How many images are shown beside the training images that they are nearest to."""
 
 
+ENOUGH_FOR_COPIES = 39
+"""Training images of fewer of which nothing can be called a copy (`likeness.copied`)."""
+
+
 def render_page(comparison: Comparison) -> str:
     """The page as HTML; the same comparison always gives the same bytes."""
     sweep = comparison.results.sweep
@@ -203,13 +207,13 @@ def trade_off(comparison: Comparison) -> dict[str, Any] | None:
 def copies(comparison: Comparison) -> dict[str, Any]:
     """How many images of each LoRA count as copies of a training image, and those that are nearest to one, beside it."""
     results = comparison.results
-    threshold, names, seeds = results.dataset.copy_threshold, results.dataset.training_names, len(results.seeds)
+    names, seeds = results.dataset.training_names, len(results.seeds)
     counts, near = [], []
     for variant, measured in results.measured.items():
         if variant.rank is None:
             continue
         values = measured.by_image["nearest_training_similarity"]
-        counts.append((comparison.namer.label(variant), int((values > threshold).sum()), values.size))
+        counts.append((comparison.namer.label(variant), int(measured.copied.sum()), values.size))
         for number, cell in enumerate(results.cells):
             place = divmod(number, seeds)
             near.append((float(values[place]), variant, cell, names[int(measured.nearest[place])]))
@@ -224,7 +228,7 @@ def copies(comparison: Comparison) -> dict[str, Any]:
         }
         for similarity, variant, cell, name in near[:WORST]
     ]
-    return {"threshold": threshold, "counts": counts, "shown": shown}
+    return {"counts": counts, "shown": shown, "enough": len(names) >= ENOUGH_FOR_COPIES}
 
 
 def _positions(mark: Interval | None, axis: Axis) -> list[float] | None:

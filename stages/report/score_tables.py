@@ -67,7 +67,7 @@ def write_images(comparison: Comparison, path: Path) -> None:
 
 def _image_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
     results, seeds = comparison.results, len(comparison.results.seeds)
-    threshold, names = results.dataset.copy_threshold, results.dataset.training_names
+    names = results.dataset.training_names
     for variant, measured in results.measured.items():
         identity = (variant.name, variant.kind, variant.alpha, variant.rank, variant.seed, variant.step, _strength(variant))
         for number, cell in enumerate(results.cells):
@@ -75,7 +75,7 @@ def _image_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
             for metric, values in measured.by_image.items():
                 value = float(values[place])
                 near = metric == "nearest_training_similarity"
-                copied = ("yes" if value > threshold else "no") if near else ""
+                copied = ("yes" if measured.copied[place] else "no") if near else ""
                 nearest = names[int(measured.nearest[place])] if near else ""
                 yield (*identity, cell.prompts, as_text(cell.prompt), cell.seed, metric, _number(value), nearest, copied)
 

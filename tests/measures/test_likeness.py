@@ -5,7 +5,7 @@ import pytest
 
 from stages.measures.likeness import (
     among_themselves,
-    copy_threshold,
+    copied,
     diversity,
     drift,
     mmd_test,
@@ -77,22 +77,36 @@ def test_nearest_says_which():
     assert which[0, 0] == 1
 
 
-def test_planted_copies_exceed_the_threshold_and_few_new_images_do():
+def test_planted_copies_are_called_copies_and_few_new_images_are():
     """Over many datasets: at most one in twenty images like the training images, but not of them, is taken for a copy."""
     alarms = []
     for seed in range(200):
         images = scattered(120, seed, towards=1.0)
         training, new = images[:100], images[100:]
-        threshold = copy_threshold(training)
-        alarms.append(float((nearest(new, training)[0] > threshold).mean()))
-        assert (nearest(training, training)[0] > threshold).all()
+        alarms.append(float(copied(new, training).mean()))
+        assert copied(training, training).all()
     error = np.std(alarms) / math.sqrt(len(alarms))
     assert np.mean(alarms) <= 0.05 + 2 * error
     assert np.mean(alarms) > 0.02
 
 
-def test_of_few_training_images_nothing_is_called_a_copy_wrongly():
-    assert copy_threshold(scattered(10, 0)) == 1.0
+def test_training_images_that_are_nearly_the_same_make_no_more_false_alarms():
+    """Each drawing twice, with a trace between the two: a new one is not near for that."""
+    alarms = []
+    for seed in range(200):
+        once = scattered(70, seed, towards=1.0)
+        twice = once + np.random.default_rng(seed).normal(scale=0.01, size=once.shape).astype(np.float32)
+        twice /= np.linalg.norm(twice, axis=1, keepdims=True)
+        rows = np.random.default_rng(seed).permutation(np.concatenate([once, twice]))
+        alarms.append(float(copied(rows[100:], rows[:100]).mean()))
+    error = np.std(alarms) / math.sqrt(len(alarms))
+    assert np.mean(alarms) <= 0.05 + 2 * error
+
+
+def test_of_few_training_images_nothing_is_called_a_copy():
+    few, enough = scattered(38, 0), scattered(39, 0)
+    assert not copied(few, few).any()
+    assert copied(enough, enough).all()
 
 
 def test_mmd_is_that_of_all_pairs():

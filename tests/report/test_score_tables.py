@@ -42,7 +42,7 @@ def rows(write, comparison, path):
 def test_levels_are_of_every_arm_by_every_measure(world, tmp_path):
     table = rows(write_levels, read_world(world), tmp_path / "levels.csv")
     found = {(row["variant"], row["measure"]): row for row in table}
-    assert len(found) == len(table) == 5 * 9
+    assert len(found) == len(table) == 5 * 10
     fidelity = found[DREAMBOOTH.name, "subject_fidelity"]
     # 0.7, one hundredth for each prompt (0, 1, 2), and the mean of 3, 5 and 8 thousandths
     assert float(fidelity["mean"]) == pytest.approx(0.7 + 0.01 + 0.016 / 3, abs=1e-4)
@@ -61,7 +61,7 @@ def test_contrasts_say_what_is_better_and_what_is_worse(tmp_path):
     assert float(of_merge["leak"]["mean"]) == pytest.approx(0.4, abs=1e-4)
     assert of_merge["prompt_alignment_other"]["verdict"] == "worse"
     assert of_merge["subject_fidelity"]["verdict"] == "better"
-    assert not {"drift", "copying"} & of_merge.keys(), "of the merge itself they say nothing"
+    assert not {"drift", "copying", "diversity"} & of_merge.keys(), "beside the merge they say nothing"
     (primary,) = [row for row in table if row["primary"] == "True"]
     assert (primary["arms"], primary["measure"]) == (
         "text2img LoRA, rank 4 > DreamBooth LoRA, rank 4",
