@@ -224,10 +224,16 @@ def test_code_edit_runs_its_users_only(baseline):
 
 
 def test_a_setting_reruns_only_what_reads_it(baseline):
-    baseline.compose("export.dtype=float32", "class_images.class_prompts=[something else]")
-    assert baseline.repro() == {"export@model-a0.7", "class_images@0.7"}
+    baseline.compose("export.dtype=float32")
+    assert baseline.repro() == {"export@model-a0.7"}
     baseline.compose("export.lora_dtype=float16")
     assert baseline.repro() == {f"export@{TEXT2IMG}", f"export@{DREAMBOOTH}"}
+
+
+def test_other_class_images_train_both_loras_again_and_leave_the_models_alone(baseline):
+    baseline.compose("class_images.class_prompts=[something else]")
+    trainings = {"train_text2img@0.7-8-0", "train_dreambooth@0.7-8-0", *(f"export@{lora}" for lora in LORAS)}
+    assert baseline.repro() == {"class_images@0.7", "compare"} | trainings | drawn(*LORAS)
 
 
 def test_a_plain_experiment_stays_with_the_preset(baseline):

@@ -23,6 +23,7 @@ UP = {
     "prompt_alignment_other": "for the better",
     "drift": "for the worse",
     "diversity": "for the better",
+    "diversity_other": "for the better",
     "copying": "for the worse",
 }
 
