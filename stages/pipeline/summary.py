@@ -16,7 +16,7 @@ MEASURES = {
     "prompt_alignment_other": "to other prompts",
 }
 LEGEND = (
-    "Specificity: likeness to the subject (DINO) where it is asked for, minus where it is not (leak). To the prompt: CLIP-T.",
+    "Specificity: likeness to the subject (DINO) where asked for, minus where not (leak). To the prompt: CLIP-T.",
     "All measures, with their intervals, are in levels.csv; all comparisons, with their verdicts, in contrasts.csv.",
 )
 
