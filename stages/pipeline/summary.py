@@ -27,7 +27,7 @@ def main(report: Path) -> None:
     rows = score_rows(report)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print(" ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
     print("", *LEGEND, "", *findings(report), sep="\n")
 
 
