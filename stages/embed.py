@@ -49,21 +49,21 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
 
     import torch
 
-    from stages.drawing.cells import digest_of
-    from stages.drawing.embeddings import embed_image, embed_texts, load_clip, load_dino
-    from stages.measures.embedded_files import Embedded, encoder_digest, read_reusable, write_embedded
+    from stages.checkpoints.files.tensors import sha256
+    from stages.drawing.embeddings import embed_image, embed_texts, encoder_digest, load_clip, load_dino
+    from stages.measures.embedded_files import Embedded, read_reusable, write_embedded
     from stages.pipeline.hub.repositories import fetch_model
     from stages.pipeline.progress import track
-    from stages.pipeline.resume import code_digest
+    from stages.pipeline.resume import stage_digest
     from stages.pipeline.torch_runtime import device_name, prepare, weight_dtype
 
     device, dtype = prepare(runtime), weight_dtype(runtime)
     folders = {name: fetch_model(f"embed.{name}", getattr(config, name)) for name in ("clip", "dino")}
     clip, dino = load_clip(folders["clip"], device, dtype), load_dino(folders["dino"], device, dtype)
     encoders = {name: encoder_digest(folder) for name, folder in folders.items()}
-    made_by = code_digest("embed", {"runtime": runtime, "device": device_name(device), "encoders": encoders})
+    made_by = stage_digest("embed", {"runtime": runtime, "device": device_name(device), "encoders": encoders})
     known = read_reusable(out, made_by)
-    digests = [digest_of(images / name) for name in names]
+    digests = [sha256(images / name) for name in names]
     rows: dict[str, list[torch.Tensor]] = {"clip": [], "dino": []}
     for name, digest in zip(track(names, "images embedded"), digests, strict=True):
         for encoder, model in (("clip", clip), ("dino", dino)):

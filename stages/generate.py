@@ -70,16 +70,16 @@ def stage(
     from stages.drawing.taken_over import read_drawn, write_drawn
     from stages.pipeline.png_text import write_png
     from stages.pipeline.progress import track
-    from stages.pipeline.resume import code_digest
+    from stages.pipeline.resume import stage_digest
     from stages.pipeline.torch_runtime import device_name, prepare, weight_dtype
 
     drawn = cells.cells_of(config.subject_prompts, config.other_prompts, config.seeds)
     device = prepare(runtime)
     settings = {**sampling_of(config), "runtime": runtime, "device": device_name(device), "lora_scale": lora_scale}
-    made_by = code_digest("generate", settings, [model] if lora is None else [model, lora_file(lora)])
+    made_by = stage_digest("generate", settings, [model] if lora is None else [model, lora_file(lora)])
     known = read_drawn(out, made_by)
-    prompts = [*config.subject_prompts, *config.other_prompts]
-    new = [prompt for prompt in prompts if not known.files(prompt, config.seeds)]
+    taken = {prompt: known.files(prompt, config.seeds) for prompt in (*config.subject_prompts, *config.other_prompts)}
+    new = [prompt for prompt, files in taken.items() if not files]
     models = sampling.load_models(model, device, weight_dtype(runtime))
     if lora is not None:
         sampling.load_lora(models, lora, lora_scale)
@@ -88,13 +88,11 @@ def stage(
         text |= {"lora_scale": f"{lora_scale:g}", "lora_sha256": sha256(lora_file(lora))}
     images = track(sampling.draw(models, new, config.seeds, config), "images", total=len(new) * len(config.seeds))
     with atomic_directory(out) as folder:
-        for prompt in prompts:
-            of_prompt = [cell for cell in drawn if cell.prompt == prompt]
-            for cell, file in zip(of_prompt, known.files(prompt, config.seeds), strict=False):
-                shutil.copyfile(file, folder / cell.file_name)
-            if prompt in new:
-                for cell, image in zip(of_prompt, images, strict=False):
-                    write_png(image, folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
+        for cell in drawn:
+            if files := taken[cell.prompt]:
+                shutil.copyfile(files[cell.seed], folder / cell.file_name)
+            else:
+                write_png(next(images), folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
         next(images, None)  # the end of them, where it is said how long they took
         cells.write_cells(folder, drawn)
         write_drawn(folder, drawn, made_by)

@@ -43,8 +43,9 @@ def draw(folder: Path, prompts: list[str]) -> None:
 def test_every_image_and_every_prompt_is_embedded(tmp_path, encoders):
     import numpy as np
 
-    from stages.drawing.cells import digest_of
-    from stages.measures.embedded_files import encoder_digest, read_embedded
+    from stages.checkpoints.files.tensors import sha256
+    from stages.drawing.embeddings import encoder_digest
+    from stages.measures.embedded_files import read_embedded
 
     draw(tmp_path / "images", PROMPTS)
     for name in ("one", "two"):
@@ -52,7 +53,7 @@ def test_every_image_and_every_prompt_is_embedded(tmp_path, encoders):
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     found = read_embedded(tmp_path / "one.safetensors")
     assert found.file_names == ["p0-s0.png", "p0-s5.png", "p1-s0.png", "p1-s5.png"]
-    assert found.sha256 == [digest_of(tmp_path / "images" / name) for name in found.file_names]
+    assert found.sha256 == [sha256(tmp_path / "images" / name) for name in found.file_names]
     assert found.prompts == PROMPTS
     assert found.encoders == {name: encoder_digest(tmp_path / name) for name in ("clip", "dino")}
     for rows in (*found.images.values(), found.texts):

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from stages.dataset.candidates import Candidate
-from stages.dataset.config import CollectionConfig
+from stages.dataset.config import CollectionConfig, held_out_problem
 from stages.dataset.images import RefusedImageError, decode, pixel_digest, save_png
 from stages.dataset.metadata import TEST, TRAIN, ManifestRow, write_manifest
 from stages.pipeline.progress import track
@@ -76,11 +76,8 @@ def choose_held_out(digests: Sequence[str], count: int) -> set[str]:
     Raises:
         ValueError: none would be left to train on.
     """
-    if count and count >= len(digests):
-        of_them = f"of {counted(len(digests), 'image')}, some must be left to train on"
-        raise ValueError(
-            f"download.held_out_images: given {count}: {of_them}; set it lower (0 compares with the training images)"
-        )
+    if problem := held_out_problem(count, len(digests), counted(len(digests), "image")):
+        raise ValueError(problem)
     return set(sorted(digests)[:count])
 
 

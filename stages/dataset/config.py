@@ -122,6 +122,14 @@ class CollectionConfig:
             raise ValueError(f"max_images: {self.max_images} is less than min_images, {self.min_images}")
 
 
+def held_out_problem(held_out_images: int, total: int, counted_images: str) -> str:
+    """What is wrong with holding out so many images of `total`, which are called `counted_images`; "" if some are left."""
+    if not held_out_images or held_out_images < total:
+        return ""
+    of_them = f"of {counted_images}, some must be left to train on"
+    return f"download.held_out_images: given {held_out_images}: {of_them}; set it lower (0 compares with the training images)"
+
+
 @dataclass(frozen=True, config=strict)
 class CaptioningConfig:
     """How the captioner is asked about images.

@@ -1,7 +1,6 @@
 """The folder of images that one variant of the model made: one PNG a prompt and seed, and cells.csv. Imports no torch."""
 
 import csv
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +79,3 @@ def _cell(path: Path, row: Mapping[str, str]) -> Cell:
         if row["prompts"] == prompts:
             return Cell(int(index), row["prompt"], int(seed), prompts)
     raise ValueError(f"{path}: {row['prompts']!r} is no list of prompts; it says {' or '.join(PROMPTS)}")
-
-
-def digest_of(path: Path) -> str:
-    """The sha256 of a picture's file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

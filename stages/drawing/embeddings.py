@@ -4,6 +4,7 @@ Images are embedded one at a time: the last bits of an embedding depend on those
 embedded before shall not be embedded again because others are new.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 from transformers.utils.logging import disable_progress_bar
 
+from stages.checkpoints.files.tensors import sha256
 from stages.drawing.preprocessing import Preprocessing, read_preprocessing
 from stages.encoding.data_warnings import say_problems, too_long
 from stages.encoding.prompts import token_counts
+
+_PARTS = ("*.safetensors", "*.bin", "*.json", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,14 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype, name: str) -> Any:
     if missing := sorted(report["missing_keys"]):
         raise OSError(f"{folder} is no {name}: it lacks weights ({len(missing)}), first {missing[0]}")
     return model
+
+
+def encoder_digest(folder: Path) -> str:
+    """The sha256 of an encoder: of its weights and of its settings, whatever else lies beside them."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in _PARTS for file in folder.glob(pattern)}):
+        digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.drawing.cells import Cell, digest_of, read_cells
+from stages.checkpoints.files.tensors import sha256
+from stages.drawing.cells import Cell, read_cells
 from stages.pipeline.tables import read_table, write_table
 
 DRAWN_FILE = "drawn.csv"
@@ -26,15 +27,15 @@ class Drawn:
 
     of_prompt: dict[str, dict[int, Path]]
 
-    def files(self, prompt: str, seeds: Sequence[int]) -> list[Path]:
-        """The pictures of a prompt with these seeds, in their order; none where they would have to be drawn."""
+    def files(self, prompt: str, seeds: Sequence[int]) -> dict[int, Path]:
+        """The pictures of a prompt by their seeds, which are these; none where they would have to be drawn."""
         found = self.of_prompt.get(prompt, {})
-        return list(found.values()) if list(found) == list(seeds) else []
+        return found if list(found) == list(seeds) else {}
 
 
 def write_drawn(folder: Path, cells: Sequence[Cell], made_by: str) -> None:
     """Note how the pictures of a folder were made, and what they are."""
-    rows = ((cell.file_name, digest_of(folder / cell.file_name), made_by) for cell in cells)
+    rows = ((cell.file_name, sha256(folder / cell.file_name), made_by) for cell in cells)
     write_table(folder / DRAWN_FILE, COLUMNS, rows)
 
 
@@ -49,7 +50,7 @@ def read_drawn(folder: Path, made_by: str) -> Drawn:
     changed = set()
     for cell in cells:
         note, path = notes.get(cell.file_name), folder / cell.file_name
-        if note is None or note["made_by"] != made_by or note["sha256"] != digest_of(path):
+        if note is None or note["made_by"] != made_by or note["sha256"] != sha256(path):
             changed.add(cell.prompt)
         of_prompt.setdefault(cell.prompt, {})[cell.seed] = path
     return Drawn({prompt: files for prompt, files in of_prompt.items() if prompt not in changed})

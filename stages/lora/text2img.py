@@ -1,5 +1,6 @@
 """What a text-to-image LoRA trains on: images with captions of their own, and images of the class with their prompts."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,14 +40,14 @@ def text2img_streams(
             (`prompts_of`) in place of embeddings.
         device: to encode on.
     """
+    numbers = {prompt: number for number, prompt in enumerate(prompts_of(captions, class_images, config))}
     if config.train_text_encoder:
-        captions = _numbered(captions, class_images, config)
+        captions = _numbered(captions, numbers)
     kept, held_out = split_held_out(pair_captions(images, captions), images.held_out)
     streams = [Stream("instance", kept, caption_dropout=config.caption_dropout)]
     if not class_images.paths or not config.prior_loss_weight:
         return streams, held_out
     if config.train_text_encoder:
-        numbers = {prompt: number for number, prompt in enumerate(prompts_of(captions, class_images, config))}
         embeds = torch.tensor([numbers[prompt] for prompt in class_images.prompts])
     else:
         tokenizer, text_encoder = load_text_encoder(model, device)
@@ -57,9 +58,8 @@ def text2img_streams(
     return streams, held_out
 
 
-def _numbered(captions: EncodedCaptions, class_images: ClassImages, config: Text2imgConfig) -> EncodedCaptions:
+def _numbered(captions: EncodedCaptions, numbers: Mapping[str, int]) -> EncodedCaptions:
     """The captions with their numbers in place of embeddings."""
-    numbers = {prompt: number for number, prompt in enumerate(prompts_of(captions, class_images, config))}
     of_captions = torch.tensor([numbers[caption] for caption in captions.captions])
     return replace(captions, prompt_embeds=of_captions, empty_prompt_embeds=torch.tensor(numbers[""]))
 

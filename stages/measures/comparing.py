@@ -52,7 +52,6 @@ MEASURES = (
     Measure("copying", "likeness to the nearest training image", "nearest_training_similarity", "subject", -1),
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
-NEEDS_TWO_SEEDS = ("diversity", "diversity_other")
 
 ArmValues = Mapping[Any, Values]
 """For each metric the values of an arm, (T, P): by training and prompt."""
@@ -66,23 +65,22 @@ def estimate(measure: Measure, values: Values, asks: NDArray[np.bool_]) -> Inter
         values: (T, P), of its metric, by training and prompt.
         asks: (P,), whether a prompt asks for what the LoRAs learnt.
     """
-    chosen = {"subject": asks, "other": ~asks, "both": np.ones_like(asks)}[measure.asked]
+    if measure.asked != "both":
+        return mean_over(values[:, asks if measure.asked == "subject" else ~asks])
     if len(values) > 1:
-        whole = (
-            values[:, asks].mean(axis=1) - values[:, ~asks].mean(axis=1)
-            if measure.asked == "both"
-            else values[:, chosen].mean(axis=1)
-        )
-        return mean_of(whole)
-    if measure.asked == "both":
-        return difference_of(values[0, asks], values[0, ~asks])
-    return mean_of(values[0, chosen])
+        return mean_of(values[:, asks].mean(axis=1) - values[:, ~asks].mean(axis=1))
+    return difference_of(values[0, asks], values[0, ~asks])
+
+
+def mean_over(values: Values) -> Interval:
+    """The mean of values, (T, P), by training and prompt: over trainings where there are several, else over prompts."""
+    return mean_of(values.mean(axis=1) if len(values) > 1 else values[0])
 
 
 def applies(measure: Measure, asks: NDArray[np.bool_], seeds: int) -> bool:
     """Whether a measure can be taken: there are prompts for it, and seeds."""
     needed = {"subject": asks.any(), "other": (~asks).any(), "both": asks.any() and (~asks).any()}[measure.asked]
-    return bool(needed) and not (measure.key in NEEDS_TWO_SEEDS and seeds < 2)
+    return bool(needed) and not (measure.metric == "diversity" and seeds < 2)
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,7 @@ def select(candidates: Mapping[str, tuple[Values, Values]], asks: NDArray[np.boo
     halved = np.zeros(len(asks), dtype=bool)
     for group in (asks, ~asks):
         halved[np.flatnonzero(group)[halves(int(group.sum()))[0]]] = True
-    parts = (halved, ~halved)
-    if len(candidates) < 2 or not all(applies(measure, asks[part], 2) for part in parts if part.any()) or not (~halved).any():
+    if len(candidates) < 2 or not all(applies(measure, asks[part], 2) for part in (halved, ~halved)):
         return None
     on_half = {name: estimate(measure, values[:, halved], asks[halved]).mean for name, (values, _) in candidates.items()}
     if any(math.isnan(value) for value in on_half.values()):

@@ -1,6 +1,5 @@
 """Files of embeddings: safetensors, the same bytes each time."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from stages.pipeline.outputs import atomic_file
 METADATA_KEY = "embedded"
 """The only metadata key: safetensors writes several in no fixed order."""
 PROMPTS = "prompts"
-_PARTS = ("*.safetensors", "*.bin", "*.json", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,3 @@ def read_reusable(path: Path, made_by: str) -> dict[tuple[str, str], NDArray[np.
         for encoder, rows in embedded.images.items()
         for digest, row in zip(embedded.sha256, rows, strict=True)
     }
-
-
-def encoder_digest(folder: Path) -> str:
-    """The sha256 of an encoder: of its weights and of its settings, whatever else lies beside them."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in _PARTS for file in folder.glob(pattern)}):
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -8,6 +8,8 @@ Values = NDArray[np.float64]
 
 COPY_LEVEL = 0.05
 """Share of images like the training images, but not of them, that may be taken for copies."""
+ENOUGH_FOR_COPIES = round(2 / COPY_LEVEL) - 1
+"""Training images of fewer of which nothing is called a copy: one and its original are two among them, the nearest of all."""
 ROUNDING = 1e-6
 """Differences of cosines in float32 that are none."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.checkpoints.merging.methods import MERGE_METHODS
+from stages.dataset.config import held_out_problem
 from stages.dataset.folders import count_images
 from stages.lora.config import OPTIMIZER_PACKAGES
 from stages.pipeline.wording import counted
@@ -176,10 +177,8 @@ def _images(configs: Configs) -> Iterator[Finding]:
     if most is not None and most < download.min_images:
         yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {counted(most, 'image')}")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
-    held_out = download.held_out_images
-    if most is not None and held_out and held_out >= most:
-        of_them = f"of at most {counted(most, 'image')}, some must be left to train on"
-        yield _no(f"download.held_out_images: given {held_out}: {of_them}; set it lower (0 compares with the training images)")
+    if most is not None and (problem := held_out_problem(download.held_out_images, most, f"at most {counted(most, 'image')}")):
+        yield _no(problem)
 
 
 def _layers(configs: Configs) -> Iterator[Finding]:

@@ -42,7 +42,7 @@ def resumable(stage: str, settings: Mapping[str, object], inputs: Iterable[Path]
         OSError: the same run is under way in another process.
     """
     forget_noted()
-    folder = checkpoints_folder() / stage / out.name / code_digest(stage, settings, inputs)
+    folder = checkpoints_folder() / stage / out.name / stage_digest(stage, settings, inputs)
     with _locked(folder):
         _set_aside_damaged(folder)
         if (folder / FINISHED_MD5).is_file():
@@ -57,7 +57,7 @@ def resumable(stage: str, settings: Mapping[str, object], inputs: Iterable[Path]
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def code_digest(stage: str, settings: Mapping[str, object], inputs: Iterable[Path] = ()) -> str:
+def stage_digest(stage: str, settings: Mapping[str, object], inputs: Iterable[Path] = ()) -> str:
     """The digest of all that decides what a stage makes: its code, its settings, its inputs and the versions that compute."""
     return run_digest({**settings, "code": _code(stage)}, inputs)
 

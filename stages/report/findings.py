@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import log2
 
-from stages.measures.comparing import BY_KEY, MEASURES, Contrast, Declared, Measure, Selection, applies, compare, halves, select
+from stages.measures.comparing import BY_KEY, Contrast, Declared, Selection, compare, halves, select
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import Kind, Variant
 from stages.pipeline.wording import counted
@@ -37,11 +37,6 @@ class Findings:
     namer: Namer
     primary: str
     pairs: Sequence[tuple[Kind, Kind]]
-
-    @property
-    def measures(self) -> list[Measure]:
-        """Those that can be taken of these prompts and seeds."""
-        return [measure for measure in MEASURES if applies(measure, self.results.asks, len(self.results.seeds))]
 
     @cached_property
     def contrasts(self) -> list[Contrast]:
@@ -79,12 +74,10 @@ class Findings:
         measure, results = BY_KEY[self.primary], self.results
         even, odd = halves(len(results.seeds))
         found: dict[Kind, Selection] = {}
-        for kind in results.sweep.kinds:
-            if not odd.any():
-                continue
+        for kind in results.sweep.kinds if odd.any() else ():
             candidates = {
-                self.namer.arm(variant): (results.arm(variant, even)[measure.metric], results.arm(variant, odd)[measure.metric])
-                for variant in results.sweep.candidates(kind)
+                self.namer.arm(first): (results.values(first, measure.metric, even), results.values(first, measure.metric, odd))
+                for first in results.sweep.candidates(kind)
             }
             if selection := select(candidates, results.asks, measure):
                 found[kind] = selection

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.measures.statistics import Interval, mean_of
+from stages.measures.comparing import mean_over
+from stages.measures.likeness import ENOUGH_FOR_COPIES
+from stages.measures.statistics import Interval
 from stages.pipeline.png_text import read_png_text
 from stages.pipeline.variants import Kind, Variant
 from stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, LineChart, fit_axis, line_chart
@@ -34,12 +36,6 @@ METRIC_NAMES = {
     "prompt_similarity": "Likeness to the prompt (CLIP-T)",
 }
 """What the forest plots show."""
-ON_OTHERS = {"dino_similarity": "leak", "clip_similarity": None, "prompt_similarity": "prompt_alignment_other"}
-ON_SUBJECT = {
-    "dino_similarity": "subject_fidelity",
-    "clip_similarity": "subject_fidelity_clip",
-    "prompt_similarity": "prompt_alignment",
-}
 WANTED_ON_OTHER_PROMPTS = {
     "dino_similarity": "should stay where it is without a LoRA; higher is harm, it leaks",
     "clip_similarity": "should stay where it is without a LoRA; higher is harm, it leaks",
@@ -48,10 +44,6 @@ WANTED_ON_OTHER_PROMPTS = {
 """For each metric, what it should do on prompts that do not ask for what the LoRAs learnt."""
 WORST = 6
 """How many images are shown beside the training images that they are nearest to."""
-
-
-ENOUGH_FOR_COPIES = 39
-"""Training images of fewer of which nothing can be called a copy (`likeness.copied`)."""
 
 
 def render_page(comparison: Comparison) -> str:
@@ -73,7 +65,7 @@ def render_page(comparison: Comparison) -> str:
         levels=levels(comparison),
         costs=costs(comparison),
         copies=copies(comparison),
-        distances={variant: comparison.results.distance(variant) for variant in sweep.variants},
+        enough_for_copies=ENOUGH_FOR_COPIES,
         trainings=[training(comparison, kind) for kind in sweep.kinds],
         settings=settings(comparison),
         weights=weights(comparison),
@@ -87,10 +79,10 @@ def card(comparison: Comparison, variant: Variant) -> dict[str, Any]:
     facts = [
         {
             "contrast": contrast,
-            "before": results.level(variant.merge, contrast.measure).mean,
-            "after": results.level(variant, contrast.measure).mean,
+            "before": results.levels[variant.merge][key].mean,
+            "after": results.levels[variant][key].mean,
         }
-        for contrast in contrasts.values()
+        for key, contrast in contrasts.items()
     ]
     return {"variant": variant, "facts": facts}
 
@@ -104,12 +96,12 @@ def levels(comparison: Comparison) -> list[dict[str, Any]]:
     }
     merge = results.measured[next(variant for variant in results.sweep.variants if variant.kind == "merge")]
     rows = []
-    for measure in comparison.findings.measures:
+    for measure in results.measures:
         takes_likeness = measure.metric in ceilings and measure.asked == "subject"
         rows.append(
             {
                 "measure": measure,
-                "arms": {first: results.level(first, measure) for first in results.sweep.arms},
+                "arms": {first: levels[measure.key] for first, levels in results.levels.items()},
                 "ceiling": ceilings[measure.metric] if takes_likeness else None,
                 "floor": merge.floor if measure.metric == "prompt_similarity" and not isnan(merge.floor) else None,
             }
@@ -133,7 +125,7 @@ def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
             "other": _mark(results, first, metric, ~results.asks),
             "harm": _harm(comparison, first, metric),
         }
-        for first in results.sweep.arms
+        for first in results.arms
     ]
     marks = [mark for row in rows for mark in (row["subject"], row["other"]) if mark is not None]
     axis = fit_axis([value for mark in marks for value in (mark.mean, mark.low, mark.high) if value is not None], 0, 100)
@@ -144,17 +136,18 @@ def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
 def _mark(results: Results, first: Variant, metric: str, chosen: NDArray[np.bool_]) -> Interval | None:
     if not chosen.any():
         return None
-    values = results.arm(first)[metric][:, chosen]
-    return mean_of(values.mean(axis=1) if len(values) > 1 else values[0])
+    return mean_over(results.values(first, metric)[:, chosen])
 
 
 def _harm(comparison: Comparison, first: Variant, metric: str) -> list[str]:
     if first.rank is None:
         return []
-    found = comparison.findings.of(first, first.merge)
-    keys = {"●": ON_SUBJECT[metric], "○": ON_OTHERS[metric]}
-    worse = {mark: found[key] for mark, key in keys.items() if key in found and found[key].verdict == "worse"}
-    return [f"{mark} {signed(contrast.interval.mean)} harm" for mark, contrast in worse.items()]
+    marks = {"subject": "●", "other": "○"}
+    return [
+        f"{marks[contrast.measure.asked]} {signed(contrast.interval.mean)} harm"
+        for contrast in comparison.findings.of(first, first.merge).values()
+        if contrast.measure.metric == metric and contrast.measure.asked in marks and contrast.verdict == "worse"
+    ]
 
 
 def forest_legend(comparison: Comparison, metric: str) -> list[str]:
@@ -184,7 +177,7 @@ def trade_off(comparison: Comparison) -> dict[str, Any] | None:
         return None
     points = {
         first: (_mark(results, first, "dino_similarity", results.asks), _mark(results, first, "dino_similarity", ~results.asks))
-        for first in results.sweep.arms
+        for first in results.arms
     }
     spans = [
         [value for mark in marks if mark for value in (mark.mean, mark.low, mark.high) if value is not None]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from stages.dataset.metadata import TEST, read_manifest
 from stages.drawing.cells import Cell, Prompts, read_cells
-from stages.measures.comparing import ArmValues, Measure, estimate
+from stages.measures.comparing import MEASURES, ArmValues, Measure, applies, estimate
 from stages.measures.embedded_files import Embedded, read_embedded
-from stages.measures.likeness import mmd_test
+from stages.measures.likeness import Values, mmd_test
 from stages.measures.measuring import DINO, METRICS, Dataset, Measured, dataset_of, measure
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import DATASET, Variant
@@ -66,27 +66,52 @@ class Results:
         names = [cell.file_name for cell in self.cells if cell.prompt_index == prompt_index]
         return [self.images / variant.name / name for name in names[:count]]
 
-    def arm(self, first: Variant, seeds: NDArray[np.bool_] | None = None) -> ArmValues:
-        """For each metric the values of an arm, (T, P), over all seeds of the noise or some of them."""
-        trained = [self.measured[variant] for variant in self.sweep.arms[first]]
-        return {metric: np.stack([each.by_prompt(metric, seeds) for each in trained]) for metric in METRICS}
+    @cached_property
+    def arms(self) -> dict[Variant, list[Variant]]:
+        """`Sweep.arms`."""
+        return self.sweep.arms
 
-    def level(self, first: Variant, measure: Measure) -> Interval:
-        """A measure of an arm."""
-        return estimate(measure, self.arm(first)[measure.metric], self.asks)
+    def values(self, first: Variant, metric: str, seeds: NDArray[np.bool_] | None = None) -> Values:
+        """A metric of an arm, (T, P), over all seeds of the noise or some of them."""
+        return np.stack([self.measured[variant].by_prompt(metric, seeds) for variant in self.arms[first]])
+
+    def arm(self, first: Variant) -> ArmValues:
+        """Each metric of an arm, (T, P)."""
+        return {metric: self.values(first, metric) for metric in METRICS}
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """Those that can be taken of these prompts and seeds."""
+        return [measure for measure in MEASURES if applies(measure, self.asks, len(self.seeds))]
+
+    @cached_property
+    def levels(self) -> dict[Variant, dict[str, Interval]]:
+        """Every measure of every arm, by the measure's key."""
+        return {
+            first: {measure.key: estimate(measure, self.values(first, measure.metric), self.asks) for measure in self.measures}
+            for first in self.arms
+        }
 
     def value(self, variant: Variant, measure: Measure) -> float:
         """A measure of one variant, whatever other trainings there are."""
         return estimate(measure, self.measured[variant].by_prompt(measure.metric)[None], self.asks).mean
 
-    def distance(self, variant: Variant) -> tuple[float, float] | None:
-        """The squared maximum mean discrepancy of the subject's images from the references (DINO), and its permutation p.
+    @cached_property
+    def distances(self) -> dict[Variant, tuple[float, float]]:
+        """The squared maximum mean discrepancy of each variant's images of the subject from the references, and its p (DINO).
 
-        None where there are not two of each.
+        None at all where there are not two of each.
         """
-        images = self.measured[variant].images[DINO][self.asks]
-        images, references = images.reshape(-1, images.shape[-1]), self.dataset.references[DINO]
-        return mmd_test(images, references) if min(len(images), len(references)) > 1 else None
+        references = self.dataset.references[DINO]
+        of_subject = {
+            variant: measured.images[DINO][self.asks].reshape(-1, references.shape[1])
+            for variant, measured in self.measured.items()
+        }
+        return {
+            variant: mmd_test(images, references)
+            for variant, images in of_subject.items()
+            if min(len(images), len(references)) > 1
+        }
 
     def group_mean(self, variant: Variant, metric: str, group: Prompts) -> float:
         """The mean of a metric over the prompts of a list."""

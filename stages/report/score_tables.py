@@ -26,11 +26,11 @@ def write_levels(comparison: Comparison, path: Path) -> None:
 
     An arm is what is compared as one thing: it has one training for each seed of the sweep (`trainings`).
     """
-    results, measures = comparison.results, comparison.findings.measures
+    results = comparison.results
     rows = (
-        (*_identity(first), len(variants), measure.key, *_estimate(results.level(first, measure)))
-        for first, variants in results.sweep.arms.items()
-        for measure in measures
+        (*_identity(first), len(results.arms[first]), key, *_estimate(level))
+        for first, levels in results.levels.items()
+        for key, level in levels.items()
     )
     write_table(path, (*IDENTITY, "trainings", "measure", *ESTIMATE), rows)
 
@@ -87,9 +87,7 @@ def write_distances(comparison: Comparison, path: Path) -> None:
     `p` is the share of permutations in which it is as large; images count as independent there, which makes it too small rather
     than too large.
     """
-    results = comparison.results
-    found = {variant: results.distance(variant) for variant in results.sweep.variants}
-    rows = ((variant.name, *map(_number, distance)) for variant, distance in found.items() if distance is not None)
+    rows = ((variant.name, *map(_number, distance)) for variant, distance in comparison.results.distances.items())
     write_table(path, ("variant", "mmd", "p"), rows)
 
 
@@ -123,9 +121,9 @@ def write_metrics(comparison: Comparison, path: Path) -> None:
     A variant has the same key and the same values in any sweep (`Variant.key`), so that two revisions compare the same models,
     and one that is gone shows as gone.
     """
-    results, measures = comparison.results, comparison.findings.measures
+    results = comparison.results
     levels = {
-        variant: {measure.key: results.value(variant, measure) for measure in measures} for variant in results.sweep.variants
+        variant: {measure.key: results.value(variant, measure) for measure in results.measures} for variant in results.measured
     }
     metrics = {
         variant.key: {

@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.drawing.embeddings import embed_image, embed_texts, load_clip, load_dino
+from stages.drawing.embeddings import embed_image, embed_texts, encoder_digest, load_clip, load_dino
 from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_dino, save_tiny_scorer
 
 CPU = torch.device("cpu")
@@ -57,3 +57,13 @@ def test_other_models_are_refused(tmp_path):
         load_clip(text_encoder, CPU, torch.float32)
     with pytest.raises(OSError, match="DINOv2"):
         load_dino(save_tiny_scorer(tmp_path / "scorer"), CPU, torch.float32)
+
+
+def test_an_encoder_is_its_weights_and_settings(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = encoder_digest(tmp_path)
+    (tmp_path / "README.md").write_text("about it")
+    assert encoder_digest(tmp_path) == before
+    (tmp_path / "config.json").write_text("{ }")
+    assert encoder_digest(tmp_path) != before

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.measures.embedded_files import Embedded, encoder_digest, read_embedded, read_reusable, write_embedded
+from stages.measures.embedded_files import Embedded, read_embedded, read_reusable, write_embedded
 
 ROWS = np.eye(3, dtype=np.float32)
 EMBEDDED = Embedded(
@@ -55,13 +55,3 @@ def test_other_files_are_refused_and_never_taken_over(tmp_path, content):
 def test_missing_file_says_which_stage_makes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="stage embed"):
         read_embedded(tmp_path / "a.safetensors")
-
-
-def test_an_encoder_is_its_weights_and_settings(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    before = encoder_digest(tmp_path)
-    (tmp_path / "README.md").write_text("about it")
-    assert encoder_digest(tmp_path) == before
-    (tmp_path / "config.json").write_text("{ }")
-    assert encoder_digest(tmp_path) != before

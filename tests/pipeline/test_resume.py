@@ -9,7 +9,7 @@ import pytest
 
 from stages.pipeline import fingerprints, resume, seals
 from stages.pipeline.lockfile import content_md5
-from stages.pipeline.resume import CHECKPOINTS, code_digest, resumable, run_digest
+from stages.pipeline.resume import CHECKPOINTS, resumable, run_digest, stage_digest
 from stages.pipeline.seals import sealed_file
 from tests.pipeline.small_pipeline import run
 
@@ -231,13 +231,13 @@ def test_what_a_stage_makes_is_decided_by_its_settings_its_inputs_and_its_code(t
     for name in ("weights", "others"):
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(resume, "ROOT", tmp_path)
-    digest = code_digest("draw", {"strength": 1.0}, [tmp_path / "weights"])
-    assert digest == code_digest("draw", {"strength": 1.0}, [tmp_path / "weights"])
+    digest = stage_digest("draw", {"strength": 1.0}, [tmp_path / "weights"])
+    assert digest == stage_digest("draw", {"strength": 1.0}, [tmp_path / "weights"])
     others = {
-        code_digest("draw", {"strength": 0.5}, [tmp_path / "weights"]),
-        code_digest("draw", {"strength": 1.0}, [tmp_path / "others"]),
-        code_digest("draw", {"strength": 1.0}),
-        code_digest("look", {"strength": 1.0}, [tmp_path / "weights"]),
+        stage_digest("draw", {"strength": 0.5}, [tmp_path / "weights"]),
+        stage_digest("draw", {"strength": 1.0}, [tmp_path / "others"]),
+        stage_digest("draw", {"strength": 1.0}),
+        stage_digest("look", {"strength": 1.0}, [tmp_path / "weights"]),
     }
     assert len(others) == 4
     assert digest not in others

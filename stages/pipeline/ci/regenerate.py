@@ -1,8 +1,8 @@
 """Regenerate the comparison in CI: fetch from the DVC remote what is missing, run what has changed, compare.
 
-Only the LoRAs, images and scores of the sweep, and what a changed stage reads, are fetched; where nothing has changed, no model
-is. A stage that needs a GPU
-refuses to run without one, and the message says which stage it is and what has changed for it.
+Only the LoRAs, images and embeddings of the sweep, and what a changed stage reads, are fetched; where nothing has changed, no
+model is. A stage that needs a GPU refuses to run without one, and the message says which stage it is and what has changed for
+it.
 
     python -m stages.pipeline.ci.regenerate                                         # regenerate
     python -m stages.pipeline.ci.regenerate --before origin/main --comment out.md   # and write before/after as Markdown
