@@ -1,6 +1,6 @@
 # The targets, listed by `make` alone.
 .DEFAULT_GOAL := help
-.PHONY: help venv repro test lint params preset lock grids mini-world clean
+.PHONY: help venv repro test lint params preset lock grids mini-world study clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,10 @@ grids: venv ## What CI runs: fetch what is missing from the DVC remote, regenera
 
 mini-world: venv ## Rebuild the small models of data/mini (hours on a CPU; says how long beforehand)
 	$(BIN)/python -m stages.mini.rebuild
+
+study: venv ## Compare the ways of training: adapters, learning rates, seeds (hours; goes on where it was; HOURS=2 ends it then)
+	$(BIN)/dvc --wait-for-lock repro embed@dataset merge encode_images encode_captions class_images
+	$(BIN)/python benchmarks/study.py $(if $(HOURS),--hours $(HOURS))
 
 lock: venv ## Write requirements.lock from what .venv holds
 	{ head -n 2 requirements.lock; $(BIN)/pip list --format=freeze --exclude-editable | grep -viE '^pip==' | sed 's/+cpu//' | LC_ALL=C sort -f; } > requirements.lock.new

@@ -180,6 +180,14 @@ def halves(count: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return even, ~even
 
 
+def chosen_on(asks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(P,), the prompts that the best is chosen on: every other of those that ask for what was learnt, and of the rest."""
+    chosen = np.zeros(len(asks), dtype=bool)
+    for group in (asks, ~asks):
+        chosen[np.flatnonzero(group)[halves(int(group.sum()))[0]]] = True
+    return chosen
+
+
 @dataclass(frozen=True)
 class Selection:
     """The best of several arms, chosen on one half of the prompts and seeds, and looked at on the other.
@@ -207,9 +215,7 @@ def select(candidates: Mapping[str, tuple[Values, Values]], asks: NDArray[np.boo
         asks: (P,), whether a prompt asks for what the LoRAs learnt.
         measure: what is best.
     """
-    halved = np.zeros(len(asks), dtype=bool)
-    for group in (asks, ~asks):
-        halved[np.flatnonzero(group)[halves(int(group.sum()))[0]]] = True
+    halved = chosen_on(asks)
     if len(candidates) < 2 or not all(applies(measure, asks[part], 2) for part in (halved, ~halved)):
         return None
     on_half = {name: estimate(measure, values[:, halved], asks[halved]).mean for name, (values, _) in candidates.items()}

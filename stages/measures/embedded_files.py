@@ -41,7 +41,13 @@ class Embedded:
 
 
 def write_embedded(embedded: Embedded, path: Path) -> None:
-    """Write a file of embeddings."""
+    """Write a file of embeddings.
+
+    Raises:
+        ValueError: one of them is not finite, as of a model that is too large for its half precision.
+    """
+    if problem := _not_finite(embedded):
+        raise ValueError(f"{problem}; take float32 (runtime.dtype), or another encoder")
     rest = {name: value for name, value in vars(embedded).items() if name not in ("images", "texts")}
     tensors = {**embedded.images, PROMPTS: embedded.texts}
     with atomic_file(path) as part:
@@ -64,9 +70,22 @@ def read_embedded(path: Path) -> Embedded:
             rest = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         texts = tensors.pop(PROMPTS)
-        return Embedded(images=tensors, texts=texts, **rest)
+        embedded = Embedded(images=tensors, texts=texts, **rest)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a file of embeddings ({error}); run the stage embed again") from error
+    if problem := _not_finite(embedded):
+        raise ValueError(f"{path}: {problem}; run the stage embed again")
+    return embedded
+
+
+def _not_finite(embedded: Embedded) -> str:
+    """Which embedding is not finite; "" if all are."""
+    for encoder, rows in embedded.images.items():
+        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(wrong):
+            return f"the embedding of {embedded.file_names[wrong[0]]} by {encoder} is not finite"
+    wrong = np.flatnonzero(~np.isfinite(embedded.texts).all(axis=1))
+    return f"the embedding of the prompt {embedded.prompts[wrong[0]]!r} is not finite" if len(wrong) else ""
 
 
 def read_reusable(path: Path, made_by: str) -> dict[tuple[str, str], NDArray[np.float32]]:

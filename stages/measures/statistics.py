@@ -91,6 +91,8 @@ def slopes(x: Sequence[float], values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _interval(mean: float, error: float, degrees: float, units: int, flipped: float | None) -> Interval:
+    if not (math.isfinite(mean) and math.isfinite(error)):
+        raise ValueError(f"a mean of {mean} with the standard error {error}: some of the values are no finite numbers")
     reach = student_quantile(CONFIDENCE, degrees)
     p = student_p(mean / error, degrees) if error else float(not mean)
     return Interval(mean, mean - reach * error, mean + reach * error, units, p, flipped, error, degrees)

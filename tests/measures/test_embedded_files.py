@@ -1,5 +1,9 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from stages.measures.embedded_files import Embedded, read_embedded, read_reusable, write_embedded
 
@@ -48,6 +52,22 @@ def test_what_was_made_by_the_same_is_known_by_the_image(tmp_path):
 def test_other_files_are_refused_and_never_taken_over(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.safetensors: not a file of embeddings.*run the stage embed again"):
+        read_embedded(tmp_path / "a.safetensors")
+    assert read_reusable(tmp_path / "a.safetensors", "this") == {}
+
+
+def test_embeddings_that_are_no_numbers_are_refused(tmp_path):
+    rows = ROWS[1:].copy()
+    rows[1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"the embedding of p0-s1\.png by dino is not finite; take float32"):
+        write_embedded(replace(EMBEDDED, images={"clip": ROWS[:2], "dino": rows}), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="the embedding of the prompt 'a \u732b' is not finite"):
+        write_embedded(replace(EMBEDDED, texts=rows[1:]), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+    tensors = {"clip": ROWS[:2], "dino": rows, "prompts": ROWS[:1]}
+    rest = {name: value for name, value in vars(EMBEDDED).items() if name not in ("images", "texts")}
+    save_file(tensors, tmp_path / "a.safetensors", {"embedded": json.dumps(rest)})
+    with pytest.raises(ValueError, match=r"a\.safetensors: the embedding of p0-s1\.png by dino is not finite; run the stage"):
         read_embedded(tmp_path / "a.safetensors")
     assert read_reusable(tmp_path / "a.safetensors", "this") == {}
 

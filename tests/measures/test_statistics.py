@@ -99,6 +99,13 @@ def test_students_quantile_is_that_of_the_tables(degrees, quantile):
     assert student_p(quantile, degrees) == pytest.approx(0.05, abs=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_values_that_are_no_numbers_are_refused(wrong):
+    for estimate in (lambda: mean_of([0.0, 1.0, wrong]), lambda: difference_of([0.0, wrong], [1.0, 2.0])):
+        with pytest.raises(ValueError, match="no finite numbers"):
+            estimate()
+
+
 def test_sign_flips_are_all_gone_through():
     """Of 2^3 ways, those whose sum is at least 6 away from 0 are all + and all -."""
     assert sign_flip_p([1.0, 2.0, 3.0]) == 2 / 8
