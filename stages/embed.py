@@ -36,7 +36,7 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
         config: the section of params.yaml named as the stage.
         runtime: the section `runtime`.
         images: the directory of the images, as the stage generate or the stage download writes it.
-        out: the .safetensors file to write; what it holds of the same images is taken over.
+        out: the .safetensors file to write; what the last run wrote there of the same images is taken over.
     """
     from stages.dataset.metadata import MANIFEST, read_manifest
     from stages.drawing.cells import read_cells
@@ -54,7 +54,7 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
     from stages.measures.embedded_files import Embedded, read_reusable, write_embedded
     from stages.pipeline.hub.repositories import fetch_model
     from stages.pipeline.progress import track
-    from stages.pipeline.resume import stage_digest
+    from stages.pipeline.resume import keep_output, last_output, stage_digest
     from stages.pipeline.torch_runtime import device_name, prepare, weight_dtype
 
     device, dtype = prepare(runtime), weight_dtype(runtime)
@@ -62,7 +62,7 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
     clip, dino = load_clip(folders["clip"], device, dtype), load_dino(folders["dino"], device, dtype)
     encoders = {name: encoder_digest(folder) for name, folder in folders.items()}
     made_by = stage_digest("embed", {"runtime": runtime, "device": device_name(device), "encoders": encoders})
-    known = read_reusable(out, made_by)
+    known = read_reusable(last_output("embed", out), made_by)
     digests = [sha256(images / name) for name in names]
     rows: dict[str, list[torch.Tensor]] = {"clip": [], "dino": []}
     for name, digest in zip(track(names, "images embedded"), digests, strict=True):
@@ -73,6 +73,7 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
     texts = embed_texts(clip, prompts) if prompts else torch.zeros(0, width)
     by_encoder = {name: torch.stack(of_encoder).numpy() for name, of_encoder in rows.items()}
     write_embedded(Embedded(by_encoder, texts.numpy(), names, digests, prompts, encoders, made_by), out)
+    keep_output("embed", out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ subject or other, prompt, seed), and drawn.csv (file_name, sha256, and a digest 
 
 A stage of its own, run once for every variant (both originals, each merge, each LoRA), because drawing is the slow part of
 the comparison and another variant, a score or the look of the report must not repeat it. All variants start from the
-same noise: it depends on the seed alone. What `--out` holds of the same prompts and seeds, drawn by the same weights, settings
+same noise: it depends on the seed alone. What the last run drew of the same prompts and seeds, by the same weights, settings
 and code, is taken over: a new prompt draws its own pictures only.
 """
 
@@ -23,6 +23,7 @@ from stages.drawing.config import SamplingConfig
 from stages.pipeline.command import run
 from stages.pipeline.config import RuntimeConfig, Seed, Text, refuse_twice, strict
 from stages.pipeline.outputs import atomic_directory
+from stages.pipeline.variants import in_full
 
 
 @dataclass(frozen=True, config=strict)
@@ -70,23 +71,25 @@ def stage(
     from stages.drawing.taken_over import read_drawn, write_drawn
     from stages.pipeline.png_text import write_png
     from stages.pipeline.progress import track
-    from stages.pipeline.resume import stage_digest
+    from stages.pipeline.resume import keep_output, last_output, stage_digest
     from stages.pipeline.torch_runtime import device_name, prepare, weight_dtype
 
     drawn = cells.cells_of(config.subject_prompts, config.other_prompts, config.seeds)
     device = prepare(runtime)
     settings = {**sampling_of(config), "runtime": runtime, "device": device_name(device), "lora_scale": lora_scale}
     made_by = stage_digest("generate", settings, [model] if lora is None else [model, lora_file(lora)])
-    known = read_drawn(out, made_by)
+    known = read_drawn(last_output("generate", out), made_by)
     taken = {prompt: known.files(prompt, config.seeds) for prompt in (*config.subject_prompts, *config.other_prompts)}
     new = [prompt for prompt, files in taken.items() if not files]
-    models = sampling.load_models(model, device, weight_dtype(runtime))
-    if lora is not None:
-        sampling.load_lora(models, lora, lora_scale)
-    text = sampling.describe(models, config)
-    if lora is not None:
-        text |= {"lora_scale": f"{lora_scale:g}", "lora_sha256": sha256(lora_file(lora))}
-    images = track(sampling.draw(models, new, config.seeds, config), "images", total=len(new) * len(config.seeds))
+    text, images = {}, iter(())
+    if new:
+        models = sampling.load_models(model, device, weight_dtype(runtime))
+        if lora is not None:
+            sampling.load_lora(models, lora, lora_scale)
+        text = sampling.describe(models, config)
+        if lora is not None:
+            text |= {"lora_scale": in_full(lora_scale), "lora_sha256": sha256(lora_file(lora))}
+        images = track(sampling.draw(models, new, config.seeds, config), "images", total=len(new) * len(config.seeds))
     with atomic_directory(out) as folder:
         for cell in drawn:
             if files := taken[cell.prompt]:
@@ -96,6 +99,7 @@ def stage(
         next(images, None)  # the end of them, where it is said how long they took
         cells.write_cells(folder, drawn)
         write_drawn(folder, drawn, made_by)
+    keep_output("generate", out)
 
 
 if __name__ == "__main__":

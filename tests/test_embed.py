@@ -107,6 +107,12 @@ def test_only_new_images_are_embedded(tmp_path, encoders, monkeypatch):
     embedded.clear()
     stage(config, RUNTIME, tmp_path / "images", out)
     assert len(embedded) == 2 * 6
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    stage(config, RUNTIME, tmp_path / "images", out)
+    embedded.clear()
+    out.unlink()  # as DVC does
+    stage(config, RUNTIME, tmp_path / "images", out)
+    assert embedded == []
 
 
 @pytest.mark.stage

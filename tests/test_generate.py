@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -108,6 +109,41 @@ def test_a_new_prompt_draws_its_own_pictures_only(tmp_path, drawn):
     stage(CONFIG, RUNTIME, model, tmp_path / "out")
     assert drawn == []
     assert len(pictures_of(tmp_path / "out")) == 4 + 2, "what is no longer asked for is gone"
+
+
+@pytest.mark.stage
+def test_pictures_are_taken_over_when_dvc_has_deleted_them(tmp_path, drawn, monkeypatch):
+    """Not those that were changed, or that others may have written."""
+    from tests.drawing.tiny_models import save_tiny_checkpoint
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    model, out = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "images"
+    stage(CONFIG, RUNTIME, model, out)
+    before, kept = pictures_of(out), tmp_path / ".checkpoints/generate/images/last"
+    for spoil, again in (
+        (lambda: None, []),
+        (lambda: (kept / "images/p1-s3.png").write_bytes(before["p1-s1.png"]), ["a cat", "hat, green"]),
+        (lambda: kept.chmod(0o777), ["a cat", "hat, green"]),
+    ):
+        shutil.rmtree(out)
+        drawn.clear()
+        spoil()
+        stage(CONFIG, RUNTIME, model, out)
+        assert drawn == again
+        assert pictures_of(out) == before
+
+
+@pytest.mark.stage
+def test_where_all_is_taken_over_no_model_is_loaded(tmp_path, monkeypatch):
+    from stages.drawing import sampling
+    from tests.drawing.tiny_models import save_tiny_checkpoint
+
+    model = save_tiny_checkpoint(tmp_path / "model")
+    stage(CONFIG, RUNTIME, model, tmp_path / "out")
+    before = pictures_of(tmp_path / "out")
+    monkeypatch.setattr(sampling, "load_models", None)
+    stage(CONFIG, RUNTIME, model, tmp_path / "out")
+    assert pictures_of(tmp_path / "out") == before
 
 
 @pytest.mark.stage

@@ -183,7 +183,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Refuse a value that stands twice: its stages would have the same name."""
         ranks = {"rank": self.rank, "dreambooth_rank": self.dreambooth_rank}
-        refuse_twice(alpha=self.alpha, **ranks, seed=self.seed, lora_scale=self.lora_scale, bases=self.bases)
+        steps = {f"kept_steps.{kind}": of_kind for kind, of_kind in self.kept_steps.items()}
+        refuse_twice(alpha=self.alpha, **ranks, seed=self.seed, lora_scale=self.lora_scale, bases=self.bases, **steps)
 
 
 @dataclass(frozen=True, config=strict)

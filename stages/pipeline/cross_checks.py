@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stages.checkpoints.merging.methods import MERGE_METHODS
 from stages.dataset.config import held_out_problem
 from stages.dataset.folders import count_images
 from stages.lora.config import OPTIMIZER_PACKAGES
+from stages.measures.comparing import BY_KEY, applies
+from stages.pipeline.variants import kept_steps
 from stages.pipeline.wording import counted
 
 Configs = Mapping[str, Any]
@@ -103,16 +107,32 @@ def _trigger(configs: Configs) -> Iterator[Finding]:
 def _compared(configs: Configs) -> Iterator[Finding]:
     """What the comparison can and cannot say."""
     drawn, compare, sweep = configs["generate"], configs["compare"], configs["sweep"]
-    if compare.primary == "trigger_specificity" and not drawn.other_prompts:
+    primary = BY_KEY[compare.primary]
+    asks = np.array([*(True for _ in drawn.subject_prompts), *(False for _ in drawn.other_prompts)])
+    if not applies(primary, asks, len(asks)):
         yield _no(
-            "compare.primary: given 'trigger_specificity': it is the difference between subject_prompts and other_prompts, and "
-            "generate.other_prompts is empty: name some, or take subject_fidelity"
+            f"compare.primary: given {primary.key!r}: it is measured on generate.other_prompts, and there are none: name "
+            "some, or take subject_fidelity"
         )
+    elif not applies(primary, asks, len(drawn.seeds)):
+        yield _no(f"compare.primary: given {primary.key!r}: it takes two generate.seeds at least, and there is one")
     for name in ("subject_prompts", "other_prompts"):
         if len(getattr(drawn, name)) == 1:
             yield _note(f"generate.{name}: of one prompt, nothing can be said of others: intervals take two or more")
     if len(sweep.seed) == 2:
         yield _note("sweep.seed: of two trainings, intervals are very wide: take three or more, or one")
+
+
+def _kept_steps(configs: Configs) -> Iterator[Finding]:
+    """LoRAs on the way that shall draw, and that no training keeps."""
+    for stage, config, _, _ in _trainings(configs):
+        kind = stage.removeprefix("train_")
+        kept = kept_steps(config.keep_every, config.max_train_steps)
+        if missing := [step for step in configs["sweep"].kept_steps.get(kind, ()) if step not in kept]:
+            yield _no(
+                f"sweep.kept_steps.{kind}: names step {missing[0]}, and {stage}.keep_every ({config.keep_every}) keeps "
+                f"{', '.join(map(str, kept)) or 'none'} of {config.max_train_steps} steps: leave it as conf/config.yaml has it"
+            )
 
 
 def _originals(configs: Configs) -> Iterator[Finding]:
@@ -244,6 +264,7 @@ CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _trigger,
     _instance_prompt,
     _compared,
+    _kept_steps,
     _originals,
     _idle_values,
     _optimizers,

@@ -40,7 +40,7 @@ class Variant:
         if self.rank is None:
             return merge
         step = "" if self.step is None else f"-step{self.step}"
-        scale = "" if self.lora_scale == 1 else f"-x{self.lora_scale:g}"
+        scale = "" if self.lora_scale == 1 else f"-x{in_full(self.lora_scale)}"
         return f"{self.kind}-{merge}-r{self.rank}-s{self.seed}{step}{scale}"
 
     @property
@@ -70,6 +70,12 @@ class Variant:
             return self.model
         folder = f"data/lora/{self.training.name}"
         return folder if self.step is None else f"{folder}/{kept_folder(self.step)}"
+
+
+def in_full(number: float) -> str:
+    """A number as short as it can be, and so that no other is written alike."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.pipeline.variants import Variant
+from stages.pipeline.variants import Variant, in_full
 from stages.report.config import Names
 from stages.report.sweep import Sweep
 
@@ -40,7 +40,7 @@ class Namer:
     def row(self, table: str, variants: Sequence[Variant]) -> str:
         """Heading of a row of one of `Sweep.tables`, which begins with the merge without a LoRA."""
         if table == "strength":
-            return f"strength {variants[-1].lora_scale:g}"
+            return f"strength {in_full(variants[-1].lora_scale)}"
         return self.formula(variants[0])
 
     def arm(self, first: Variant) -> str:
@@ -71,4 +71,4 @@ class Namer:
 def _way(variant: Variant) -> str:
     """How far a LoRA was trained and how strong it is, where that is not the whole way and strength 1."""
     step = "" if variant.step is None else f"step {variant.step}"
-    return ", ".join(filter(None, (step, "" if variant.lora_scale == 1 else f"strength {variant.lora_scale:g}")))
+    return ", ".join(filter(None, (step, "" if variant.lora_scale == 1 else f"strength {in_full(variant.lora_scale)}")))

@@ -132,7 +132,7 @@ def write_metrics(comparison: Comparison, path: Path) -> None:
         }
         for variant, values in levels.items()
     }
-    rounded = {key: {name: round(value, 4) for name, value in values.items()} for key, values in metrics.items()}
+    rounded = {key: {name: round(value, 4) + 0.0 for name, value in values.items()} for key, values in metrics.items()}
     path.write_text(json.dumps(rounded, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

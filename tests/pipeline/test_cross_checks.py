@@ -57,9 +57,27 @@ REFUSED = [
         {"generate.other_prompts": ["a portrait", "Asuka, smiling"]},
         "generate.other_prompts: 'Asuka, smiling' names the trigger 'asuka': put it among subject_prompts",
     ),
+    *(
+        (
+            {"generate.other_prompts": [], "compare.primary": key},
+            f"compare.primary: given '{key}': it is measured on generate.other",
+        )
+        for key in ("trigger_specificity", "leak", "drift", "prompt_alignment_other", "diversity_other")
+    ),
+    *(
+        (
+            {"generate.seeds": [7], "compare.primary": key},
+            f"compare.primary: given '{key}': it takes two generate.seeds at least",
+        )
+        for key in ("diversity", "diversity_other")
+    ),
     (
-        {"generate.other_prompts": []},
-        "compare.primary: given 'trigger_specificity': it is the difference between subject_prompts and other_prompts",
+        {"sweep.kept_steps.text2img": [100, 250], "train_text2img.keep_every": 100},
+        "sweep.kept_steps.text2img: names step 250, and train_text2img.keep_every (100) keeps 100, 200, ",
+    ),
+    (
+        {"sweep.kept_steps.dreambooth": [100]},
+        "sweep.kept_steps.dreambooth: names step 100, and train_dreambooth.keep_every (None) keeps none of 500",
     ),
     ({"merge.method": "add_difference"}, "merge.method: add_difference takes base.theta2, which is null: name a checkpoint"),
     ({"base.theta2": ORIGINAL}, "merge.method: weighted_sum does not take base.theta2, which is not null"),
@@ -125,6 +143,13 @@ SAID = [
 def test_what_may_not_be_meant_is_said_aloud(composed, changes, message, capsys):
     check_together(validate_all(changed(composed, changes)))
     assert f"warning: {message}" in capsys.readouterr().err
+
+
+def test_some_of_the_loras_that_are_kept_may_draw(composed):
+    params = changed(composed, {"sweep.kept_steps.text2img": [300], "train_text2img.keep_every": 100})
+    params["generate"] |= {"other_prompts": []}
+    params["compare"]["primary"] = "subject_fidelity"
+    assert not [finding for finding in look(validate_all(params)) if finding.refused]
 
 
 def test_the_default_experiment_says_nothing_but_what_it_is(composed, capsys):

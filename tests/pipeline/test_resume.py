@@ -9,7 +9,7 @@ import pytest
 
 from stages.pipeline import fingerprints, resume, seals
 from stages.pipeline.lockfile import content_md5
-from stages.pipeline.resume import CHECKPOINTS, resumable, run_digest, stage_digest
+from stages.pipeline.resume import CHECKPOINTS, keep_output, last_output, resumable, run_digest, stage_digest
 from stages.pipeline.seals import sealed_file
 from tests.pipeline.small_pipeline import run
 
@@ -297,3 +297,57 @@ def test_what_a_killed_process_left_of_keeping_its_result_is_in_nobodys_way(root
         assert again == folder
         assert (folder / "checkpoint.pt").read_text() == "half"
         assert not list(folder.rglob("*.part"))
+
+
+def make_file(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("out", [Path("data/rows.txt"), Path("data/pictures")])
+def test_the_last_result_is_kept_where_dvc_deletes_it(root, out):
+    def inside(place: Path) -> Path:
+        return place / "a.png" if out.suffix == "" else place
+
+    for text in ("one", "two"):
+        make_file(inside(out), text)
+        keep_output("draw", out)
+        assert last_output("draw", out) == out
+        number_of_file = inside(out).stat().st_ino
+        resume.remove(out)
+        kept = last_output("draw", out)
+        assert kept == root / CHECKPOINTS / "draw" / out.name / "last" / out.name
+        assert inside(kept).read_text() == text
+        assert inside(kept).stat().st_ino == number_of_file, "a link, which takes no room"
+    assert last_output("embed", out) == out, "another stage's"
+    make_file(inside(kept), "spoilt")
+    assert last_output("draw", out) == out
+
+
+def test_what_others_may_have_written_is_not_the_last_result(root):
+    out = Path("data/rows.txt")
+    make_file(out, "one")
+    keep_output("draw", out)
+    out.unlink()
+    last_output("draw", out).parent.chmod(0o777)
+    assert last_output("draw", out) == out
+
+
+def test_nothing_is_kept_of_a_run_by_hand(tmp_path, monkeypatch):
+    monkeypatch.delenv("DVC_ROOT")
+    make_file(Path("rows.txt"), "one")
+    keep_output("draw", Path("rows.txt"))
+    assert not (tmp_path / CHECKPOINTS).exists()
+
+
+def test_what_another_process_is_keeping_is_left_alone(root):
+    out = Path("data/rows.txt")
+    make_file(out, "one")
+    keep_output("draw", out)
+    out.unlink()
+    make_file(out, "two")
+    with (root / CHECKPOINTS / "draw/rows.txt/last/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keep_output("draw", out)
+    out.unlink()
+    assert last_output("draw", out).read_text() == "one"

@@ -27,6 +27,7 @@ def swept(**axes) -> list[Variant]:
         (Variant("text2img", 0.7, 4, 0, None, 0.5), "text2img-a0.7-r4-s0-x0.5"),
         (Variant("text2img", 0.7, 4, 0, None, 2.0), "text2img-a0.7-r4-s0-x2"),
         (Variant("text2img", 0.7, 4, 0, None, 0), "text2img-a0.7-r4-s0-x0"),
+        (Variant("text2img", 0.7, 4, 0, None, 0.1234567), "text2img-a0.7-r4-s0-x0.1234567"),
         (Variant("text2img", 0.7, 4, 3, 500, 0.5), "text2img-a0.7-r4-s3-step500-x0.5"),
     ],
 )

@@ -94,6 +94,7 @@ def test_gains_are_differences_to_the_merge(tmp_path):
     assert metrics[TEXT2IMG.key]["subject_fidelity_gain"] == pytest.approx(0.1)
     assert metrics[TEXT2IMG.key]["trigger_specificity_gain"] == pytest.approx(-0.3)
     assert not any(name.endswith("_gain") for name in metrics["a0_7"])
+    assert "-0.0," not in (tmp_path / "metrics.json").read_text()
 
 
 def test_keys_have_no_dots_and_differ():

@@ -24,7 +24,10 @@ def embed(dino: Dinov2Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def neighbours_alike(dino: Dinov2Model, drawings: Labelled) -> dict[str, float]:
-    """For each label, the share of drawings whose nearest other drawing shows the same, in [0, 1]; higher is better."""
+    """For each label, the share of drawings whose nearest other drawing shows the same, in [0, 1]; higher is better.
+
+    A label that none of the drawings shows is left out.
+    """
     embeddings = embed(dino, drawings.images)
     similarity = embeddings @ embeddings.T
     np.fill_diagonal(similarity, -1)
@@ -33,11 +36,18 @@ def neighbours_alike(dino: Dinov2Model, drawings: Labelled) -> dict[str, float]:
     for name in LABELS:
         own, found = drawings.column(name), drawings.column(name)[nearest]
         shown = own != NOT_SHOWN
-        shares[name] = round(float((own == found)[shown].mean()), 4)
+        if shown.any():
+            shares[name] = round(float((own == found)[shown].mean()), 4)
     return shares
 
 
 def told_apart(positives: Sequence[float] | NDArray, negatives: Sequence[float] | NDArray) -> float:
-    """The chance that a positive has a higher score than a negative (the area under the ROC curve), ties counted half."""
+    """The chance that a positive has a higher score than a negative (the area under the ROC curve), ties counted half.
+
+    Raises:
+        ValueError: there is none of one kind.
+    """
+    if not (len(positives) and len(negatives)):
+        raise ValueError("of one kind there is no drawing: take more of them (--samples)")
     one, other = np.asarray(positives)[:, None], np.asarray(negatives)[None, :]
     return float((one > other).mean() + (one == other).mean() / 2)

@@ -1,5 +1,6 @@
 """What the mini world's figures must reach."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,13 @@ def _at(*path: str) -> Callable[[Figures], float | None]:
 
 
 def _extreme(choose: Callable[[list[float]], float], prefixes: tuple[str, ...], key: str) -> Callable[[Figures], float | None]:
+    """Over the variants of some kinds; LoRAs on the way, or at another strength than 1, need not reach anything."""
+
+    def counts(variant: str) -> bool:
+        return variant.startswith(prefixes) and not re.search(r"-step\d|-x[\d-]", variant)
+
     def read(figures: Figures) -> float | None:
-        values = [figure[key] for variant, figure in figures.items() if variant.startswith(prefixes) and key in figure]
+        values = [figure[key] for variant, figure in figures.items() if counts(variant) and key in figure]
         return choose(values) if values else None
 
     return read

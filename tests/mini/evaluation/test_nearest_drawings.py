@@ -34,6 +34,12 @@ def test_a_positive_is_told_from_a_negative_by_the_share_of_pairs_in_which_it_is
     assert told_apart(np.array(negatives), np.array(positives)) == 1 - chance
 
 
+def test_of_one_kind_alone_nothing_is_told():
+    for positives, negatives in (([], [1.0]), ([1.0], [])):
+        with pytest.raises(ValueError, match="of one kind there is no drawing"):
+            told_apart(positives, negatives)
+
+
 def test_embeddings_have_length_one_whatever_batch_they_are_in(dino):
     images = patterns(70)
     embeddings = embed(dino, images)
@@ -53,3 +59,5 @@ def test_a_drawing_is_compared_with_its_nearest_other_in_what_it_shows(dino):
     shares = neighbours_alike(dino, twins)
     assert set(shares) == set(LABELS)
     assert (shares["style"], shares["hair"], shares["glasses"], shares["clothes"]) == (1.0, 0.75, 0.0, 0.8)
+    labels[:, places["clothes"]] = NOT_SHOWN
+    assert set(neighbours_alike(dino, Labelled(twins.images, labels))) == set(LABELS) - {"clothes"}

@@ -17,6 +17,20 @@ def test_the_worst_variant_counts():
     figures = {
         "text2img-a0.7-r4-s0": {"subject": 0.9, "leak": 0.02, "hair_as_asked": 0.9, "pixel_art": 0.7, "pixel_art_leak": 0.03},
         "dreambooth-a0.7-r4-s0": {"subject": 0.85, "leak": 0.07, "hair_as_asked": 1.0, "pixel_art": 1.0, "pixel_art_leak": 0.0},
+        "text2img-a0.7-r4-s0-step100": {
+            "subject": 0.0,
+            "leak": 1.0,
+            "hair_as_asked": 0.0,
+            "pixel_art": 0.0,
+            "pixel_art_leak": 1.0,
+        },
+        "text2img-a0.7-r4-s0-x0.5": {
+            "subject": 0.0,
+            "leak": 1.0,
+            "hair_as_asked": 0.0,
+            "pixel_art": 0.0,
+            "pixel_art_leak": 1.0,
+        },
         "a0.7": {"subject": 0.1, "leak": 0.5, "hair_as_asked": 0.6, "pixel_art": 0.0, "pixel_art_leak": 0.6},
         "theta0": {"subject": 0.3, "leak": 0.4, "hair_as_asked": 0.5, "pixel_art": 0.05, "pixel_art_leak": 0.7},
     }
