@@ -102,11 +102,9 @@ def copied(images: Embeddings, training: Embeddings, level: float = COPY_LEVEL) 
     """Which images count as copies: so near to a training image as one in twenty new images of the subject would be at most.
 
     Each image is put among the training images, and its cosine with the nearest other one is held against theirs (full
-    conformal
-    prediction: Vovk et al. 2005, section 2.2). If it is like the training images and no copy, it is called one with a chance of
-        at
-    most `level`, however few and however alike they are. Where a copy and its original are the nearest of all, that takes
-    2 / level - 1 training images, 39: of fewer, nothing is called a copy.
+    conformal prediction: Vovk et al. 2005, section 2.2). If it is like the training images and no copy, it is called one with
+    a chance of at most `level`, however few and however alike they are. Where a copy and its original are the nearest of all,
+    that takes 2 / level - 1 training images, 39: of fewer, nothing is called a copy.
 
     Args:
         images: (..., D).
@@ -135,7 +133,7 @@ def unbiased_mmd(one: Embeddings, other: Embeddings) -> float:
     Gretton et al. 2012, lemma 6 (JMLR 13). It can be below 0, and takes two images of each at least.
     """
     both = np.concatenate([one, other])
-    return _mmd(polynomial_kernel(both, both), np.arange(len(both)) < len(one))
+    return float(_mmd(polynomial_kernel(both, both), np.arange(len(both))[None] < len(one))[0])
 
 
 def mmd_test(one: Embeddings, other: Embeddings, permutations: int = 1000) -> tuple[float, float]:
@@ -143,13 +141,22 @@ def mmd_test(one: Embeddings, other: Embeddings, permutations: int = 1000) -> tu
     both = np.concatenate([one, other])
     kernel = polynomial_kernel(both, both)
     first = np.arange(len(both)) < len(one)
-    found = _mmd(kernel, first)
     generator = np.random.default_rng(0)
-    reached = sum(_mmd(kernel, generator.permutation(first)) >= found - 1e-12 for _ in range(permutations))
-    return found, (reached + 1) / (permutations + 1)
+    found, *permuted = _mmd(kernel, np.stack([first, *(generator.permutation(first) for _ in range(permutations))]))
+    reached = int(np.sum(np.asarray(permuted) >= found - 1e-12))
+    return float(found), (reached + 1) / (permutations + 1)
 
 
-def _mmd(kernel: Values, first: NDArray[np.bool_]) -> float:
-    one, other = kernel[np.ix_(first, first)], kernel[np.ix_(~first, ~first)]
-    within = sum((part.sum() - np.trace(part)) / (len(part) * (len(part) - 1)) for part in (one, other))
-    return float(within - 2 * kernel[np.ix_(first, ~first)].mean())
+def _mmd(kernel: Values, first: NDArray[np.bool_]) -> Values:
+    """The unbiased estimate for several ways to tell the one set from the other, (R,).
+
+    Args:
+        kernel: (N, N), of all pairs of both sets.
+        first: (R, N), whether each is of the one set; as many are in each row.
+    """
+    pairs, chosen = kernel - np.diag(np.diag(kernel)), first.astype(float)
+    of_each = chosen @ pairs.sum(axis=1)
+    within = np.einsum("rn,rn->r", chosen @ pairs, chosen)
+    one, other = (float(part[0].sum()) for part in (first, ~first))
+    across, rest = of_each - within, pairs.sum() - 2 * of_each + within
+    return within / (one * (one - 1)) + rest / (other * (other - 1)) - 2 * across / (one * other)
