@@ -62,7 +62,7 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
     clip, dino = load_clip(folders["clip"], device, dtype), load_dino(folders["dino"], device, dtype)
     encoders = {name: encoder_digest(folder) for name, folder in folders.items()}
     made_by = stage_digest("embed", {"runtime": runtime, "device": device_name(device), "encoders": encoders})
-    known = read_reusable(last_output("embed", out), made_by)
+    known = read_reusable(last_output("embed", out, made_by), made_by)
     digests = [sha256(images / name) for name in names]
     rows: dict[str, list[torch.Tensor]] = {"clip": [], "dino": []}
     for name, digest in zip(track(names, "images embedded"), digests, strict=True):
@@ -73,7 +73,7 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
     texts = embed_texts(clip, prompts) if prompts else torch.zeros(0, width)
     by_encoder = {name: torch.stack(of_encoder).numpy() for name, of_encoder in rows.items()}
     write_embedded(Embedded(by_encoder, texts.numpy(), names, digests, prompts, encoders, made_by), out)
-    keep_output("embed", out)
+    keep_output("embed", out, made_by)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def stage(
     device = prepare(runtime)
     settings = {**sampling_of(config), "runtime": runtime, "device": device_name(device), "lora_scale": lora_scale}
     made_by = stage_digest("generate", settings, [model] if lora is None else [model, lora_file(lora)])
-    known = read_drawn(last_output("generate", out), made_by)
+    known = read_drawn(last_output("generate", out, made_by), made_by)
     taken = {prompt: known.files(prompt, config.seeds) for prompt in (*config.subject_prompts, *config.other_prompts)}
     new = [prompt for prompt, files in taken.items() if not files]
     text, images = {}, iter(())
@@ -99,7 +99,7 @@ def stage(
         next(images, None)  # the end of them, where it is said how long they took
         cells.write_cells(folder, drawn)
         write_drawn(folder, drawn, made_by)
-    keep_output("generate", out)
+    keep_output("generate", out, made_by)
 
 
 if __name__ == "__main__":

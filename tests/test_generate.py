@@ -119,7 +119,7 @@ def test_pictures_are_taken_over_when_dvc_has_deleted_them(tmp_path, drawn, monk
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     model, out = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "images"
     stage(CONFIG, RUNTIME, model, out)
-    before, kept = pictures_of(out), tmp_path / ".checkpoints/generate/images/last"
+    before, (kept,) = pictures_of(out), (tmp_path / ".checkpoints/generate/images").iterdir()
     for spoil, again in (
         (lambda: None, []),
         (lambda: (kept / "images/p1-s3.png").write_bytes(before["p1-s1.png"]), ["a cat", "hat, green"]),
@@ -131,6 +131,11 @@ def test_pictures_are_taken_over_when_dvc_has_deleted_them(tmp_path, drawn, monk
         stage(CONFIG, RUNTIME, model, out)
         assert drawn == again
         assert pictures_of(out) == before
+    for seed, again in ((4, ["a cat", "hat, green"]), (3, [])):  # another setting, and back
+        shutil.rmtree(out)
+        drawn.clear()
+        stage(replace(CONFIG, seeds=(seed, 1), noise_scheduler="ddim" if seed == 3 else "euler_a"), RUNTIME, model, out)
+        assert drawn == again
 
 
 @pytest.mark.stage

@@ -1,8 +1,8 @@
 """What runs keep outside of DVC's outputs, which DVC deletes before each run: checkpoints, and results DVC has not noted yet.
 
 .checkpoints/<stage>/<output>/<digest of the run>/ holds what an unfinished run goes on from, or, in finished/, the result of
-one that has ended; .checkpoints/<stage>/<output>/last/ the last result of a stage that takes over parts of it. Both are hard
-links to the output's files, which take no room while the output or DVC's cache has the same files.
+one that has ended; last-<digest>/ beside it the last result of a stage that takes over parts of it. Both are hard links to the
+output's files, which take no room while the output or DVC's cache has the same files.
 """
 
 import fcntl
@@ -23,7 +23,9 @@ from stages.pipeline.seals import file_digest, is_foreign, is_whole
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ".checkpoints"
 FINISHED, FINISHED_MD5, DAMAGED, LOCK = "finished", "finished.md5", "damaged", "lock"
-LAST, LAST_MD5 = "last", "last.md5"
+LAST, LAST_MD5 = "last-", "last.md5"
+LAST_RESULTS = 8
+"""Of one output, by as many different makings as one switches between."""
 
 
 @contextmanager
@@ -59,27 +61,32 @@ def resumable(stage: str, settings: Mapping[str, object], inputs: Iterable[Path]
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def last_output(stage: str, out: Path) -> Path:
-    """Where the last result of an output lies, of which a stage may take over parts that it finds to be what it would make.
+def last_output(stage: str, out: Path, made_by: str) -> Path:
+    """Where the last result of an output lies that was made alike, of which a stage may take over parts.
 
     It is `out` where that is there, as after a run by hand. DVC deletes it before the stage runs: then it is what `keep_output`
-    has kept, if nobody else may have written there and it is whole. An output that DVC takes from its cache is not run, so what
-    is kept may be older than the one before.
+    has kept, if nobody else may have written there and it is whole.
+
+    Args:
+        stage: name of the stage.
+        out: its output.
+        made_by: digest of all that the parts depend on.
     """
-    folder = checkpoints_folder() / stage / out.name / LAST
+    folder = _last_folder(stage, out, made_by)
     kept, note = folder / out.name, folder / LAST_MD5
     if out.exists() or not note.is_file() or is_foreign(folder):
         return out
     return kept if note.read_bytes() == content_md5(kept).encode() else out
 
 
-def keep_output(stage: str, out: Path) -> None:
+def keep_output(stage: str, out: Path, made_by: str) -> None:
     """Keep a result for `last_output`, where DVC runs the stage; what another process is just keeping is left alone."""
     if "DVC_ROOT" not in os.environ:
         return
-    folder = checkpoints_folder() / stage / out.name / LAST
+    folder = _last_folder(stage, out, made_by)
     with suppress(OSError), _locked(folder):
         (folder / LAST_MD5).unlink(missing_ok=True)
+        folder.chmod(0o700)
         if out.is_dir():
             _copy_links(out, folder / out.name)
         else:
@@ -87,6 +94,13 @@ def keep_output(stage: str, out: Path) -> None:
                 _link(str(out), str(part))
         with atomic_file(folder / LAST_MD5) as part:
             part.write_text(content_md5(folder / out.name))
+    notes = sorted(folder.parent.glob(f"{LAST}*/{LAST_MD5}"), key=lambda note: note.stat().st_mtime_ns)
+    for note in notes[:-LAST_RESULTS]:
+        _remove(note.parent)
+
+
+def _last_folder(stage: str, out: Path, made_by: str) -> Path:
+    return checkpoints_folder() / stage / out.name / f"{LAST}{made_by[:16]}"
 
 
 def stage_digest(stage: str, settings: Mapping[str, object], inputs: Iterable[Path] = ()) -> str:

@@ -311,43 +311,55 @@ def test_the_last_result_is_kept_where_dvc_deletes_it(root, out):
 
     for text in ("one", "two"):
         make_file(inside(out), text)
-        keep_output("draw", out)
-        assert last_output("draw", out) == out
+        keep_output("draw", out, "me")
+        assert last_output("draw", out, "me") == out
         number_of_file = inside(out).stat().st_ino
         resume.remove(out)
-        kept = last_output("draw", out)
-        assert kept == root / CHECKPOINTS / "draw" / out.name / "last" / out.name
+        kept = last_output("draw", out, "me")
+        assert kept == root / CHECKPOINTS / "draw" / out.name / "last-me" / out.name
         assert inside(kept).read_text() == text
         assert inside(kept).stat().st_ino == number_of_file, "a link, which takes no room"
-    assert last_output("embed", out) == out, "another stage's"
+    assert last_output("embed", out, "me") == out, "another stage's"
+    assert last_output("draw", out, "you") == out, "made otherwise"
     make_file(inside(kept), "spoilt")
-    assert last_output("draw", out) == out
+    assert last_output("draw", out, "me") == out
 
 
 def test_what_others_may_have_written_is_not_the_last_result(root):
     out = Path("data/rows.txt")
     make_file(out, "one")
-    keep_output("draw", out)
+    keep_output("draw", out, "me")
     out.unlink()
-    last_output("draw", out).parent.chmod(0o777)
-    assert last_output("draw", out) == out
+    last_output("draw", out, "me").parent.chmod(0o777)
+    assert last_output("draw", out, "me") == out
 
 
 def test_nothing_is_kept_of_a_run_by_hand(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT")
     make_file(Path("rows.txt"), "one")
-    keep_output("draw", Path("rows.txt"))
+    keep_output("draw", Path("rows.txt"), "me")
     assert not (tmp_path / CHECKPOINTS).exists()
 
 
 def test_what_another_process_is_keeping_is_left_alone(root):
     out = Path("data/rows.txt")
     make_file(out, "one")
-    keep_output("draw", out)
+    keep_output("draw", out, "me")
     out.unlink()
     make_file(out, "two")
-    with (root / CHECKPOINTS / "draw/rows.txt/last/lock").open("w") as lock:
+    with (root / CHECKPOINTS / "draw/rows.txt/last-me/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        keep_output("draw", out)
+        keep_output("draw", out, "me")
     out.unlink()
-    assert last_output("draw", out).read_text() == "one"
+    assert last_output("draw", out, "me").read_text() == "one"
+
+
+def test_only_the_last_few_makings_are_kept(root):
+    out = Path("data/rows.txt")
+    for number in range(resume.LAST_RESULTS + 2):
+        make_file(out, str(number))
+        keep_output("draw", out, str(number))
+        out.unlink()
+    kept = [last_output("draw", out, str(number)) != out for number in range(resume.LAST_RESULTS + 2)]
+    assert kept == [False] * 2 + [True] * resume.LAST_RESULTS
+    assert len(list((root / CHECKPOINTS / "draw/rows.txt").iterdir())) == resume.LAST_RESULTS
