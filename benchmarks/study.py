@@ -5,9 +5,9 @@ the experiment that params.yaml describes and trains its subject in every way of
 as many images, at three learning rates, with five training seeds. Each training draws the experiment's prompts, and its images
 are embedded. Then the best learning rate of each way is chosen on half of the prompts and seeds, and reported on the others.
 
-It says its plan first, and takes hours on a CPU. Ctrl-C, or the end of --hours, leaves what was made in .study; the same
-command goes on from there. --report computes the tables from what there is, of every way that has two trainings at each
-learning rate.
+It says its plan first, and takes hours on a CPU. Ctrl-C, a scheduler's SIGTERM, or the end of --hours, leaves what was made
+in .study; the same command goes on from there. --report computes the tables from what there is, of every way that has two
+trainings at each learning rate.
 """
 
 import argparse
@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.config import read_params
+from stages.pipeline.interruption import Interrupted, handled
 from stages.pipeline.outputs import atomic_file
 from stages.pipeline.progress import say, track
 from stages.pipeline.resume import run_digest
@@ -157,7 +158,8 @@ class Study:
     @cached_property
     def folder(self) -> Path:
         """Where its trainings are: named by all that they share."""
-        return self.root / run_digest(self._common(), self.inputs())[:12]
+        ranks = {arm.method: self.rank(arm) for arm in ARMS}
+        return self.root / run_digest(self._common() | ranks, self.inputs())[:12]
 
     @property
     def merge(self) -> Variant:
@@ -330,7 +332,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="say the plan and end")
     parser.add_argument("--report", action="store_true", help="train nothing; print what came of what there is")
     options = parser.parse_args()
-    with errors_in_one_line("study"):
+    with errors_in_one_line("study"), handled():
         arms = chosen_arms(options.only)
         params = read_params()
         check_experiment(params)
@@ -353,6 +355,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
+    except Interrupted as interruption:
         print("study: interrupted; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + interruption.signal_number) from None

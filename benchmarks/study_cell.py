@@ -71,4 +71,5 @@ if __name__ == "__main__":
         with errors_in_one_line("study"), handled():
             main(Path(sys.argv[1]))
     except Interrupted as interruption:
+        print(f"study: interrupted: {interruption}", file=sys.stderr)
         raise SystemExit(128 + interruption.signal_number) from interruption

@@ -1,12 +1,15 @@
 """The plan of the study, what its tables say of planted embeddings, and a small one on tiny models."""
 
 import importlib
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -56,6 +59,8 @@ def test_another_setting_that_all_share_is_another_study(study, params, tmp_path
     assert study.Study(params, 400, 3, 1, study.ARMS[:1], root=tmp_path).folder == one.folder  # more may be added to it
     assert study.Study(params, 401, 5, 1, root=tmp_path).folder != one.folder
     assert study.Study(params, 400, 5, 2, root=tmp_path).folder != one.folder
+    ranked = params | {"sweep": params["sweep"] | {"dreambooth_rank": [2]}}
+    assert study.Study(ranked, 400, 5, 1, root=tmp_path).folder != one.folder
 
 
 def normalized(rows):
@@ -194,6 +199,24 @@ def test_a_study_of_tiny_models_goes_on_where_it_was(study, params, tmp_path, mo
     assert len(before) == 7 + 6
     assert "7 are in" in run()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / ".study").rglob("*.safetensors")}
+
+
+@pytest.mark.stage
+def test_a_study_that_is_told_to_end_leaves_checkpoints_and_no_process(params, tmp_path, monkeypatch):
+    make_world(tmp_path, params, monkeypatch)
+    words = [sys.executable, ROOT / "benchmarks/study.py", "--only", "dreambooth-lora", "--steps", "5000", "--seeds", "1"]
+    with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        logs: list[Path] = []
+        while not any("ms a step" in log.read_text() for log in logs):
+            assert process.poll() is None
+            time.sleep(0.1)
+            logs = list(tmp_path.glob(".study/*/dreambooth-lora/*/s0/log.txt"))
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "study: interrupted; the same command goes on" in errors
+    assert list(tmp_path.rglob("checkpoint.pt"))
+    assert not [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or ())]
 
 
 def make_world(root: Path, params, monkeypatch) -> None:
