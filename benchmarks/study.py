@@ -11,213 +11,27 @@ trainings at each learning rate.
 """
 
 import argparse
-import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
 
-import yaml
-from study_cell import DIVERGED, EMBEDDINGS, ROOT
+from study_cell import ROOT
+from study_plan import ARMS, DATASET_EMBEDDINGS, RATES, RAW, SEEDS, Arm, Cell, Study, check_experiment
+from study_tables import tables
 
 sys.path.insert(0, str(ROOT))
 
 from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.config import read_params
 from stages.pipeline.interruption import Interrupted, handled
-from stages.pipeline.outputs import atomic_file
 from stages.pipeline.progress import say, track
-from stages.pipeline.resume import run_digest
-from stages.pipeline.variants import DATASET, Variant
 from stages.pipeline.wording import counted
-
-FOLDER = Path(".study")
-RAW, IMAGES = Path("data/raw"), Path("data/encoded/images.safetensors")
-DATASET_EMBEDDINGS = Path(f"data/embeddings/{DATASET}.safetensors")
-RATES = (1 / 3, 1, 3)
-"""Learning rates, as shares of the experiment's."""
-FULL_RATE = 0.1
-"""And that of them which full fine-tuning takes: the weights themselves go astray at an adapter's rates."""
-SEEDS = 5
-
-Method = Literal["text2img", "dreambooth"]
-METHODS: Mapping[Method, str] = {"text2img": "text2img", "dreambooth": "DreamBooth"}
-ADAPTERS: Mapping[str, Mapping[str, Any]] = {
-    "LoRA": {"tuned": "lora", "peft_type": "lora", "use_dora": False},
-    "DoRA": {"tuned": "lora", "peft_type": "lora", "use_dora": True},
-    "LoKr": {"tuned": "lora", "peft_type": "lokr", "use_dora": False},
-    "LoHa": {"tuned": "lora", "peft_type": "loha", "use_dora": False},
-    "all weights": {"tuned": "full", "train_text_encoder": False},
-}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way of training.
-
-    Attributes:
-        method: text2img learns from captions, DreamBooth from one prompt.
-        adapter: what is trained, a key of `ADAPTERS`.
-        regularised: whether it learns from class images too.
-        text_encoder: whether the text encoder gets an adapter too.
-    """
-
-    method: Method
-    adapter: str = "LoRA"
-    regularised: bool = True
-    text_encoder: bool = False
-
-    @property
-    def name(self) -> str:
-        """In tables and sentences."""
-        parts = (self.adapter, "text encoder" if self.text_encoder else "", "" if self.regularised else "no class images")
-        return f"{METHODS[self.method]} ({', '.join(filter(None, parts))})"
-
-    @property
-    def folder(self) -> str:
-        """Of its trainings."""
-        ends = ("-text-encoder" if self.text_encoder else "", "" if self.regularised else "-no-class-images")
-        return f"{self.method}-{self.adapter.lower().replace(' ', '-')}{''.join(ends)}"
-
-    def settings(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        """The section of its stage, changed to this."""
-        own = {"train_text_encoder": self.text_encoder, **ADAPTERS[self.adapter]}
-        weight = section["prior_loss_weight"] if self.regularised else 0
-        return {**section, "use_rslora": False, "lora_dropout": 0.0, **own, "prior_loss_weight": weight}
-
-
-TEXT2IMG, DREAMBOOTH = Arm("text2img", text_encoder=True), Arm("dreambooth", text_encoder=True)
-ARMS = (
-    DREAMBOOTH,
-    TEXT2IMG,
-    replace(TEXT2IMG, text_encoder=False),
-    replace(DREAMBOOTH, regularised=False),
-    replace(TEXT2IMG, text_encoder=False, regularised=False),
-    replace(DREAMBOOTH, text_encoder=False),
-    *(
-        replace(arm, adapter=adapter, text_encoder=arm.text_encoder and adapter != "all weights")
-        for adapter in ADAPTERS
-        if adapter != "LoRA"
-        for arm in (replace(TEXT2IMG, text_encoder=False), DREAMBOOTH)
-    ),
-)
-"""In the order of the plan: what is there early answers the first questions wholly."""
-CONTRASTS = (
-    (DREAMBOOTH, TEXT2IMG),
-    (DREAMBOOTH, replace(DREAMBOOTH, text_encoder=False)),
-    (TEXT2IMG, replace(TEXT2IMG, text_encoder=False)),
-    (DREAMBOOTH, replace(DREAMBOOTH, regularised=False)),
-    (replace(TEXT2IMG, text_encoder=False), replace(TEXT2IMG, text_encoder=False, regularised=False)),
-    *((arm, Arm(arm.method, text_encoder=arm.text_encoder)) for arm in ARMS if arm.adapter != "LoRA"),
-)
-"""What is compared, the first against the second; the first pair is the main question."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training; without an arm, the model that all are trained on."""
-
-    arm: Arm | None = None
-    rate: float = 0.0
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return "base" if self.arm is None else f"{self.arm.folder}/lr{self.rate:g}/s{self.seed}"
-
-
-@dataclass(frozen=True)
-class Study:
-    """All that is trained, on what, and where it lies.
-
-    Attributes:
-        params: of the experiment.
-        steps: optimizer steps of each training.
-        seeds: how many trainings of each arm and learning rate.
-        threads: of each process.
-        arms: what is trained.
-        root: the folder that `folder` is in.
-    """
-
-    params: Mapping[str, Any]
-    steps: int
-    seeds: int
-    threads: int
-    arms: Sequence[Arm] = ARMS
-    root: Path = FOLDER
-
-    @cached_property
-    def folder(self) -> Path:
-        """Where its trainings are: named by all that they share."""
-        ranks = {arm.method: self.rank(arm) for arm in ARMS}
-        return self.root / run_digest(self._common() | ranks, self.inputs())[:12]
-
-    @property
-    def merge(self) -> Variant:
-        """The model that is trained on."""
-        return Variant("merge", self.params["sweep"]["alpha"][0])
-
-    def rank(self, arm: Arm) -> int:
-        """Of its adapters."""
-        return self.params["sweep"]["rank" if arm.method == "text2img" else "dreambooth_rank"][0]
-
-    def rates(self, arm: Arm) -> list[float]:
-        """Its learning rates."""
-        factor = self.params[f"train_{arm.method}"]["learning_rate"] * (FULL_RATE if arm.adapter == "all weights" else 1)
-        return [float(f"{factor * share:.2g}") for share in RATES]
-
-    def cells(self) -> list[Cell]:
-        """The plan, in its order."""
-        return [
-            Cell(),
-            *(
-                Cell(arm, rate, seed)
-                for arm in self.arms
-                for seed, rate in itertools.product(range(self.seeds), self.rates(arm))
-            ),
-        ]
-
-    def inputs(self) -> list[Path]:
-        """What the trainings read."""
-        captions = Path(f"data/encoded/captions-{self.merge.name}.safetensors")
-        return [Path(self.merge.model), IMAGES, captions, Path(f"data/class_images/{self.merge.name}")]
-
-    def is_done(self, cell: Cell) -> bool:
-        """Whether all of it is there."""
-        folder = self.folder / cell.name
-        return (folder / EMBEDDINGS).is_file() or (folder / DIVERGED).is_file()
-
-    def write_params(self, cell: Cell) -> Path:
-        """Write what a cell's process reads; its folder."""
-        folder = self.folder / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
-        sections = self._common() | {"housekeeping": self.params["housekeeping"]}
-        model, images, captions, class_images = map(str, self.inputs())
-        told: dict[str, Any] = {"model": model}
-        if cell.arm is not None:
-            stage = f"train_{cell.arm.method}"
-            sections[stage] = cell.arm.settings(sections[stage]) | {"learning_rate": cell.rate}
-            told |= {"stage": stage, "images": images, "captions": captions, "class_images": class_images}
-            told |= {"rank": self.rank(cell.arm), "seed": cell.seed}
-        with atomic_file(folder / "params.yaml") as part:
-            part.write_text(yaml.safe_dump(sections | {"cell": told}, sort_keys=True))
-        return folder
-
-    def _common(self) -> dict[str, Any]:
-        """The settings that all trainings share; previews and what is kept on the way would only take time."""
-        lean = {"max_train_steps": self.steps, "held_out_steps": self.steps, "preview_prompts": [], "keep_every": None}
-        training = {name: {**self.params[name], **lean} for name in ("train_text2img", "train_dreambooth")}
-        runtime = {**self.params["runtime"], "threads": self.threads}
-        return {name: self.params[name] for name in ("generate", "embed")} | training | {"runtime": runtime}
 
 
 class Workers:
@@ -300,21 +114,6 @@ def chosen_arms(names: Sequence[str] | None) -> Sequence[Arm]:
     return ARMS if names is None else [arm for folder, arm in known.items() if folder in names]
 
 
-def check_experiment(params: Mapping[str, Any]) -> None:
-    """Refuse an experiment that leaves out what the plan compares.
-
-    Raises:
-        ValueError: it names the setting.
-    """
-    if not params["sweep"]["dreambooth_rank"]:
-        raise ValueError("sweep.dreambooth_rank: is empty, and DreamBooth is compared: name a rank")
-    if not params["class_images"]["num_class_images"]:
-        raise ValueError("class_images.num_class_images: is 0, and what class images change is compared: take some")
-    for stage in ("train_text2img", "train_dreambooth"):
-        if not params[stage]["prior_loss_weight"]:
-            raise ValueError(f"{stage}.prior_loss_weight: is 0, and what class images change is compared: set a weight")
-
-
 def missing_inputs(study: Study) -> Iterator[Path]:
     """What the stages before have not made yet."""
     yield from (path for path in (*study.inputs(), RAW, DATASET_EMBEDDINGS) if not path.exists())
@@ -345,8 +144,6 @@ def main() -> None:
         if not options.plan and not options.report:
             problems = run(study, options.workers, options.hours)
         if not options.plan:
-            from study_tables import tables
-
             print("\n".join(tables(study)))
         if problems:
             raise ValueError(f"{len(problems)} trainings failed; the first: {problems[0]}")

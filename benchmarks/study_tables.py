@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from study import CONTRASTS, DATASET_EMBEDDINGS, METHODS, RAW, Arm, Cell, Study
 from study_cell import DIVERGED, EMBEDDINGS, IMAGES, LORA
+from study_plan import CONTRASTS, DATASET_EMBEDDINGS, METHODS, RAW, Arm, Cell, Study
 
 from stages.checkpoints.file_names import lora_file
 from stages.dataset.metadata import TEST, read_manifest
