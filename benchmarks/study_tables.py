@@ -203,6 +203,9 @@ def _sentences(evidence: Evidence) -> Iterator[str]:
     for arm, found in evidence.found.items():
         if found.diverged:
             yield f"- {arm.name}: trainings diverged at the learning rate {', '.join(f'{rate:g}' for rate in found.diverged)}."
+    for end, further in ((min, "lower"), (max, "higher")):
+        if edge := [arm.name for arm, found in evidence.found.items() if found.rate == end(study.rates(arm))]:
+            yield f"- A {further} learning rate than those tried may be better for {'; '.join(edge)}."
     files, apart, methods, as_methods = evidence.by_chance()
     yield (
         f"- By chance alone: of {files} pairs of trainings that differ in their seed, {apart} are told apart as files; of "

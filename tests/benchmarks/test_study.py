@@ -143,6 +143,8 @@ def test_the_better_way_at_its_best_learning_rate_is_found(study, params, planne
         "gained by naming the subject: +0." in said
     )
     assert "Not trained often enough yet: text2img (LoRA); DreamBooth (LoRA, text encoder, no class images); " in said
+    assert "A higher learning rate than those tried may be better for text2img (LoRA, text encoder)." in said
+    assert "A lower learning rate" not in said
     assert "of 12 pairs of trainings that differ in their seed, " in said
     assert "of 6 pairs of two trainings against two, " in said
 
