@@ -21,9 +21,9 @@ FOLDER = Path(".study")
 RAW, IMAGES = Path("data/raw"), Path("data/encoded/images.safetensors")
 DATASET_EMBEDDINGS = Path(f"data/embeddings/{DATASET}.safetensors")
 RATES = (1, 3, 9)
-"""Learning rates, as shares of the experiment's."""
+"""Learning rates, as multiples of the experiment's."""
 FULL_RATE = 0.1
-"""And that of them which full fine-tuning takes: the weights themselves go astray at an adapter's rates."""
+"""The share of them which full fine-tuning takes: the weights themselves go astray at an adapter's rates."""
 SEEDS = 5
 
 Method = Literal["text2img", "dreambooth"]

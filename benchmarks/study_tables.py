@@ -17,7 +17,6 @@ from stages.measures.comparing import (
     ArmValues,
     Contrast,
     Declared,
-    Selection,
     applies,
     chosen_on,
     compare,
@@ -50,7 +49,6 @@ class Found:
     Attributes:
         arm: which.
         rate: the learning rate, chosen by the primary measure on one half of the prompts and seeds.
-        selection: how it was chosen; None where the others diverged.
         seeds: the training seeds that there are at each learning rate.
         diverged: learning rates at which a training diverged; they cannot be chosen.
         weights: how many are trained.
@@ -58,7 +56,6 @@ class Found:
 
     arm: Arm
     rate: float
-    selection: Selection | None
     seeds: Sequence[int]
     diverged: Sequence[float]
     weights: int
@@ -124,7 +121,7 @@ class Evidence:
         selection = select(candidates, self.asks, PRIMARY)
         rate = float(selection.chosen) if selection else next(iter(left))
         file = lora_file(self.study.folder / Cell(arm, rate, seeds[0]).name / LORA)
-        return Found(arm, rate, selection, seeds, diverged, trained_weights(file))
+        return Found(arm, rate, seeds, diverged, trained_weights(file))
 
     def _diverged(self, cell: Cell) -> bool:
         return (self.study.folder / cell.name / DIVERGED).is_file()

@@ -108,8 +108,8 @@ def _compared(configs: Configs) -> Iterator[Finding]:
     """What the comparison can and cannot say."""
     drawn, compare, sweep = configs["generate"], configs["compare"], configs["sweep"]
     primary = BY_KEY[compare.primary]
-    asks = np.array([*(True for _ in drawn.subject_prompts), *(False for _ in drawn.other_prompts)])
-    if not applies(primary, asks, len(asks)):
+    asks = np.repeat([True, False], [len(drawn.subject_prompts), len(drawn.other_prompts)])
+    if not applies(primary, asks, seeds=2):
         yield _no(
             f"compare.primary: given {primary.key!r}: it is measured on generate.other_prompts, and there are none: name "
             "some, or take subject_fidelity"

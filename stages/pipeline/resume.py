@@ -87,11 +87,7 @@ def keep_output(stage: str, out: Path, made_by: str) -> None:
     with suppress(OSError), _locked(folder):
         (folder / LAST_MD5).unlink(missing_ok=True)
         folder.chmod(0o700)
-        if out.is_dir():
-            _copy_links(out, folder / out.name)
-        else:
-            with atomic_file(folder / out.name) as part:
-                _link(str(out), str(part))
+        _copy_links(out, folder / out.name)
         with atomic_file(folder / LAST_MD5) as part:
             part.write_text(content_md5(folder / out.name))
     notes = sorted(folder.parent.glob(f"{LAST}*/{LAST_MD5}"), key=lambda note: note.stat().st_mtime_ns)
@@ -213,7 +209,11 @@ def _keep(folder: Path, out: Path) -> None:
 
 
 def _copy_links(source: Path, target: Path) -> None:
-    """Make the folder `target` one of the same files: hard links, or copies where the filesystem has none."""
+    """Make `target` the same file, or a folder of the same files: hard links, or copies where the filesystem has none."""
+    if source.is_file():
+        with atomic_file(target) as part:
+            _link(str(source), str(part))
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(target) as part:
         shutil.copytree(source, part, copy_function=_link, dirs_exist_ok=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from transformers import Dinov2Model
 
+from stages.measures.statistics import area_under_curve
 from stages.mini.drawings.labelled import LABELS, NOT_SHOWN, Labelled
 from stages.mini.drawings.pixels import to_tensor
 
@@ -49,5 +50,4 @@ def told_apart(positives: Sequence[float] | NDArray, negatives: Sequence[float] 
     """
     if not (len(positives) and len(negatives)):
         raise ValueError("of one kind there is no drawing: take more of them (--samples)")
-    one, other = np.asarray(positives)[:, None], np.asarray(negatives)[None, :]
-    return float((one > other).mean() + (one == other).mean() / 2)
+    return area_under_curve(positives, negatives).mean
