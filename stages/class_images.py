@@ -58,12 +58,13 @@ def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: P
 
 
 def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder: Path) -> None:
-    from stages.drawing.sampling import draw, load_models
-    from stages.pipeline.png_text import write_png
+    from stages.drawing.image_files import write_image
+    from stages.drawing.sampling import batch_of, describe, draw, load_models
     from stages.pipeline.progress import track
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
     models = load_models(model, prepare(runtime), weight_dtype(runtime))
+    recipe = describe(models, config, runtime)
     count, prompts = config.num_class_images, config.class_prompts[: config.num_class_images]
     of_prompt = {prompt: range(first, count, len(prompts)) for first, prompt in enumerate(prompts)}
     drawn = (
@@ -73,7 +74,9 @@ def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder
     )
     digits = max(4, len(str(count)))
     for number, prompt, image in track(drawn, "class images", total=count):
-        write_png(image, folder / f"{number + 1:0{digits}d}.png", {"prompt": prompt, "seed": str(config.seed + number)})
+        seed, seeds = config.seed + number, [config.seed + each for each in of_prompt[prompt]]
+        own = {"prompt": prompt, "seed": seed, "batch_seeds": batch_of(seeds, seed, config.batch_size)}
+        write_image(image, folder / f"{number + 1:0{digits}d}.png", recipe | own)
 
 
 if __name__ == "__main__":

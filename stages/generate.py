@@ -11,7 +11,6 @@ and code, is taken over: a new prompt draws its own pictures only.
 """
 
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +18,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.checkpoints.file_names import lora_file
-from stages.drawing.config import SamplingConfig
+from stages.drawing.config import SamplingConfig, sampling_of
 from stages.pipeline.command import run
 from stages.pipeline.config import RuntimeConfig, Seed, Text, refuse_twice, strict
 from stages.pipeline.outputs import atomic_directory
-from stages.pipeline.variants import in_full
 
 
 @dataclass(frozen=True, config=strict)
@@ -48,11 +46,6 @@ class GenerateConfig(SamplingConfig):
             raise ValueError(f"other_prompts: {both!r} is one of subject_prompts, too; a prompt asks for the subject or not")
 
 
-def sampling_of(config: SamplingConfig) -> dict[str, object]:
-    """The settings of a drawing by name, prompts and seeds apart."""
-    return {field.name: getattr(config, field.name) for field in fields(SamplingConfig)}
-
-
 def stage(
     config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path, lora: Path | None = None, lora_scale: float = 1.0
 ) -> None:
@@ -66,10 +59,9 @@ def stage(
         lora: a LoRA for the model, its file or the directory of its training; left out for none.
         lora_scale: the factor on what the LoRA adds; 0 is the model without it.
     """
-    from stages.checkpoints.files.tensors import sha256
     from stages.drawing import cells, sampling
+    from stages.drawing.image_files import write_image
     from stages.drawing.taken_over import read_drawn, write_drawn
-    from stages.pipeline.png_text import write_png
     from stages.pipeline.progress import track
     from stages.pipeline.resume import keep_output, last_output, stage_digest
     from stages.pipeline.torch_runtime import device_name, prepare, weight_dtype
@@ -77,25 +69,28 @@ def stage(
     drawn = cells.cells_of(config.subject_prompts, config.other_prompts, config.seeds)
     device = prepare(runtime)
     settings = {**sampling_of(config), "runtime": runtime, "device": device_name(device), "lora_scale": lora_scale}
+    settings |= {"model": model.name, "lora": lora and sampling.lora_name(lora)}
     made_by = stage_digest("generate", settings, [model] if lora is None else [model, lora_file(lora)])
     known = read_drawn(last_output("generate", out, made_by), made_by)
     taken = {prompt: known.files(prompt, config.seeds) for prompt in (*config.subject_prompts, *config.other_prompts)}
     new = [prompt for prompt, files in taken.items() if not files]
-    text, images = {}, iter(())
+    recipe, images = {}, iter(())
     if new:
         models = sampling.load_models(model, device, weight_dtype(runtime))
         if lora is not None:
             sampling.load_lora(models, lora, lora_scale)
-        text = sampling.describe(models, config)
+        recipe = sampling.describe(models, config, runtime)
         if lora is not None:
-            text |= {"lora_scale": in_full(lora_scale), "lora_sha256": sha256(lora_file(lora))}
+            recipe |= sampling.describe_lora(lora, lora_scale)
         images = track(sampling.draw(models, new, config.seeds, config), "images", total=len(new) * len(config.seeds))
     with atomic_directory(out) as folder:
         for cell in drawn:
             if files := taken[cell.prompt]:
                 shutil.copyfile(files[cell.seed], folder / cell.file_name)
             else:
-                write_png(next(images), folder / cell.file_name, {**text, "prompt": cell.prompt, "seed": str(cell.seed)})
+                batch = sampling.batch_of(config.seeds, cell.seed, config.batch_size)
+                own = {"prompt": cell.prompt, "seed": cell.seed, "batch_seeds": batch}
+                write_image(next(images), folder / cell.file_name, recipe | own)
         next(images, None)  # the end of them, where it is said how long they took
         cells.write_cells(folder, drawn)
         write_drawn(folder, drawn, made_by)

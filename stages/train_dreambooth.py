@@ -50,7 +50,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     check_rank(rank)
     check_seed(seed)
 
-    from stages.drawing.preview_images import SEED, draw_previews
+    from stages.drawing.preview_images import draw_previews, preview_recipe
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_images
     from stages.lora.class_stream import read_class_images
@@ -70,8 +70,9 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         of_class, dtype = read_class_images(class_images, config.class_prompt), weight_dtype(runtime)
         streams, held_out = dreambooth_streams(instance, of_class, model, config, device)
         trained = TrainedPrompts(prompts_of(config, of_class), config.clip_skip) if config.train_text_encoder else None
-        draw = partial(draw_previews, guidance_scale=config.preview_guidance_scale, resolution=instance.resolution)
-        previews = Previews(draw, SEED, config.clip_skip)
+        guidance_scale, resolution = config.preview_guidance_scale, instance.resolution
+        draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
+        previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, config.clip_skip), config.clip_skip)
         train(Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out), out)
 
 

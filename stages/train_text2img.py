@@ -51,7 +51,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     check_rank(rank)
     check_seed(seed)
 
-    from stages.drawing.preview_images import SEED, draw_previews
+    from stages.drawing.preview_images import draw_previews, preview_recipe
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_captions, read_encoded_images
     from stages.lora.class_stream import read_class_images
@@ -72,8 +72,9 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         streams, held_out = text2img_streams(encoded, described, of_class, model, config, device)
         prompts = prompts_of(described, of_class, config)
         trained = TrainedPrompts(prompts, described.clip_skip) if config.train_text_encoder else None
-        draw = partial(draw_previews, guidance_scale=config.preview_guidance_scale, resolution=encoded.resolution)
-        previews = Previews(draw, SEED, described.clip_skip)
+        guidance_scale, resolution = config.preview_guidance_scale, encoded.resolution
+        draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
+        previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, described.clip_skip), described.clip_skip)
         train(Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out), out)
 
 

@@ -35,14 +35,17 @@ assert "torch" not in sys.modules
 
 
 def test_seeds_count_up_and_each_image_says_what_it_was_drawn_from(world):
-    from stages.pipeline.png_text import read_png_text
+    from stages.drawing.image_files import read_image_recipe
 
     write_params(world, class_images={"num_class_images": 3, "seed": 7})
     run_stage("class_images", model="model", out="three")
     assert sorted(path.name for path in (world / "three").iterdir()) == ["0001.png", "0002.png", "0003.png"]
     for number in range(1, 4):
         path = world / f"three/{number:04d}.png"
-        assert read_png_text(path) == {"prompt": "a portrait", "seed": str(6 + number)}
+        recipe = read_image_recipe(path)
+        assert (recipe["prompt"], recipe["seed"]) == ("a portrait", 6 + number)
+        assert recipe["seed"] in recipe["batch_seeds"]
+        assert len(recipe["batch_seeds"]) <= recipe["batch_size"]
         assert Image.open(path).size == (RESOLUTION, RESOLUTION)
     assert len(set(digests(world / "three").values())) == 3
     write_params(world, class_images={"num_class_images": 1, "seed": 8})
@@ -53,13 +56,13 @@ def test_seeds_count_up_and_each_image_says_what_it_was_drawn_from(world):
 
 def test_several_prompts_are_taken_in_turn(world):
     """The n-th image is that of the n-th seed, whatever the others show."""
-    from stages.pipeline.png_text import read_png_text
+    from stages.drawing.image_files import read_image_recipe
 
     write_params(world, class_images={"num_class_images": 5, "seed": 7, "class_prompts": ["a cat", "a hat"]})
     run_stage("class_images", model="model", out="in-turn")
-    texts = [read_png_text(path) for path in sorted((world / "in-turn").glob("*.png"))]
+    texts = [read_image_recipe(path) for path in sorted((world / "in-turn").glob("*.png"))]
     assert [text["prompt"] for text in texts] == ["a cat", "a hat", "a cat", "a hat", "a cat"]
-    assert [text["seed"] for text in texts] == ["7", "8", "9", "10", "11"]
+    assert [text["seed"] for text in texts] == [7, 8, 9, 10, 11]
 
 
 def test_same_bytes_twice(world):

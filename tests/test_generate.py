@@ -5,28 +5,15 @@ import pytest
 from PIL import Image
 
 from stages.generate import GenerateConfig, stage
-from stages.pipeline.config import ParamsError, RuntimeConfig, validate
-
-CONFIG = GenerateConfig(
-    subject_prompts=("a cat",),
-    other_prompts=("hat, green",),
-    negative_prompt="",
-    seeds=(3, 1),
-    noise_scheduler="ddim",
-    num_inference_steps=2,
-    guidance_scale=2.0,
-    resolution=32,
-    batch_size=2,
-    clip_skip=0,
-)
-RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
+from stages.pipeline.config import ParamsError, validate
+from tests.drawing.small_drawing import CONFIG, RUNTIME
 
 
 @pytest.mark.stage
 def test_cells_are_drawn_and_say_how(tmp_path):
     from stages.checkpoints.files.tensors import sha256
     from stages.drawing.cells import read_cells
-    from stages.pipeline.png_text import read_png_text
+    from stages.drawing.image_files import read_image_recipe
     from tests.drawing.tiny_models import save_tiny_checkpoint
 
     model = save_tiny_checkpoint(tmp_path / "model")
@@ -37,9 +24,10 @@ def test_cells_are_drawn_and_say_how(tmp_path):
     pictures = {cell.file_name: (tmp_path / "one" / cell.file_name).read_bytes() for cell in cells}
     assert len(set(pictures.values())) == 4
     assert pictures == {name: (tmp_path / "two" / name).read_bytes() for name in pictures}
-    text = read_png_text(tmp_path / "one" / "p1-s3.png")
-    assert text["prompt"] == "hat, green"
-    assert text["seed"] == "3"
+    text = read_image_recipe(tmp_path / "one" / "p1-s3.png")
+    assert (text["prompt"], text["seed"], text["batch_seeds"]) == ("hat, green", 3, [3, 1])
+    assert (text["model"], text["device"], text["threads"]) == ("model", "cpu", 1)
+    assert "lora" not in text
     assert text["unet_sha256"] == sha256(model / "unet" / "diffusion_pytorch_model.safetensors")
     assert str(tmp_path) not in str(text)
 
@@ -50,8 +38,8 @@ def test_a_lora_draws_at_its_strength(tmp_path):
     import torch
 
     from stages.checkpoints.file_names import LORA_FILE
+    from stages.drawing.image_files import read_image_recipe
     from stages.lora.adapters import write_lora
-    from stages.pipeline.png_text import read_png_text
     from tests.drawing.tiny_models import save_tiny_checkpoint
     from tests.lora.tiny_adapters import trained_unet
 
@@ -63,7 +51,7 @@ def test_a_lora_draws_at_its_strength(tmp_path):
     for lora_scale in (0.0, 0.5, 1.0):
         out = tmp_path / f"scale {lora_scale}"
         stage(config, RUNTIME, model, out, tmp_path / LORA_FILE, lora_scale)
-        assert read_png_text(out / "p0-s3.png")["lora_scale"] == f"{lora_scale:g}"
+        assert read_image_recipe(out / "p0-s3.png")["lora_scale"] == lora_scale
         with Image.open(out / "p0-s3.png") as image:
             pictures[lora_scale] = image.tobytes()
     with Image.open(tmp_path / "plain" / "p0-s3.png") as image:

@@ -6,6 +6,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """diffusers' name for the file of a LoRA."""
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 """diffusers' name for the weights of a UNet, which a full fine-tuning writes instead."""
+WEIGHTS = {"unet": UNET_FILE, "vae": UNET_FILE, "text_encoder": "model.safetensors"}
+"""The file with the weights of each part of a model in the diffusers layout."""
 LORA_METADATA_KEY = "lora_adapter_metadata"
 """The metadata key that diffusers' loader reads PEFT's settings from, as JSON, by component: `unet.lora_alpha`."""
 HISTORY_FILE = "history.csv"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.components import COMPONENTS, Component, named, read_component, read_config
-from stages.checkpoints.file_names import UNET_FILE
+from stages.checkpoints.file_names import WEIGHTS
 from stages.checkpoints.files.reading import read_json
 from stages.checkpoints.files.weight_files import find_weights, open_weights
 from stages.checkpoints.files.writing import NotFiniteError, write_safetensors
@@ -19,7 +19,6 @@ from stages.checkpoints.prediction import Prediction, prediction
 from stages.checkpoints.reading_config import AS_IT_IS, ReadingConfig
 from stages.checkpoints.single_file_parts import read_parts
 
-WEIGHTS = {"unet": UNET_FILE, "vae": UNET_FILE, "text_encoder": "model.safetensors"}
 SCHEDULER = "scheduler/scheduler_config.json"
 _PIPELINE = "StableDiffusionPipeline"
 _OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")

@@ -1,6 +1,7 @@
 """What drawing is told. Imports no torch."""
 
-from typing import Annotated
+from dataclasses import fields
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -30,3 +31,8 @@ class SamplingConfig:
     resolution: Resolution
     batch_size: Count
     clip_skip: ClipSkip
+
+
+def sampling_of(config: SamplingConfig) -> dict[str, Any]:
+    """The settings of a drawing by name, without what a stage's own config has besides."""
+    return {field.name: getattr(config, field.name) for field in fields(SamplingConfig)}

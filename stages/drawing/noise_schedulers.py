@@ -9,14 +9,18 @@ class NoiseScheduler(NamedTuple):
     """One of diffusers' noise schedulers.
 
     Attributes:
+        a1111: its name in A1111's web UI, or as it would be there.
         class_name: in diffusers.
         settings: what is set beside what the checkpoint's scheduler_config.json says.
         spacings: spacings of the noise levels that it can be given, by the ends of the names that ask for them.
+        spacing: the one that it is given; None for its own.
     """
 
+    a1111: str
     class_name: str
     settings: Mapping[str, Any] = MappingProxyType({})
     spacings: tuple[str, ...] = ()
+    spacing: str | None = None
 
 
 _SPACINGS = {"karras": {"use_karras_sigmas": True}, "exponential": {"use_exponential_sigmas": True}}
@@ -24,24 +28,26 @@ _SPACINGS = {"karras": {"use_karras_sigmas": True}, "exponential": {"use_exponen
 _BOTH = tuple(_SPACINGS)
 
 _NOISE_SCHEDULERS = {
-    "ddim": NoiseScheduler("DDIMScheduler"),
-    "ddpm": NoiseScheduler("DDPMScheduler"),
-    "deis": NoiseScheduler("DEISMultistepScheduler", spacings=_BOTH),
-    "dpm2": NoiseScheduler("KDPM2DiscreteScheduler", spacings=_BOTH),
-    "dpm2_a": NoiseScheduler("KDPM2AncestralDiscreteScheduler", spacings=_BOTH),
-    "dpmsolver++": NoiseScheduler("DPMSolverMultistepScheduler", spacings=_BOTH),
-    "dpmsolver++_2s": NoiseScheduler("DPMSolverSinglestepScheduler", spacings=_BOTH),
-    "dpmsolver++_sde": NoiseScheduler("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, _BOTH),
-    "euler": NoiseScheduler("EulerDiscreteScheduler", spacings=_BOTH),
-    "euler_a": NoiseScheduler("EulerAncestralDiscreteScheduler"),
-    "heun": NoiseScheduler("HeunDiscreteScheduler", spacings=_BOTH),
-    "lcm": NoiseScheduler("LCMScheduler"),
-    "pndm": NoiseScheduler("PNDMScheduler"),
-    "unipc": NoiseScheduler("UniPCMultistepScheduler", spacings=_BOTH),
+    "ddim": NoiseScheduler("DDIM", "DDIMScheduler"),
+    "ddpm": NoiseScheduler("DDPM", "DDPMScheduler"),
+    "deis": NoiseScheduler("DEIS", "DEISMultistepScheduler", spacings=_BOTH),
+    "dpm2": NoiseScheduler("DPM2", "KDPM2DiscreteScheduler", spacings=_BOTH),
+    "dpm2_a": NoiseScheduler("DPM2 a", "KDPM2AncestralDiscreteScheduler", spacings=_BOTH),
+    "dpmsolver++": NoiseScheduler("DPM++ 2M", "DPMSolverMultistepScheduler", spacings=_BOTH),
+    "dpmsolver++_2s": NoiseScheduler("DPM++ 2S", "DPMSolverSinglestepScheduler", spacings=_BOTH),
+    "dpmsolver++_sde": NoiseScheduler(
+        "DPM++ 2M SDE", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, _BOTH
+    ),
+    "euler": NoiseScheduler("Euler", "EulerDiscreteScheduler", spacings=_BOTH),
+    "euler_a": NoiseScheduler("Euler a", "EulerAncestralDiscreteScheduler"),
+    "heun": NoiseScheduler("Heun", "HeunDiscreteScheduler", spacings=_BOTH),
+    "lcm": NoiseScheduler("LCM", "LCMScheduler"),
+    "pndm": NoiseScheduler("PLMS", "PNDMScheduler"),
+    "unipc": NoiseScheduler("UniPC", "UniPCMultistepScheduler", spacings=_BOTH),
 }
 
 NOISE_SCHEDULERS: dict[str, NoiseScheduler] = _NOISE_SCHEDULERS | {
-    f"{name}_{spacing}": each._replace(settings={**each.settings, **_SPACINGS[spacing]}, spacings=())
+    f"{name}_{spacing}": each._replace(settings={**each.settings, **_SPACINGS[spacing]}, spacings=(), spacing=spacing)
     for name, each in _NOISE_SCHEDULERS.items()
     for spacing in each.spacings
 }

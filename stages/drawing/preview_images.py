@@ -37,3 +37,17 @@ def draw_previews(
             latents = denoise(models, embeds, negative_prompt_embeds, [SEED], config)
         images += decode_latents(models.vae, latents)
     return images
+
+
+def preview_recipe(model: Path, guidance_scale: float, resolution: int, clip_skip: int) -> dict[str, Any]:
+    """What every preview depends on besides its prompt and what is trained, for `image_files.write_image`."""
+    return {
+        "model": model.name,
+        "negative_prompt": "",
+        "noise_scheduler": NOISE_SCHEDULER,
+        "num_inference_steps": INFERENCE_STEPS,
+        "guidance_scale": guidance_scale,
+        "seed": SEED,
+        "resolution": resolution,
+        "clip_skip": clip_skip,
+    }

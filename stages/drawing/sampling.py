@@ -20,13 +20,15 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from stages.checkpoints.adapters.lora_files import read_lora
-from stages.checkpoints.file_names import UNET_FILE, holds_whole_unet, lora_file
+from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE, UNET_FILE, WEIGHTS, holds_whole_unet, lora_file
 from stages.checkpoints.files.tensors import sha256
-from stages.drawing.config import SamplingConfig
+from stages.drawing.config import SamplingConfig, sampling_of
 from stages.drawing.lora_loading import ADAPTER, attach, load_tuned_unet, match
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
 from stages.encoding.data_warnings import too_long
 from stages.encoding.prompts import embed_prompts, token_counts
+from stages.pipeline.config import RuntimeConfig
+from stages.pipeline.torch_runtime import device_name
 
 logger = logging.getLogger(__name__)
 
@@ -106,17 +108,38 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
         models.unet.unload_lora()
 
 
-def describe(models: Models, config: SamplingConfig) -> dict[str, str]:
-    """What an image depends on besides its prompt, its seed and a LoRA, as text: settings, and the digest of the UNet."""
+def describe(models: Models, config: SamplingConfig, runtime: RuntimeConfig) -> dict[str, Any]:
+    """What an image depends on besides its prompt, its seeds and a LoRA: settings, digests of the weights, what computes."""
+    digests = {f"{part}_sha256": sha256(models.folder / part / file) for part, file in WEIGHTS.items()}
     return {
-        "clip_skip": str(config.clip_skip),
-        "guidance_scale": f"{config.guidance_scale:g}",
-        "negative_prompt": config.negative_prompt,
-        "noise_scheduler": config.noise_scheduler,
-        "num_inference_steps": str(config.num_inference_steps),
-        "resolution": str(config.resolution),
-        "unet_sha256": sha256(models.folder / "unet" / UNET_FILE),
+        **sampling_of(config),
+        **digests,
+        "model": models.folder.name,
+        "device": device_name(models.unet.device),
+        "threads": runtime.threads,
+        "dtype": runtime.dtype,
     }
+
+
+def describe_lora(path: Path, lora_scale: float) -> dict[str, Any]:
+    """The same of a LoRA."""
+    return {"lora": lora_name(path), "lora_scale": lora_scale, "lora_sha256": sha256(lora_file(path))}
+
+
+def lora_name(path: Path) -> str:
+    """What a LoRA is called: as the folder of its training, with the step after which it was kept, or as its file."""
+    file = lora_file(path)
+    if file.name not in (LORA_FILE, UNET_FILE):
+        return file.stem
+    folder = file.parent.parent if holds_whole_unet(file) else file.parent
+    kept = (folder.parent / HISTORY_FILE).is_file()
+    return f"{folder.parent.name}-{folder.name}" if kept else folder.name
+
+
+def batch_of(seeds: Sequence[int], seed: int, batch_size: int) -> list[int]:
+    """The seeds that a seed is drawn together with, itself among them: the last bits of an image depend on them."""
+    start = list(seeds).index(seed) // batch_size * batch_size
+    return list(seeds[start : start + batch_size])
 
 
 def encode_prompt(models: Models, prompt: str, clip_skip: int = 0) -> Tensor:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stages.drawing.image_files import read_image_recipe
 from stages.encoding.latents import encode_images, load_vae
 from stages.lora.batches import Examples, Stream
-from stages.pipeline.png_text import read_png_text
 from stages.pipeline.progress import track
 
 BATCH_SIZE = 8
@@ -49,7 +49,7 @@ def read_class_images(folder: Path, prompt: str | None = None) -> ClassImages:
         ValueError: one of them says no prompt.
     """
     paths = sorted(folder.glob("*.png"))
-    prompt_of = [prompt or read_png_text(path).get("prompt", "") for path in paths]
+    prompt_of = [prompt or read_image_recipe(path).get("prompt", "") for path in paths]
     if "" in prompt_of:
         raise ValueError(f"{paths[prompt_of.index('')]}: does not say with which prompt it was made: run class_images again")
     return ClassImages(paths, prompt_of)

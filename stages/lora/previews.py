@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from stages.checkpoints.file_names import PREVIEWS
+from stages.drawing.image_files import write_image
 from stages.encoding.prompts import embed_prompts, load_text_encoder
 from stages.lora.run import Previews, Run
 from stages.lora.text_encoder import UNetWithTextEncoder
-from stages.pipeline.png_text import write_png
 from stages.pipeline.seals import sealed_file
 
 
@@ -48,7 +48,7 @@ class Previewer:
         self.folder.mkdir(parents=True, exist_ok=True)
         for index, (prompt, image) in enumerate(zip(run.config.preview_prompts, images, strict=True)):
             with sealed_file(self.folder / f"p{index}-step{step:06d}.png") as part:
-                write_png(image, part, {"prompt": prompt, "step": str(step), "seed": str(self.previews.seed)})
+                write_image(image, part, {**self.previews.recipe, "prompt": prompt, "training_step": step})
         self.tuned.train()
 
 

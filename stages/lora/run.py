@@ -1,6 +1,6 @@
 """One training as a value: on what, on which model, how, where, and what it leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ class Previews:
     Attributes:
         draw: gives an image of each prompt, from the model's folder, the UNet as it is, embeddings (1 + N, L, D) of "" and of
             the N prompts, and the dtype of the computation.
-        seed: of the noise that all of them start from.
+        recipe: what all of them depend on besides the weights and their prompts, for the text in their files.
         clip_skip: layers left out at the end of the text encoder, as for the training's captions.
     """
 
     draw: Callable[[Path, Any, Tensor, torch.dtype], list[Image.Image]]
-    seed: int
+    recipe: Mapping[str, Any]
     clip_skip: int
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stages.dataset.metadata import METADATA, TRAIN
-from stages.pipeline.png_text import read_png_text
+from stages.drawing.image_files import read_image_recipe
 from stages.pipeline.variants import Kind, Variant
 from stages.report.config import ReportConfig
 from stages.report.findings import Findings
@@ -45,8 +45,8 @@ class Preview:
 def read_previews(folder: Path) -> list[Preview]:
     """Read the images p<prompt index>-step<step>.png of a folder, prompt by prompt; none where there is no such folder."""
     files = sorted(folder.glob("p*-step*.png"), key=lambda file: tuple(map(int, file.stem[1:].split("-step"))))
-    texts = [(read_png_text(file), file) for file in files]
-    return [Preview(text["prompt"], int(text["step"]), file) for text, file in texts]
+    recipes = [(read_image_recipe(file), file) for file in files]
+    return [Preview(recipe["prompt"], recipe["training_step"], file) for recipe, file in recipes]
 
 
 @dataclass(frozen=True)

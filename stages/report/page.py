@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.drawing.image_files import read_image_recipe
 from stages.measures.comparing import mean_over
 from stages.measures.likeness import ENOUGH_FOR_COPIES
 from stages.measures.statistics import Interval
-from stages.pipeline.png_text import read_png_text
 from stages.pipeline.variants import Kind, Variant
 from stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, LineChart, fit_axis, line_chart
 from stages.report.contents import COLOURS, Comparison, Preview
@@ -254,7 +254,7 @@ def by_prompt(previews: Sequence[Preview]) -> dict[str, list[Preview]]:
 def settings(comparison: Comparison) -> dict[str, str]:
     """The settings that the images were drawn with, from their PNG text; an empty one is "none"."""
     first_prompt = next(iter(comparison.results.prompts))
-    text = read_png_text(comparison.pictures(comparison.results.sweep.leading[-1], first_prompt)[0])
+    text = read_image_recipe(comparison.pictures(comparison.results.sweep.leading[-1], first_prompt)[0])
     return {name: text[key] or "none" for key, name in SETTINGS.items() if key in text}
 
 
@@ -263,6 +263,6 @@ def weights(comparison: Comparison) -> list[tuple[str, str, str]]:
     first_prompt = next(iter(comparison.results.prompts))
     rows = []
     for variant in comparison.results.sweep.variants:
-        text = read_png_text(comparison.pictures(variant, first_prompt)[0])
+        text = read_image_recipe(comparison.pictures(variant, first_prompt)[0])
         rows.append((comparison.namer.label(variant), text.get("unet_sha256", ""), text.get("lora_sha256", "")))
     return rows

@@ -4,11 +4,11 @@ import pytest
 from PIL import Image
 
 from stages.drawing.cells import Cell, cells_of, read_cells, write_cells
-from stages.pipeline.png_text import write_png
+from stages.drawing.image_files import write_image
 
 
 def picture(folder: Path, cell: Cell) -> None:
-    write_png(Image.new("RGB", (2, 2)), folder / cell.file_name, {})
+    write_image(Image.new("RGB", (2, 2)), folder / cell.file_name, {})
 
 
 def test_cells_come_prompt_by_prompt():

@@ -4,13 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
+from stages.drawing.image_files import write_image
 from stages.encoding.encoded_files import EncodedCaptions, EncodedImages
 from stages.encoding.prompts import embed_prompts, load_text_encoder
 from stages.lora.class_stream import read_class_images
 from stages.lora.config import DreamboothConfig, Text2imgConfig
 from stages.lora.dreambooth import dreambooth_streams, prompts_of
 from stages.lora.text2img import text2img_streams
-from stages.pipeline.png_text import write_png
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import conf_values
 
@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     for number, prompt in enumerate(PROMPTS):
-        write_png(Image.new("RGB", (32, 32), (80 * number, 0, 0)), tmp_path / f"{number}.png", {"prompt": prompt})
+        write_image(Image.new("RGB", (32, 32), (80 * number, 0, 0)), tmp_path / f"{number}.png", {"prompt": prompt})
     return tmp_path
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from stages.drawing.image_files import write_image
 from stages.encoding.encoded_files import EncodedCaptions, EncodedImages
 from stages.lora.batches import Draws, batch_at, held_out_batches, names_at
 from stages.lora.class_stream import read_class_images
 from stages.lora.config import DreamboothConfig, Text2imgConfig
 from stages.lora.dreambooth import dreambooth_streams
 from stages.lora.text2img import text2img_streams
-from stages.pipeline.png_text import write_png
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import conf_values
 
@@ -34,7 +34,7 @@ def class_images(tmp_path_factory):
     """Named as the held-out images are: names are held out of the subject's images alone."""
     folder = tmp_path_factory.mktemp("class")
     for name in NAMES[:3]:
-        write_png(Image.new("RGB", (32, 32)), folder / name, {"prompt": "a portrait"})
+        write_image(Image.new("RGB", (32, 32)), folder / name, {"prompt": "a portrait"})
     return read_class_images(folder)
 
 

@@ -15,7 +15,7 @@ from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import make_run, training_config
 
 SETTINGS = {"preview_prompts": ["a portrait", "asuka"], "preview_steps": 4, "max_train_steps": 10}
-PREVIEWS = Previews(partial(drawing.draw_previews, guidance_scale=3.0, resolution=32), 0, 0)
+PREVIEWS = Previews(partial(drawing.draw_previews, guidance_scale=3.0, resolution=32), {}, 0)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE, PREVIEWS
 from stages.dataset.metadata import ManifestRow, write_manifest
 from stages.drawing.cells import Cell, cells_of, write_cells
+from stages.drawing.image_files import write_image
 from stages.measures.embedded_files import Embedded, read_embedded, write_embedded
-from stages.pipeline.png_text import write_png
 from stages.pipeline.variants import DATASET, Kind, Variant
 from stages.report.config import Names, ReportConfig
 from stages.report.contents import Comparison, read_previews, read_training_images
@@ -101,8 +101,8 @@ def write_variant(root: Path, variant: Variant, seeds: list[int] | None = None) 
     folder.mkdir(parents=True)
     drawn = cells(seeds)
     for cell in drawn:
-        text = {"prompt": cell.prompt, "num_inference_steps": "25", "unet_sha256": "ab" * 32}
-        write_png(Image.new("RGB", (16, 16), COLOURS[variant.kind]), folder / cell.file_name, text)
+        recipe = {"prompt": cell.prompt, "num_inference_steps": 25, "unet_sha256": "ab" * 32}
+        write_image(Image.new("RGB", (16, 16), COLOURS[variant.kind]), folder / cell.file_name, recipe)
     write_cells(folder, drawn)
     embedded = embed_cells(drawn, [likeness(variant, cell) for cell in drawn], [alignment(cell) for cell in drawn])
     write_embedded(embedded, root / "embeddings" / f"{variant.name}.safetensors")
@@ -122,8 +122,8 @@ def write_previews(folder: Path) -> None:
     for index, prompt in enumerate((SUBJECT_PROMPTS[0], OTHER_PROMPTS[0])):
         for step in (50, 100):
             colour = (100 * index, step, 0)
-            text = {"prompt": prompt, "step": str(step)}
-            write_png(Image.new("RGB", (16, 16), colour), folder / f"p{index}-step{step:06d}.png", text)
+            recipe = {"prompt": prompt, "training_step": step}
+            write_image(Image.new("RGB", (16, 16), colour), folder / f"p{index}-step{step:06d}.png", recipe)
 
 
 def write_world(root: Path, sweep: Sweep = SWEEP, held_out: int = 2) -> Path:

@@ -37,9 +37,9 @@ def test_last_previews_are_what_the_file_draws(encoded):
     import torch
 
     from stages.drawing.config import SamplingConfig
+    from stages.drawing.image_files import read_image_recipe
     from stages.drawing.preview_images import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
     from stages.drawing.sampling import draw, load_lora, load_models
-    from stages.pipeline.png_text import read_png_text
 
     write_params(
         encoded,
@@ -56,7 +56,9 @@ def test_last_previews_are_what_the_file_draws(encoded):
         path = encoded / f"drawn/previews/p{index}-step000012.png"
         difference = np.abs(np.asarray(image, dtype=int) - np.asarray(Image.open(path), dtype=int))
         assert difference.max() <= 1
-        assert read_png_text(path) == {"prompt": ["a portrait", "asuka"][index], "step": "12", "seed": "0"}
+        recipe = read_image_recipe(path)
+        assert (recipe["prompt"], recipe["training_step"], recipe["seed"]) == (["a portrait", "asuka"][index], 12, SEED)
+        assert (recipe["noise_scheduler"], recipe["guidance_scale"]) == (NOISE_SCHEDULER, 3.0)
 
 
 def test_previews_in_half_precision(encoded):
