@@ -86,7 +86,7 @@ def rescore(root: Path) -> None:
     """Read, measure, compare, write."""
     config = validate("compare", ReportConfig, group_values("compare", ROOT / "conf") | {"title": "made up"})
     results = read_results(SWEEP, root / "images", root / "embeddings", root / "raw")
-    comparison = Comparison(results, TrainingImages(0, [], root), {}, {}, {}, config)
+    comparison = Comparison(results, TrainingImages([], [], 0), {}, {}, {}, {}, {}, config, root, root)
     for write in (write_levels, write_contrasts, write_images, write_distances, write_metrics):
         write(comparison, root / "table")
     for line in comparison.findings.sentences[:1]:

@@ -13,23 +13,39 @@ report, and back when the sweep has it again.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS, lora_file
+from stages.checkpoints.merging.config import MergeConfig
+from stages.lora.config import DreamboothConfig, Text2imgConfig
 from stages.pipeline.command import run
 from stages.pipeline.outputs import atomic_directory
 from stages.report.config import ReportConfig
 from stages.report.sweep import Sweep
 
 
-def stage(
-    config: ReportConfig, sweep: Sweep, images: Path, embeddings: Path, loras: Path, raw: Path, dataset: Path, out: Path
+def stage(  # noqa: PLR0913
+    config: ReportConfig,
+    sweep: Sweep,
+    merge: MergeConfig,
+    train_text2img: Text2imgConfig,
+    train_dreambooth: DreamboothConfig,
+    images: Path,
+    embeddings: Path,
+    loras: Path,
+    raw: Path,
+    dataset: Path,
+    out: Path,
 ) -> None:
     """Compare the variants of `sweep`.
 
     Args:
         config: the section of params.yaml named as the stage.
         sweep: the section `sweep`.
+        merge: the section `merge`, to be told of.
+        train_text2img: the section `train_text2img`, likewise.
+        train_dreambooth: the section `train_dreambooth`, likewise.
         images: the directory with the images of each variant, in a directory of its own.
         embeddings: the directory with the embeddings of each variant and of the dataset, a file each.
         loras: the directory with the LoRAs, and the history and the previews of each training.
@@ -45,11 +61,15 @@ def stage(
     trained = sweep.trained
     comparison = Comparison(
         results=read_results(sweep, images, embeddings, raw),
-        training=read_training_images(dataset, config.training_images),
+        training=read_training_images(dataset, raw, config.training_images),
         histories={variant: read_history(loras / variant.name / HISTORY_FILE) for variant in trained},
         previews={variant: read_previews(loras / variant.name / PREVIEWS) for variant in trained},
         files={variant: lora_file(loras / variant.name) for variant in trained},
+        trainings={"text2img": asdict(train_text2img), "dreambooth": asdict(train_dreambooth)},
+        merging=asdict(merge),
         config=config,
+        dataset=dataset,
+        loras=loras,
     )
     for problem in font_problems(comparison):
         print(f"warning: compare.{problem}", file=sys.stderr)

@@ -114,6 +114,7 @@ PARAMS: dict[str, Any] = {
         "image_size": 24,
         "resampling": "lanczos",
         "training_images": 1,
+        "single_file": False,
         "font": None,
     },
     "export": {"dtype": "float16", "lora_dtype": "float32"},

@@ -5,16 +5,23 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.checkpoints.merging.config import MergeConfig
 from stages.compare import stage
+from stages.lora.config import DreamboothConfig, Text2imgConfig
 from stages.pipeline.config import ParamsError, validate
 from stages.report.config import ReportConfig
-from tests.report.small_comparison import CONFIG, SWEEP, TEXT2IMG, write_world
+from tests.report.small_comparison import CONFIG, PARAMS, SWEEP, TEXT2IMG, write_world
 
 ROOT = Path(__file__).parents[1]
+MERGE = validate("merge", MergeConfig, PARAMS["merge"])
+TEXT2IMG_CONFIG = validate("train_text2img", Text2imgConfig, PARAMS["train_text2img"])
+DREAMBOOTH_CONFIG = validate("train_dreambooth", DreamboothConfig, PARAMS["train_dreambooth"])
 
 
 def compare(root, config=CONFIG, sweep=SWEEP):
-    stage(config, sweep, root / "images", root / "embeddings", root / "lora", root / "raw", root / "dataset", root / "report")
+    sections = (MERGE, TEXT2IMG_CONFIG, DREAMBOOTH_CONFIG)
+    folders = (root / name for name in ("images", "embeddings", "lora", "raw", "dataset", "report"))
+    stage(config, sweep, *sections, *folders)
     return root / "report"
 
 
@@ -37,8 +44,9 @@ def test_missing_variant_is_an_error_and_leaves_no_report(tmp_path):
 def test_every_template_is_a_dependency_of_the_stage():
     """A fingerprint covers Python alone."""
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compare"]["deps"]
-    templates = [path for path in (ROOT / "stages" / "report").iterdir() if path.suffix not in (".py", ".toml", "")]
-    assert {f"stages/report/{path.name}" for path in templates} == {dep for dep in deps if dep.startswith("stages/")}
+    others = [path for path in (ROOT / "stages" / "report").rglob("*.*") if path.suffix in (".jinja", ".css", ".js", ".html")]
+    assert {path.parent.relative_to(ROOT).as_posix() for path in others} == {"stages/report/templates"}
+    assert [dep for dep in deps if dep.startswith("stages/")] == ["stages/report/templates"]
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_a_plain_experiment_stays_with_the_preset(baseline):
 def test_comparison_that_fails_leaves_the_old_report(baseline):
     files = [path for path in (baseline.root / "data/report").rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
-    baseline.edit("stages/report/report.html.jinja", "<main>", "<main>{{ no_such_name }}")
+    baseline.edit("stages/report/templates/page.html.jinja", "<main>", "<main>{{ no_such_name }}")
     failed = baseline.dvc("repro", check=False)
     assert failed.returncode != 0
     assert executed(failed.stdout) == {"sync", "compare"}

@@ -42,7 +42,7 @@ def test_a_folder_becomes_numbered_pngs_with_a_manifest(tmp_path):
     source = save_noise(tmp_path / "mine", "b.jpg", "a.webp")
     stage(config(folder_source(source)), tmp_path / "raw")
     assert [row.source for row in read_manifest(tmp_path / "raw")] == ["mine/a.webp", "mine/b.jpg"]
-    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["0001.png", "0002.png", "manifest.csv"]
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["0001.png", "0002.png", "manifest.csv", "skipped.csv"]
 
 
 def test_a_failing_run_leaves_the_earlier_output_alone(tmp_path):

@@ -202,6 +202,7 @@ ROWS = [
     Row("compare.image_size", 40),
     Row("compare.resampling", "nearest", given={"compare.image_size": 24}),
     Row("compare.training_images", 2),
+    Row("compare.single_file", True),
     Row("compare.font", "font.ttf"),
     Row("export.dtype", "float32"),
     Row("export.lora_dtype", "float16"),

@@ -12,13 +12,14 @@ from PIL import Image
 from stages.dataset.candidates import Candidate
 from stages.dataset.config import CollectionConfig, held_out_problem
 from stages.dataset.images import RefusedImageError, decode, pixel_digest, save_png
-from stages.dataset.metadata import TEST, TRAIN, ManifestRow, write_manifest
+from stages.dataset.metadata import SKIPPED, SKIPPED_COLUMNS, TEST, TRAIN, ManifestRow, write_manifest
 from stages.pipeline.progress import track
+from stages.pipeline.tables import write_table
 from stages.pipeline.wording import counted
 
 
 def collect(candidates: Sequence[Candidate], folder: Path, config: CollectionConfig) -> list[ManifestRow]:
-    """Write the usable candidates as 0001.png, 0002.png … in their order, and manifest.csv beside them.
+    """Write the usable candidates as 0001.png, 0002.png … in their order, and manifest.csv and skipped.csv beside them.
 
     A candidate that shows exactly what an earlier one shows is left out, with a line that says so; the earlier one takes its
     caption if it has none itself.
@@ -37,7 +38,8 @@ def collect(candidates: Sequence[Candidate], folder: Path, config: CollectionCon
     """
     digits = max(4, len(str(len(candidates))))
     captions: dict[str, str] = {}
-    usable = _distinct(_usable(track(candidates, "images"), config), captions)
+    skipped = Skipped()
+    usable = _distinct(_usable(track(candidates, "images"), config, skipped), captions, skipped)
     rows, names, shown = [], [], []
     for number, (candidate, data, image) in enumerate(islice(usable, config.max_images), start=1):
         path = folder / f"{number:0{digits}d}.png"
@@ -64,6 +66,7 @@ def collect(candidates: Sequence[Candidate], folder: Path, config: CollectionCon
         for row, name, digest in zip(rows, names, shown, strict=True)
     ]
     write_manifest(folder, rows)
+    write_table(folder / SKIPPED, SKIPPED_COLUMNS, skipped)
     return rows
 
 
@@ -84,21 +87,30 @@ def choose_held_out(digests: Sequence[str], count: int) -> set[str]:
 Decoded = tuple[Candidate, bytes, Image.Image]
 
 
-def _usable(candidates: Iterator[Candidate], config: CollectionConfig) -> Iterator[Decoded]:
+class Skipped(list[tuple[str, str]]):
+    """The candidates that are left out, each with the reason, in the order in which they were looked at."""
+
+    def add(self, name: str, why: str) -> None:
+        """Note that a candidate is left out, and say so."""
+        self.append((name, why))
+        print(f"skipped {name}: {why}", file=sys.stderr)
+
+
+def _usable(candidates: Iterator[Candidate], config: CollectionConfig, skipped: Skipped) -> Iterator[Decoded]:
     for candidate in candidates:
         try:
             data = candidate.read()
             image = decode(data, config.min_size, config.max_pixels)
         except RefusedImageError as error:
-            message = f"{candidate.name}: {' '.join(str(error).split())}"
+            why = " ".join(str(error).split())
             if config.on_bad == "fail":
-                raise RefusedImageError(f"{message}; remove it, or set download.on_bad=skip") from error
-            print(f"skipped {message}", file=sys.stderr)
+                raise RefusedImageError(f"{candidate.name}: {why}; remove it, or set download.on_bad=skip") from error
+            skipped.add(candidate.name, why)
         else:
             yield candidate, data, image
 
 
-def _distinct(decoded: Iterator[Decoded], captions: dict[str, str]) -> Iterator[Decoded]:
+def _distinct(decoded: Iterator[Decoded], captions: dict[str, str], skipped: Skipped) -> Iterator[Decoded]:
     """Leave out what shows the same as an earlier one; `captions` gets the captions of the others, by their names."""
     seen: dict[str, str] = {}
     for candidate, data, image in decoded:
@@ -112,4 +124,4 @@ def _distinct(decoded: Iterator[Decoded], captions: dict[str, str]) -> Iterator[
         lost = candidate.caption and captions[first] not in ("", candidate.caption)
         captions[first] = captions[first] or candidate.caption
         besides = f", and its caption is another, which is not used: {candidate.caption}" if lost else ""
-        print(f"skipped {candidate.name}: shows the same as {first}{besides}", file=sys.stderr)
+        skipped.add(candidate.name, f"shows the same as {first}{besides}")

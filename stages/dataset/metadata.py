@@ -1,4 +1,4 @@
-"""The two tables that travel with images: manifest.csv (where they come from) and metadata.csv (what they show)."""
+"""The tables that travel with images: manifest.csv (where they come from), skipped.csv, and metadata.csv (what they show)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -10,6 +10,9 @@ from stages.pipeline.tables import read_table, write_table
 MANIFEST = "manifest.csv"
 METADATA = "metadata.csv"
 METADATA_COLUMNS = ("file_name", "caption")
+SKIPPED = "skipped.csv"
+"""What was found and not taken, with the reason, beside the manifest."""
+SKIPPED_COLUMNS = ("name", "why")
 
 Split = Literal["train", "test"]
 TRAIN: Split = "train"

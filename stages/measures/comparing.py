@@ -174,6 +174,11 @@ def _values(declared: Declared, metric: str) -> Values:
     return slopes(declared.x, stacked)
 
 
+def difference(measure: Measure, one: ArmValues, other: ArmValues, asks: NDArray[np.bool_]) -> Interval:
+    """A measure of the first arm minus that of the second, paired as `compare` pairs them; corrected for nothing."""
+    return estimate(measure, _values(Declared((), (one, other)), measure.metric), asks)
+
+
 def halves(count: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Every other of so many, from the first on, and the rest."""
     even = np.arange(count) % 2 == 0

@@ -64,6 +64,11 @@ class Variant:
         return f"data/base/{self.name}" if self.alpha is None else f"data/merged/{self.merge.name}"
 
     @property
+    def images(self) -> str:
+        """The folder of what it drew."""
+        return f"data/images/{self.name}"
+
+    @property
     def trained(self) -> str:
         """The folder of its LoRA, or of its model where it has none."""
         if self.rank is None:

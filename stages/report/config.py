@@ -70,7 +70,8 @@ class ReportConfig(GridStyle):
             question.
         images_per_cell: pictures in a cell of a grid, each of another seed; the page can show all seeds.
         grid_prompts: prompts of each list that the main grid shows.
-        training_images: how many training images are shown; 0 for none.
+        training_images: how many training images are shown beside the grid; 0 for none, and no other of the dataset either.
+        single_file: whether the page holds all of its pictures, reduced, and needs no other file; else they lie beside it.
     """
 
     title: Text
@@ -80,6 +81,7 @@ class ReportConfig(GridStyle):
     images_per_cell: Count
     grid_prompts: Count
     training_images: Index
+    single_file: bool
 
     def __post_init__(self) -> None:
         """Refuse a pair of one kind, and one that stands twice."""

@@ -1,13 +1,23 @@
 """Everything that the report shows: results, training images, histories and previews, with its settings and colours."""
 
-import csv
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from stages.dataset.metadata import METADATA, TRAIN
+from stages.dataset.metadata import (
+    METADATA,
+    SKIPPED,
+    SKIPPED_COLUMNS,
+    TRAIN,
+    ManifestRow,
+    read_dataset,
+    read_manifest,
+)
 from stages.drawing.image_files import read_image_recipe
+from stages.pipeline.tables import read_table
 from stages.pipeline.variants import Kind, Variant
 from stages.report.config import ReportConfig
 from stages.report.findings import Findings
@@ -24,13 +34,70 @@ COLOURS: dict[Kind, str] = {
 }
 
 
+SHEET = 600
+"""How many images of the dataset the page shows at most."""
+
+
+@dataclass(frozen=True)
+class DataImage:
+    """An image of the dataset.
+
+    Attributes:
+        file: where it is.
+        caption: what it was trained with, or would have been.
+        row: where it comes from, and whether it was held out.
+    """
+
+    file: Path
+    caption: str
+    row: ManifestRow
+
+
 @dataclass(frozen=True)
 class TrainingImages:
-    """What the LoRAs were trained on: how many images, some of the files with their captions, to be shown, and their folder."""
+    """What the LoRAs were trained on.
 
-    count: int
-    shown: Sequence[tuple[Path, str]]
-    folder: Path
+    Attributes:
+        images: all of the dataset, those held out among them, in the order of their names.
+        skipped: what was found and not taken, with the reason.
+        shown_count: how many of those trained on are shown beside a grid; 0 shows none of the dataset anywhere.
+    """
+
+    images: Sequence[DataImage]
+    skipped: Sequence[tuple[str, str]]
+    shown_count: int
+
+    @property
+    def trained_on(self) -> list[DataImage]:
+        """Those that were not held out."""
+        return [image for image in self.images if image.row.split == TRAIN]
+
+    @property
+    def count(self) -> int:
+        """How many were trained on."""
+        return len(self.trained_on)
+
+    @property
+    def shown(self) -> list[DataImage]:
+        """As many as are shown of those trained on, evenly spread."""
+        rows, count = self.trained_on, self.shown_count
+        return [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if count else []
+
+    @property
+    def sheet(self) -> list[DataImage]:
+        """All of them, or `SHEET` evenly spread; none where none is shown."""
+        count = min(SHEET, len(self.images)) if self.shown_count else 0
+        return [self.images[index * len(self.images) // count] for index in range(count)]
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the digests of those trained on, with their captions."""
+        lines = "".join(f"{image.row.sha256} {image.caption}\n" for image in self.trained_on)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def file_of(self, name: str) -> Path:
+        """The file of an image by its name."""
+        return next(image.file for image in self.images if image.file.name == name)
 
 
 @dataclass(frozen=True)
@@ -59,7 +126,11 @@ class Comparison:
         histories: of each LoRA's training, as `read_history` gives it.
         previews: the images that each training drew, if any.
         files: what each training wrote: the LoRA's file, or the UNet's.
+        trainings: the settings of each kind of training, by their names.
+        merging: the settings of the merge.
         config: how it is shown.
+        dataset: the folder of the captioned images.
+        loras: the folder of the trainings.
     """
 
     results: Results
@@ -67,7 +138,11 @@ class Comparison:
     histories: Mapping[Variant, Mapping[str, Series]]
     previews: Mapping[Variant, Sequence[Preview]]
     files: Mapping[Variant, Path]
+    trainings: Mapping[Kind, Mapping[str, Any]]
+    merging: Mapping[str, Any]
     config: ReportConfig
+    dataset: Path
+    loras: Path
 
     @property
     def namer(self) -> Namer:
@@ -95,23 +170,35 @@ class Comparison:
         images = "1 image, this one" if self.training.count == 1 else f"{self.training.count} images like these"
         return f"The LoRAs learnt from {images}"
 
+    def training_of(self, variant: Variant) -> dict[str, Any]:
+        """How a LoRA was trained: the settings of its kind that its weights depend on, its rank and its seed."""
+        settings = {
+            name: value
+            for name, value in self.trainings[variant.kind].items()
+            if not name.startswith(("preview_", "held_out_")) and name != "keep_every"
+        }
+        return {"rank": variant.rank, "seed": variant.seed, "images": self.training.count, **settings}
+
     def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
         """The pictures in a cell of a grid: one variant, one prompt, and as many seeds as a cell shows."""
         return self.results.files(variant, prompt_index, self.config.images_per_cell)
 
 
-def read_training_images(dataset: Path, count: int) -> TrainingImages:
-    """Take `count` images, evenly spread, from those of a dataset that are trained on.
+def read_training_images(dataset: Path, raw: Path, count: int) -> TrainingImages:
+    """Read the images of a dataset, of which `count` are to be shown.
 
     Raises:
-        FileNotFoundError: metadata.csv or an image that it names is missing.
+        FileNotFoundError: a table or an image that it names is missing.
+        ValueError: a table is not as it was written, or the manifest lacks an image.
     """
-    path = dataset / TRAIN / METADATA
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; make the captioned dataset first (stage caption)")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [(path.parent / row["file_name"], row["caption"]) for row in csv.DictReader(file)]
-    shown = [rows[index * len(rows) // count] for index in range(min(count, len(rows)))] if count else []
-    if missing := [image for image, _ in shown if not image.is_file()]:
-        raise FileNotFoundError(f"{missing[0]}: named by metadata.csv and missing")
-    return TrainingImages(len(rows), shown, path.parent)
+    if not (dataset / TRAIN / METADATA).is_file():
+        raise FileNotFoundError(f"{dataset / TRAIN / METADATA}: missing; make the captioned dataset first (stage caption)")
+    rows = {row.file_name: row for row in read_manifest(raw)}
+    images = []
+    for split, captions in read_dataset(dataset).items():
+        for name, caption in captions.items():
+            if name not in rows:
+                raise ValueError(f"{raw}: its manifest lacks {name}, which {dataset / split} has; run the stage caption again")
+            images.append(DataImage(dataset / split / name, caption, rows[name]))
+    skipped = [(row["name"], row["why"]) for row in read_table(raw / SKIPPED, SKIPPED_COLUMNS)]
+    return TrainingImages(sorted(images, key=lambda image: image.file.name), skipped, count)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import log2
+from typing import Literal
 
 from stages.measures.comparing import BY_KEY, Contrast, Declared, Selection, compare, halves, select
 from stages.measures.statistics import Interval
@@ -20,6 +21,10 @@ SAYS_NOTHING_BESIDE_THE_MERGE = ("drift", "copying", "diversity")
 """The merge does not drift from itself; and images of one subject are nearer to its images, and to one another."""
 TREND = 3
 """From so many ranks on, a trend is looked for."""
+Tone = Literal["", "good", "harm"]
+Sentence = tuple[tuple[str, Tone], ...]
+"""A sentence in parts, each with what its colour says: that something is good, that it is harm, or nothing."""
+TONES: dict[str, Tone] = {"better": "good", "worse": "harm"}
 
 
 @dataclass(frozen=True)
@@ -86,14 +91,28 @@ class Findings:
     @property
     def sentences(self) -> list[str]:
         """The answer: the main contrast by the primary measure, what else is told apart, and what cannot be said."""
-        return [*self._main(), *self._told_apart(), *self._selected(), *self._limits()]
+        return ["".join(text for text, _ in sentence) for sentence in self.marked]
 
-    def _main(self) -> Iterator[str]:
+    @property
+    def marked(self) -> list[Sentence]:
+        """The same sentences, in parts that say what is good and what is harm."""
+        plain: list[Sentence] = [((sentence, ""),) for sentence in (*self._selected(), *self._limits())]
+        return [*self._main(), *self._told_apart(), *plain]
+
+    @property
+    def question(self) -> str:
+        """What was declared to matter most, as a question; what was compared, where there is no such pair."""
+        main = next((contrast for contrast in self.contrasts if contrast.primary), None)
+        if main is None:
+            return "What was found"
+        return f"{' or '.join(main.names)}: which is better by the {main.measure.name}?"
+
+    def _main(self) -> Iterator[Sentence]:
         for contrast in self.contrasts:
             if contrast.primary:
-                yield f"The question declared beforehand: {say(contrast)}"
+                yield (("The question declared beforehand: ", ""), *say(contrast))
 
-    def _told_apart(self) -> Iterator[str]:
+    def _told_apart(self) -> Iterator[Sentence]:
         """A sentence for each pair and each trend, the main question left out."""
         for names in dict.fromkeys(contrast.names for contrast in self.contrasts):
             tested = [
@@ -148,29 +167,32 @@ class Findings:
         return f"{' and '.join(parts)}, each the mean of {counted(len(self.results.seeds), 'seed')}"
 
 
-def say(contrast: Contrast) -> str:
+def say(contrast: Contrast) -> Sentence:
     """A contrast in a sentence, with its interval."""
     name, found = contrast.measure.name, interval(contrast.interval, signed)
-    subject = _subject(contrast)
+    subject = f"{_subject(contrast)}: "
     if contrast.adjusted_p is None:
-        return f"{subject}: {name} {found}; one unit gives no interval."
+        return ((f"{subject}{name} {found}; one unit gives no interval.", ""),)
     if not contrast.told_apart:
-        return f"{subject}: not told apart by the {name}: {found}."
-    return f"{subject}: {contrast.verdict} by the {name}: {found}."
+        return ((f"{subject}not told apart by the {name}: {found}.", ""),)
+    return ((subject, ""), (f"{contrast.verdict} by the {name}: {found}", TONES[contrast.verdict]), (".", ""))
 
 
-def _together(contrasts: Sequence[Contrast]) -> str:
+def _together(contrasts: Sequence[Contrast]) -> Sentence:
     """All contrasts of a pair, or of a trend, in one sentence."""
-    parts = []
-    for verdict in ("better", "worse"):
+    parts: list[tuple[str, Tone]] = []
+    for verdict, tone in TONES.items():
         found = [f"the {each.measure.name}, {interval(each.interval, signed)}" for each in contrasts if each.verdict == verdict]
         if found:
-            parts.append(f"{verdict} by {'; by '.join(found)}")
+            parts.append((f"{verdict} by {'; by '.join(found)}", tone))
     if left := [each for each in contrasts if not each.told_apart]:
-        parts.append(f"not told apart by {counted(len(left), 'other measure' if parts else 'measure')}")
-    return (
-        f"{_subject(contrasts[0])}: {'. '.join(part[0].upper() + part[1:] if at else part for at, part in enumerate(parts))}."
-    )
+        parts.append((f"not told apart by {counted(len(left), 'other measure' if parts else 'measure')}", ""))
+    spans: list[tuple[str, Tone]] = [(f"{_subject(contrasts[0])}: ", "")]
+    for at, (text, tone) in enumerate(parts):
+        if at:
+            spans.append((". ", ""))
+        spans.append((f"{text[0].upper()}{text[1:]}" if at else text, tone))
+    return (*spans, (".", ""))
 
 
 def _subject(contrast: Contrast) -> str:

@@ -1,23 +1,34 @@
-"""What the page says; its HTML, which needs no other file, is in report.html.jinja."""
+"""What the page says; its HTML is in templates/page.html.jinja."""
 
+import base64
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
 from math import isnan
 from typing import Any
 
 import numpy as np
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stages.drawing.image_files import read_image_recipe
-from stages.measures.comparing import mean_over
+from stages.measures.comparing import difference, mean_over
 from stages.measures.likeness import ENOUGH_FOR_COPIES
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import Kind, Variant
 from stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, LineChart, fit_axis, line_chart
+from stages.report.citing import BIBTEX, methods
 from stages.report.contents import COLOURS, Comparison, Preview
-from stages.report.findings import signed
+from stages.report.explorer import explorer, said
+from stages.report.findings import SAYS_NOTHING_BESIDE_THE_MERGE, signed
 from stages.report.grids import mosaic_columns
 from stages.report.histories import HELD_OUT_LOSS
-from stages.report.rendering import template
+from stages.report.lineage import lineage
+from stages.report.page_files import PageFiles
+from stages.report.rendering import TEMPLATES, template
 from stages.report.results import Results
 from stages.report.score_tables import costs
 
@@ -42,14 +53,40 @@ WANTED_ON_OTHER_PROMPTS = {
     "prompt_similarity": "higher is better; lower than without a LoRA is harm",
 }
 """For each metric, what it should do on prompts that do not ask for what the LoRAs learnt."""
+SCRIPT = "report.js"
+POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'"
+"""What a browser lets the page do: show pictures, and run this one script. So no text in it can run, and nothing is fetched."""
 WORST = 6
 """How many images are shown beside the training images that they are nearest to."""
 
 
-def render_page(comparison: Comparison) -> str:
-    """The page as HTML; the same comparison always gives the same bytes."""
-    sweep = comparison.results.sweep
-    return template("report.html.jinja").render(
+def page_files(comparison: Comparison) -> PageFiles:
+    """The pictures that a page shows."""
+    results = comparison.results
+    roots = {results.images: "images", comparison.loras: "lora", comparison.dataset: "dataset"}
+    return PageFiles(roots, [results.images], comparison.config.single_file)
+
+
+def render_page(comparison: Comparison, pictures: PageFiles) -> str:
+    """The page as HTML; the same comparison always gives the same bytes.
+
+    Args:
+        comparison: what it shows.
+        pictures: is asked for every picture that the page shows.
+    """
+    sweep, script = comparison.results.sweep, (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
+    return template("page.html.jinja").render(
+        pictures=pictures,
+        places={variant: place for place, variant in enumerate(sweep.variants)},
+        prompt_places={index: place for place, index in enumerate(comparison.results.prompts)},
+        others=others(comparison),
+        question=comparison.findings.question,
+        explorer=htmlsafe_json_dumps(explorer(comparison), dumps=partial(json.dumps, separators=(",", ":"))),
+        script=Markup(script),  # noqa: S704: our own file
+        policy=POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
+        lineage=lineage(comparison),
+        methods=methods(comparison),
+        bibtex=BIBTEX,
         comparison=comparison,
         results=comparison.results,
         sweep=sweep,
@@ -63,13 +100,24 @@ def render_page(comparison: Comparison) -> str:
         forests=[forest(comparison, metric) for metric in METRIC_NAMES],
         trade_off=trade_off(comparison),
         levels=levels(comparison),
+        differences=differences(comparison),
+        comparisons=[(names, list(each)) for names, each in groupby(comparison.findings.contrasts, lambda each: each.names)],
         costs=costs(comparison),
         copies=copies(comparison),
         enough_for_copies=ENOUGH_FOR_COPIES,
         trainings=[training(comparison, kind) for kind in sweep.kinds],
         settings=settings(comparison),
-        weights=weights(comparison),
     )
+
+
+def others(comparison: Comparison) -> dict[Kind, list[Variant]]:
+    """The variants that the main grid does not show, by their kind."""
+    sweep = comparison.results.sweep
+    found: dict[Kind, list[Variant]] = {}
+    for variant in sweep.variants:
+        if variant not in sweep.leading:
+            found.setdefault(variant.kind, []).append(variant)
+    return found
 
 
 def card(comparison: Comparison, variant: Variant) -> dict[str, Any]:
@@ -107,6 +155,26 @@ def levels(comparison: Comparison) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def differences(comparison: Comparison) -> list[dict[str, Any]]:
+    """Every arm against each of those that one may want to know it against: the originals, the merges, the leading LoRAs.
+
+    Unlike the contrasts these are not declared beforehand, and not corrected for being many.
+    """
+    results = comparison.results
+    merges = [variant for variant in results.sweep.variants if variant.kind == "merge"]
+    tables = []
+    for reference in dict.fromkeys([*results.sweep.leading, *merges]):
+        others = [first for first in results.arms if first != reference]
+        both_tuned = reference.rank is not None
+        measures = [each for each in results.measures if both_tuned or each.key not in SAYS_NOTHING_BESIDE_THE_MERGE]
+        rows = [
+            (first, [difference(each, results.arm(first), results.arm(reference), results.asks) for each in measures])
+            for first in others
+        ]
+        tables.append({"reference": reference, "measures": measures, "rows": rows})
+    return tables
 
 
 def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
@@ -217,7 +285,7 @@ def copies(comparison: Comparison) -> dict[str, Any]:
             "label": comparison.namer.label(variant),
             "prompt": cell.prompt,
             "image": results.images / variant.name / cell.file_name,
-            "training": comparison.training.folder / name,
+            "training": comparison.training.file_of(name),
         }
         for similarity, variant, cell, name in near[:WORST]
     ]
@@ -252,17 +320,7 @@ def by_prompt(previews: Sequence[Preview]) -> dict[str, list[Preview]]:
 
 
 def settings(comparison: Comparison) -> dict[str, str]:
-    """The settings that the images were drawn with, from their PNG text; an empty one is "none"."""
+    """The settings that the images were drawn with, as the images say; an empty one is "none"."""
     first_prompt = next(iter(comparison.results.prompts))
-    text = read_image_recipe(comparison.pictures(comparison.results.sweep.leading[-1], first_prompt)[0])
-    return {name: text[key] or "none" for key, name in SETTINGS.items() if key in text}
-
-
-def weights(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Each variant's label with the sha256 of its UNet and of its LoRA."""
-    first_prompt = next(iter(comparison.results.prompts))
-    rows = []
-    for variant in comparison.results.sweep.variants:
-        text = read_image_recipe(comparison.pictures(variant, first_prompt)[0])
-        rows.append((comparison.namer.label(variant), text.get("unet_sha256", ""), text.get("lora_sha256", "")))
-    return rows
+    recipe = read_image_recipe(comparison.pictures(comparison.results.sweep.leading[-1], first_prompt)[0])
+    return {name: "none" if recipe[key] == "" else said(recipe[key]) for key, name in SETTINGS.items() if key in recipe}

@@ -9,7 +9,7 @@ from stages.report.figures import write_charts
 from stages.report.grids import Column, Grid, Row, Strip, draw_grid
 from stages.report.histories import write_histories
 from stages.report.lettering import undrawable
-from stages.report.page import render_page
+from stages.report.page import page_files, render_page
 from stages.report.score_tables import (
     write_contrasts,
     write_costs,
@@ -37,7 +37,9 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     (folder / "findings.txt").write_text("".join(f"{line}\n" for line in comparison.findings.sentences), encoding="utf-8")
     write_metrics(comparison, folder / "metrics.json")
     write_histories(comparison.histories, folder)
-    (folder / "index.html").write_text(render_page(comparison), encoding="utf-8")
+    pictures = page_files(comparison)
+    (folder / "index.html").write_text(render_page(comparison, pictures), encoding="utf-8")
+    pictures.write(folder)
 
 
 def grids(comparison: Comparison) -> dict[str, Grid]:
@@ -73,7 +75,7 @@ def main_grid(comparison: Comparison) -> Grid:
     count = comparison.config.grid_prompts
     shown = [*comparison.other_prompts[:count], *comparison.subject_prompts[:count]]
     rows = [Row(results.prompts[index], [comparison.pictures(variant, index) for variant in leading]) for index in shown]
-    strip = Strip(comparison.training_title, [file for file, _ in comparison.training.shown])
+    strip = Strip(comparison.training_title, [image.file for image in comparison.training.shown])
     return Grid(comparison.config.title, _columns(comparison, leading), rows, strip)
 
 

@@ -29,6 +29,7 @@ class Results:
         cells: every prompt with every seed, the same for all variants; each is an image of every variant.
         dataset: what the LoRAs learnt from, and what was held out.
         measured: of each variant.
+        encoders: by "clip" and "dino", the digests of the weights that embedded all images.
     """
 
     sweep: Sweep
@@ -36,6 +37,7 @@ class Results:
     cells: Sequence[Cell]
     dataset: Dataset
     measured: Mapping[Variant, Measured]
+    encoders: Mapping[str, str]
 
     @cached_property
     def prompts(self) -> dict[int, str]:
@@ -156,7 +158,7 @@ def read_results(sweep: Sweep, images: Path, embeddings: Path, raw: Path) -> Res
     measured = {
         variant: measure(each, _before(variant, embedded), dataset, prompts, seeds) for variant, each in embedded.items()
     }
-    return Results(sweep, images, cells, dataset, measured)
+    return Results(sweep, images, cells, dataset, measured, of_dataset.encoders)
 
 
 def _read(path: Path, names: Sequence[str]) -> Embedded:

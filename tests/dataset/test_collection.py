@@ -44,7 +44,7 @@ def test_two_runs_write_the_same_bytes(tmp_path):
         collect(PICTURES, tmp_path / name, collection())
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1]
-    assert len(written[0]) == 4
+    assert len(written[0]) == 5
 
 
 def test_the_same_picture_in_another_file_is_left_out_and_named(tmp_path, capsys):

@@ -1,18 +1,20 @@
 """A comparison drawn by hand: pictures of one colour, embeddings chosen so that the answers are known."""
 
-import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
 from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE, PREVIEWS
-from stages.dataset.metadata import ManifestRow, write_manifest
+from stages.dataset.metadata import SKIPPED, SKIPPED_COLUMNS, ManifestRow, write_captions, write_manifest
 from stages.drawing.cells import Cell, cells_of, write_cells
 from stages.drawing.image_files import write_image
 from stages.measures.embedded_files import Embedded, read_embedded, write_embedded
+from stages.pipeline.tables import write_table
 from stages.pipeline.variants import DATASET, Kind, Variant
 from stages.report.config import Names, ReportConfig
 from stages.report.contents import Comparison, read_previews, read_training_images
@@ -35,7 +37,10 @@ CONFIG = ReportConfig(
     resampling="nearest",
     training_images=3,
     font=None,
+    single_file=False,
 )
+PARAMS: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
+TRAININGS: dict[Kind, dict[str, Any]] = {"text2img": PARAMS["train_text2img"], "dreambooth": PARAMS["train_dreambooth"]}
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "theta0": (200, 0, 0),
     "theta1": (0, 200, 0),
@@ -136,7 +141,7 @@ def write_world(root: Path, sweep: Sweep = SWEEP, held_out: int = 2) -> Path:
 
 def write_training_images(root: Path, held_out: int = 2) -> None:
     """Write raw/, dataset/ and the embeddings of eight images, the first of which are held out: all are the subject itself."""
-    for folder in ("raw", "dataset/train"):
+    for folder in ("raw", "dataset/train", "dataset/test"):
         (root / folder).mkdir(parents=True)
     names = [f"{number:04}.png" for number in range(8)]
     rows = []
@@ -144,11 +149,14 @@ def write_training_images(root: Path, held_out: int = 2) -> None:
         image, split = Image.new("RGB", (16, 16), (30 * number, 0, 0)), "test" if number < held_out else "train"
         image.save(root / "raw" / name)
         rows.append(ManifestRow(name, "drawn", "00", "00", "", 16, 16, split))
-        if split == "train":
-            image.save(root / "dataset" / "train" / name)
+        image.save(root / "dataset" / split / name)
     write_manifest(root / "raw", rows)
-    with (root / "dataset" / "train" / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file_name", "caption"), *((name, f"asuka {name[3]}") for name in names[held_out:])])
+    write_table(root / "raw" / SKIPPED, SKIPPED_COLUMNS, [("twin.png", "shows the same as <one>.png")])
+    for split, of_split in (("test", names[:held_out]), ("train", names[held_out:])):
+        if of_split:
+            write_captions(root / "dataset" / split, {name: f"asuka {name[3]}" for name in of_split})
+        else:
+            (root / "dataset" / split).rmdir()
     images = np.zeros((len(names), 20), dtype=np.float32)
     images[:, 0] = 1
     nothing = np.zeros((0, 20), dtype=np.float32)
@@ -180,9 +188,13 @@ def read_world(root: Path, sweep: Sweep = SWEEP, config: ReportConfig = CONFIG) 
     """Read it as the compare stage does."""
     return Comparison(
         results=read_results(sweep, root / "images", root / "embeddings", root / "raw"),
-        training=read_training_images(root / "dataset", config.training_images),
+        training=read_training_images(root / "dataset", root / "raw", config.training_images),
         histories={variant: read_history(root / "lora" / variant.name / HISTORY_FILE) for variant in sweep.trained},
         previews={variant: read_previews(root / "lora" / variant.name / PREVIEWS) for variant in sweep.trained},
         files={variant: root / "lora" / variant.name / LORA_FILE for variant in sweep.trained},
+        trainings=TRAININGS,
+        merging={"method": "weighted_sum"},
         config=config,
+        dataset=root / "dataset",
+        loras=root / "lora",
     )

@@ -3,18 +3,18 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
 
 from stages.checkpoints.file_names import PREVIEWS
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import Variant
 from stages.report.figures import CHART_FILES
 from stages.report.grids import draw_grid
-from stages.report.page import WORST, render_page
-from stages.report.rendering import bounds, data_uri, number, signed
+from stages.report.page import WORST, page_files, render_page
+from stages.report.rendering import TEMPLATES, bounds, number, signed
 from stages.report.report import grids, main_grid, write_report
 from stages.report.results import read_results
 from tests.report.small_comparison import (
@@ -25,6 +25,7 @@ from tests.report.small_comparison import (
     OTHER_PROMPTS,
     SEEDS,
     SUBJECT_PROMPTS,
+    SWEEP,
     TEXT2IMG,
     WIDE,
     cells,
@@ -74,24 +75,40 @@ def wide_world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(world) -> Page:
-    return Page(render_page(read_world(world)))
+    return Page(page_html(read_world(world)))
+
+
+def page_html(comparison) -> str:
+    return render_page(comparison, page_files(comparison))
 
 
 def words(page: Page) -> str:
     return re.sub(r"\s+", " ", page.words)
 
 
-def test_page_needs_no_other_file(page):
+def test_a_single_file_needs_no_other(world):
+    config = replace(CONFIG, single_file=True)
+    page = Page(page_html(read_world(world, config=config)))
     assert page.addresses
-    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert {address for address in page.addresses if not address.startswith(("data:image/", "#"))} == {"lineage.html"}
     assert page.open == []
-
-
-def test_page_shows_every_image_the_training_images_and_the_nearest_pairs(page):
     images = [address for address in page.addresses if address.startswith("data:")]
     drawn = 5 * len(SUBJECT_PROMPTS + OTHER_PROMPTS) * len(SEEDS)
-    assert len(images) == drawn + 3 + 2 * WORST
+    assert len(images) == drawn + 3 + 2 * WORST + 8
     assert len(set(images)) < len(images)
+
+
+def test_what_the_page_shows_lies_beside_it(world, page, tmp_path):
+    (tmp_path / "report").mkdir()
+    write_report(read_world(world), tmp_path / "report")
+    files = {address for address in page.addresses if not address.startswith("#")} - {"lineage.html"}
+    assert files
+    for address in files:
+        assert (tmp_path / "report" / unquote(address)).is_file(), address
+    drawn = {f"images/{variant.name}/{cell.file_name}" for variant in SWEEP.variants for cell in cells()}
+    assert drawn <= files
+    for name in drawn:
+        assert (tmp_path / "report" / name).read_bytes() == (world / name).read_bytes()
 
 
 def test_page_says_what_was_gained_where_it_was_asked_for(page):
@@ -105,7 +122,7 @@ def test_page_says_what_was_gained_where_it_was_asked_for(page):
 
 def test_page_calls_harm_harm_in_words_and_in_colour(tmp_path):
     leak(write_world(tmp_path), TEXT2IMG)
-    html = render_page(read_world(tmp_path))
+    html = page_html(read_world(tmp_path))
     said = words(Page(html))
     assert re.search(r"where it is not asked for \(DINO\) \+0\.400 0\.145 → 0\.545, harm", said)
     assert re.search(r"Likeness to the prompt where it is not asked for −0\.200 .*?, harm", said)
@@ -126,20 +143,21 @@ def test_one_prompt_of_each_kind_gives_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.report.small_comparison.OTHER_PROMPTS", OTHER_PROMPTS[:1])
     comparison = read_world(write_world(tmp_path))
     assert {contrast.verdict for contrast in comparison.findings.contrasts} == {"not told apart"}
-    said = words(Page(render_page(comparison)))
+    said = words(Page(page_html(comparison)))
     assert "1 prompt that asks for the subject and 1 prompt that does not" in said
     assert not re.search(r"(better|worse) by|, (good|harm)\b", said)
 
 
 def test_page_says_where_no_image_was_held_out(tmp_path):
     comparison = read_world(write_world(tmp_path, held_out=0))
-    assert "No image was held out" in words(Page(render_page(comparison)))
+    assert "No image was held out" in words(Page(page_html(comparison)))
     assert comparison.results.dataset.references["dino"].shape == comparison.results.dataset.training["dino"].shape
 
 
 def test_page_is_grammatical_for_one_of_each(tmp_path):
     comparison = read_world(write_world(tmp_path, NARROW), NARROW)
-    said = words(Page(render_page(replace(comparison, training=replace(comparison.training, count=1)))))
+    one = comparison.training.trained_on[0]
+    said = words(Page(page_html(replace(comparison, training=replace(comparison.training, images=[one])))))
     assert "The LoRAs learnt from 1 image, this one" in said
     assert "of the two kinds" not in said
 
@@ -153,12 +171,15 @@ def luminance(colour: str) -> float:
 
 def test_colours_of_words_can_be_read():
     """Contrast of at least 4.5 (WCAG AA), in the light and in the dark scheme."""
-    css = Path("stages/report/report.css").read_text()
-    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)]
+    css = (TEMPLATES / "report.css").read_text()
+    schemes = [
+        dict(re.findall(r"--(\w+): (#\w{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", css.partition("@media print")[0], re.DOTALL)
+    ]
     assert len(schemes) == 2
     for scheme in schemes:
         for ground in ("paper", "ground"):
-            for ink in ("ink", "muted", "good", "harm"):
+            for ink in ("ink", "muted", "good", "harm", "link"):
                 dark, light = sorted((luminance(scheme[ink]), luminance(scheme[ground])))
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
 
@@ -200,7 +221,7 @@ def test_page_shows_settings_of_the_pictures(page):
 
 def test_single_variant_offers_a_sweep_and_a_sweep_is_shown(page, wide_world):
     assert "dvc exp run" in page.words
-    wide = words(Page(render_page(read_world(wide_world, WIDE))))
+    wide = words(Page(page_html(read_world(wide_world, WIDE))))
     assert "dvc exp run" not in wide
     assert re.search(r"no LoRA merge rank 2 text2img LoRA rank 4 text2img LoRA 0\.7 toon \+ 0\.3 anime", wide)
 
@@ -214,7 +235,7 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
         files = [path for path in folder.rglob("*") if path.is_file()]
         digests.append({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
     assert digests[0] == digests[1]
-    assert set(digests[0]) == {
+    assert {name for name in digests[0] if not name.startswith(("images/", "dataset/", "lora/"))} == {
         "grid.png",
         "charts/sweep-text2img.png",
         "charts/sweep-dreambooth.png",
@@ -241,7 +262,7 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
 def test_page_shows_the_histories_and_the_previews_of_the_trainings(tmp_path):
     root = write_world(tmp_path)
     write_previews(root / "lora" / TEXT2IMG.name / PREVIEWS)
-    page = Page(render_page(read_world(root)))
+    page = Page(page_html(read_world(root)))
     said = words(page)
     drawn = (
         "text2img LoRA, rank 4: previews drawn while training, from the same noise asuka, <green> background step 50 step 100"
@@ -250,12 +271,11 @@ def test_page_shows_the_histories_and_the_previews_of_the_trainings(tmp_path):
     assert "DreamBooth LoRA, rank 4: previews" not in said
     assert said.count("Dashed: held-out images, which are not trained on") == 1
     assert said.count("LoRA gradient norm") == 2
-    images = [address for address in page.addresses if address.startswith("data:")]
-    assert len(images) == 5 * 6 * 3 + 3 + 2 * WORST + 4
+    assert len({address for address in page.addresses if address.startswith("lora/")}) == 4
 
 
 def test_page_does_not_say_where_it_was_made(world):
-    assert str(world) not in render_page(read_world(world))
+    assert str(world) not in page_html(read_world(world))
 
 
 def test_grid_shows_every_variant(world):
@@ -272,7 +292,7 @@ def test_our_own_headings_can_be_drawn_by_any_font(wide_world):
 
 
 def test_removed_variant_is_left_out(wide_world):
-    narrow = render_page(read_world(wide_world, NARROW))
+    narrow = page_html(read_world(wide_world, NARROW))
     assert "rank 2" not in narrow
     assert "anime" not in narrow
 
@@ -292,12 +312,6 @@ def test_embeddings_of_other_images_or_by_other_encoders_are_refused(tmp_path):
     rewrite(tmp_path, "theta1", file_names=[cell.file_name for cell in cells()], encoders={"clip": "c", "dino": "another"})
     with pytest.raises(ValueError, match=r"theta1\.safetensors: by other encoders than"):
         read_world(tmp_path)
-
-
-def test_large_pictures_are_reduced(tmp_path):
-    Image.effect_noise((600, 600), 50).save(tmp_path / "large.png")
-    assert data_uri(tmp_path / "large.png").startswith("data:image/webp;base64,")
-    assert len(data_uri(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.1234, "+0.123"), (-0.5, "−0.500"), (-0.0001, "0.000"), (0.0, "0.000")])
