@@ -27,7 +27,7 @@ from stages.measures.comparing import (
 from stages.measures.embedded_files import read_embedded
 from stages.measures.measuring import METRICS, Dataset, Measured, dataset_of, measure
 from stages.pipeline.wording import counted
-from stages.report.findings import interval, number, say
+from stages.report.findings import interval, number, plain, say
 from stages.report.score_tables import trained_weights
 
 PRIMARY = BY_KEY["trigger_specificity"]
@@ -191,7 +191,7 @@ def _sentences(evidence: Evidence) -> Iterator[str]:
     study, tested = evidence.study, evidence.contrasts
     for each in tested:
         if each.primary or each.told_apart or each.measure == PRIMARY:
-            yield f"- {'The main question: ' if each.primary else ''}{say(each)}"
+            yield f"- {'The main question: ' if each.primary else ''}{plain(say(each))}"
     if left := [each for each in tested if not each.told_apart and each.measure != PRIMARY]:
         yield f"- Not told apart by other measures: {counted(len(left), 'comparison')} of {len(tested)}."
     main = next((each.interval for each in tested if each.primary), None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.measures.statistics import Interval
 from stages.report.histories import Series
 
 WIDTH, HEIGHT = 560, 230
@@ -80,6 +81,7 @@ class LineChart:
     curves: list[Curve]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    x: Axis
 
     @property
     def legend(self) -> list[Curve]:
@@ -112,7 +114,78 @@ def line_chart(histories: Mapping[str, Mapping[str, Series]], measure: str, held
         Curve(name, number, dashed, " ".join(f"{x.position(a)},{y.position(b)}" for a, b in _points(series)))
         for name, number, dashed, series in drawn
     ]
-    return LineChart(WIDTH, HEIGHT, curves, x.ticks(), y.ticks())
+    return LineChart(WIDTH, HEIGHT, curves, x.ticks(), y.ticks(), x)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value with its interval.
+
+    Attributes:
+        x: position across.
+        y: positions of the lower bound, the mean and the upper bound; without an interval all three are the mean's.
+        text: the value, in words.
+    """
+
+    x: float
+    y: tuple[float, float, float]
+    text: str
+
+
+@dataclass(frozen=True)
+class TrendChart:
+    """Values with their intervals over an axis of a sweep, a row of marks for each kind of LoRA.
+
+    Attributes:
+        title: what is measured, over what.
+        rows: by the name of the kind, its colour and its marks, from left to right.
+        x_ticks: the values of the sweep, evenly spaced.
+        y_ticks: of the measure.
+    """
+
+    title: str
+    rows: Mapping[str, tuple[str, Sequence[Mark]]]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def trend_chart(title: str, names: Sequence[str], rows: Mapping[str, tuple[str, Sequence[Interval | None]]]) -> TrendChart:
+    """Values over an axis of a sweep.
+
+    Args:
+        title: what is measured, over what.
+        names: the values of the axis, rising.
+        rows: by the name of the kind, its colour and a value for each of `names`; None where there is none.
+    """
+    found = [each for _, values in rows.values() for each in values if each is not None]
+    bounds = [value for each in found for value in (each.mean, each.low, each.high) if value is not None]
+    y, spread = fit_axis(bounds, HEIGHT - BOTTOM, TOP), Axis(-0.5, len(names) - 0.5, LEFT, WIDTH - RIGHT)
+    aside = 8.0  # so that the intervals of two kinds do not lie over each other
+    marks = {
+        name: (
+            colour,
+            [
+                Mark(
+                    round(spread.position(place) + aside * (number - (len(rows) - 1) / 2), 1),
+                    positions(value, y),
+                    f"{name}, {names[place]}: {value.mean:.3f}",
+                )
+                for place, value in enumerate(values)
+                if value is not None
+            ],
+        )
+        for number, (name, (colour, values)) in enumerate(rows.items())
+    }
+    x_ticks = [Tick(spread.position(place), name) for place, name in enumerate(names)]
+    return TrendChart(title, marks, x_ticks, y.ticks())
+
+
+def positions(value: Interval, axis: Axis) -> tuple[float, float, float]:
+    """Positions of the lower bound, the mean and the upper bound; without bounds all three are the mean's."""
+    low, high = (value.mean if bound is None else bound for bound in (value.low, value.high))
+    return axis.position(low), axis.position(value.mean), axis.position(high)
 
 
 def _points(series: Series) -> Iterator[tuple[float, float]]:

@@ -91,7 +91,7 @@ class Findings:
     @property
     def sentences(self) -> list[str]:
         """The answer: the main contrast by the primary measure, what else is told apart, and what cannot be said."""
-        return ["".join(text for text, _ in sentence) for sentence in self.marked]
+        return list(map(plain, self.marked))
 
     @property
     def marked(self) -> list[Sentence]:
@@ -165,6 +165,11 @@ class Findings:
             for group, prompts in self.results.groups.items()
         ]
         return f"{' and '.join(parts)}, each the mean of {counted(len(self.results.seeds), 'seed')}"
+
+
+def plain(sentence: Sentence) -> str:
+    """A sentence without colours."""
+    return "".join(text for text, _ in sentence)
 
 
 def say(contrast: Contrast) -> Sentence:

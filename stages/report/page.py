@@ -3,33 +3,27 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from math import isnan
 from typing import Any
 
-import numpy as np
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from stages.drawing.image_files import read_image_recipe
-from stages.measures.comparing import difference, mean_over
+from stages.measures.comparing import difference
 from stages.measures.likeness import ENOUGH_FOR_COPIES
-from stages.measures.statistics import Interval
 from stages.pipeline.variants import Kind, Variant
-from stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, LineChart, fit_axis, line_chart
 from stages.report.citing import BIBTEX, methods
-from stages.report.contents import COLOURS, Comparison, Preview
+from stages.report.contents import COLOURS, Comparison
 from stages.report.explorer import explorer, said
-from stages.report.findings import SAYS_NOTHING_BESIDE_THE_MERGE, signed
+from stages.report.findings import SAYS_NOTHING_BESIDE_THE_MERGE
 from stages.report.grids import mosaic_columns
-from stages.report.histories import HELD_OUT_LOSS
 from stages.report.lineage import lineage
 from stages.report.page_files import PageFiles
+from stages.report.plots import METRIC_NAMES, forest, trade_off, training, trends
 from stages.report.rendering import TEMPLATES, template
-from stages.report.results import Results
 from stages.report.score_tables import costs
 
 SETTINGS = {
@@ -41,18 +35,6 @@ SETTINGS = {
     "clip_skip": "Text encoder layers skipped",
     "lora_scale": "LoRA scale",
 }
-METRIC_NAMES = {
-    "dino_similarity": "Likeness to the subject (DINO)",
-    "clip_similarity": "Likeness to the subject (CLIP-I)",
-    "prompt_similarity": "Likeness to the prompt (CLIP-T)",
-}
-"""What the forest plots show."""
-WANTED_ON_OTHER_PROMPTS = {
-    "dino_similarity": "should stay where it is without a LoRA; higher is harm, it leaks",
-    "clip_similarity": "should stay where it is without a LoRA; higher is harm, it leaks",
-    "prompt_similarity": "higher is better; lower than without a LoRA is harm",
-}
-"""For each metric, what it should do on prompts that do not ask for what the LoRAs learnt."""
 SCRIPT = "report.js"
 POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'"
 """What a browser lets the page do: show pictures, and run this one script. So no text in it can run, and nothing is fetched."""
@@ -82,7 +64,7 @@ def render_page(comparison: Comparison, pictures: PageFiles) -> str:
         others=others(comparison),
         question=comparison.findings.question,
         explorer=htmlsafe_json_dumps(explorer(comparison), dumps=partial(json.dumps, separators=(",", ":"))),
-        script=Markup(script),  # noqa: S704: our own file
+        script=Markup(script),
         policy=POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
         lineage=lineage(comparison),
         methods=methods(comparison),
@@ -99,6 +81,7 @@ def render_page(comparison: Comparison, pictures: PageFiles) -> str:
         cards=[card(comparison, variant) for variant in sweep.leading if variant.rank],
         forests=[forest(comparison, metric) for metric in METRIC_NAMES],
         trade_off=trade_off(comparison),
+        trends=trends(comparison),
         levels=levels(comparison),
         differences=differences(comparison),
         comparisons=[(names, list(each)) for names, each in groupby(comparison.findings.contrasts, lambda each: each.names)],
@@ -177,94 +160,6 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
     return tables
 
 
-def forest(comparison: Comparison, metric: str) -> dict[str, Any]:
-    """A forest plot: every arm's mean with its interval, on the subject prompts and on the others, over one axis.
-
-    Positions are in percent of the plot's width. `harm` says what a LoRA made worse by this metric; each text begins with the
-    mark that it belongs to, ● for the subject prompts and ○ for the others.
-    """
-    results = comparison.results
-    rows = [
-        {
-            "name": comparison.config.names.of(first.kind),
-            "detail": comparison.namer.arm(first).partition(", ")[2],
-            "colour": COLOURS[first.kind],
-            "subject": _mark(results, first, metric, results.asks),
-            "other": _mark(results, first, metric, ~results.asks),
-            "harm": _harm(comparison, first, metric),
-        }
-        for first in results.arms
-    ]
-    marks = [mark for row in rows for mark in (row["subject"], row["other"]) if mark is not None]
-    axis = fit_axis([value for mark in marks for value in (mark.mean, mark.low, mark.high) if value is not None], 0, 100)
-    drawn = [row | {"positions": {name: _positions(row[name], axis) for name in ("subject", "other")}} for row in rows]
-    return {"metric": metric, "rows": drawn, "ticks": axis.ticks(3), "legend": forest_legend(comparison, metric)}
-
-
-def _mark(results: Results, first: Variant, metric: str, chosen: NDArray[np.bool_]) -> Interval | None:
-    if not chosen.any():
-        return None
-    return mean_over(results.values(first, metric)[:, chosen])
-
-
-def _harm(comparison: Comparison, first: Variant, metric: str) -> list[str]:
-    if first.rank is None:
-        return []
-    marks = {"subject": "●", "other": "○"}
-    return [
-        f"{marks[contrast.measure.asked]} {signed(contrast.interval.mean)} harm"
-        for contrast in comparison.findings.of(first, first.merge).values()
-        if contrast.measure.metric == metric and contrast.measure.asked in marks and contrast.verdict == "worse"
-    ]
-
-
-def forest_legend(comparison: Comparison, metric: str) -> list[str]:
-    """What the marks of the forest plot stand for, and which direction is wanted; a line each."""
-    subject, others = len(comparison.subject_prompts), len(comparison.other_prompts)
-    asked = "the prompt that asks" if subject == 1 else f"the {subject} prompts that ask"
-    lines = [f"● {asked} for what the LoRAs learnt: higher is better"]
-    if others:
-        other = "the other prompt" if others == 1 else f"the {others} other prompts"
-        lines.append(f"○ {other}: {WANTED_ON_OTHER_PROMPTS[metric]}")
-    lines.append(f"Lines: 95 % intervals over the {units(comparison)}")
-    return lines
-
-
-def units(comparison: Comparison) -> str:
-    """What intervals are over."""
-    return "trainings" if len(comparison.results.sweep.seed) > 1 else "prompts"
-
-
-def trade_off(comparison: Comparison) -> dict[str, Any] | None:
-    """Likeness to the subject where it is asked for, against likeness where it is not; None without other prompts.
-
-    Each arm is a mark with its intervals, in SVG units: the best is at the lower right.
-    """
-    results = comparison.results
-    if not comparison.other_prompts:
-        return None
-    points = {
-        first: (_mark(results, first, "dino_similarity", results.asks), _mark(results, first, "dino_similarity", ~results.asks))
-        for first in results.arms
-    }
-    spans = [
-        [value for mark in marks if mark for value in (mark.mean, mark.low, mark.high) if value is not None]
-        for marks in zip(*points.values(), strict=True)
-    ]
-    x, y = fit_axis(spans[0], LEFT, WIDTH - RIGHT), fit_axis(spans[1], HEIGHT - BOTTOM, TOP)
-    marks = [
-        {
-            "name": comparison.namer.arm(first),
-            "colour": COLOURS[first.kind],
-            "x": _positions(across, x),
-            "y": _positions(down, y),
-            "found": (across, down),
-        }
-        for first, (across, down) in points.items()
-    ]
-    return {"width": WIDTH, "height": HEIGHT, "marks": marks, "x_ticks": x.ticks(), "y_ticks": y.ticks()}
-
-
 def copies(comparison: Comparison) -> dict[str, Any]:
     """How many images of each LoRA count as copies of a training image, and those that are nearest to one, beside it."""
     results = comparison.results
@@ -290,33 +185,6 @@ def copies(comparison: Comparison) -> dict[str, Any]:
         for similarity, variant, cell, name in near[:WORST]
     ]
     return {"counts": counts, "shown": shown, "enough": len(names) >= ENOUGH_FOR_COPIES}
-
-
-def _positions(mark: Interval | None, axis: Axis) -> list[float] | None:
-    """Positions of the lower bound, the mean and the upper bound; without bounds all three are the mean's."""
-    if mark is None:
-        return None
-    low, high = (mark.mean if bound is None else bound for bound in (mark.low, mark.high))
-    return [axis.position(value) for value in (low, mark.mean, high)]
-
-
-def training(comparison: Comparison, kind: Kind) -> dict[str, Any]:
-    """The charts of the trainings of one kind of LoRA, by their titles, and the previews of each training, by prompt."""
-    trained = {comparison.namer.detail(variant): variant for variant in comparison.histories if variant.kind == kind}
-    histories = {name: comparison.histories[variant] for name, variant in trained.items()}
-    charts: dict[str, LineChart] = {
-        "Loss": line_chart(histories, "loss", held_out=HELD_OUT_LOSS),
-        "Learning rate": line_chart(histories, "learning_rate"),
-        "Gradient norm": line_chart(histories, "grad_norm"),
-    }
-    previews = {name: by_prompt(comparison.previews[variant]) for name, variant in trained.items()}
-    return {"kind": kind, "charts": charts, "previews": {name: drawn for name, drawn in previews.items() if drawn}}
-
-
-def by_prompt(previews: Sequence[Preview]) -> dict[str, list[Preview]]:
-    """The previews of each prompt, in the order of their steps."""
-    prompts = dict.fromkeys(preview.prompt for preview in previews)
-    return {prompt: [preview for preview in previews if preview.prompt == prompt] for prompt in prompts}
 
 
 def settings(comparison: Comparison) -> dict[str, str]:

@@ -82,3 +82,23 @@ def test_wrong_history_is_refused(tmp_path, text):
     (tmp_path / "history.csv").write_text(text)
     with pytest.raises(ValueError, match=r"history\.csv"):
         read_history(tmp_path / "history.csv")
+
+
+def test_a_trend_puts_values_over_evenly_spaced_ranks_and_leaves_gaps():
+    from stages.measures.statistics import Interval
+    from stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, trend_chart
+
+    def interval(mean, half):
+        return Interval(mean, mean - half, mean + half, 6, None, None, None)
+
+    rows = {"text2img": ("#111111", [interval(0.2, 0.1), None, interval(0.4, 0.0)])}
+    chart = trend_chart("Leak, by rank", ["rank 2", "rank 4", "rank 8"], rows)
+    assert [tick.label for tick in chart.x_ticks] == ["rank 2", "rank 4", "rank 8"]
+    gaps = {round(b.position - a.position, 1) for a, b in zip(chart.x_ticks, chart.x_ticks[1:], strict=False)}
+    assert gaps == {round((WIDTH - RIGHT - LEFT) / 3, 1)}
+    first, last = chart.rows["text2img"][1]
+    assert (first.x, last.x) == (chart.x_ticks[0].position, chart.x_ticks[2].position)
+    low, mean, high = first.y
+    assert HEIGHT - BOTTOM > low > mean > high > TOP, "what is more stands higher"
+    assert last.y[0] == last.y[1] == last.y[2]
+    assert first.text == "text2img, rank 2: 0.200"

@@ -323,3 +323,26 @@ def test_numbers_in_words():
     assert number(-0.0001) == "0.000"
     assert bounds(Interval(0, -0.1, 0.1)) == "−0.100 to 0.100"
     assert bounds(Interval(0, None, None)) == ""
+
+
+def test_marks_grow_with_the_files_and_trends_are_drawn_for_sweeps(wide_world):
+    from stages.report.plots import LARGEST_MARK, trade_off, trends
+
+    comparison = read_world(wide_world, WIDE)
+    large, *_ = comparison.files.values()
+    large.write_bytes(large.read_bytes() + bytes(3 * large.stat().st_size))
+    chart = trade_off(comparison)
+    assert chart is not None
+    radii = {mark["name"]: mark["radius"] for mark in chart["marks"]}
+    assert radii["toon"] is None
+    assert sorted({radius for radius in radii.values() if radius}) == [LARGEST_MARK / 2, LARGEST_MARK]
+    titles = [trend.title for trend in trends(comparison)]
+    assert titles[0] == "Likeness gained by naming the subject, by rank"
+    assert len(titles) == 6
+    assert [len(marks) for trend in trends(comparison) for _, marks in trend.rows.values()] == [2] * 6
+
+
+def test_one_alpha_and_one_rank_have_no_trend(world):
+    from stages.report.plots import trends
+
+    assert trends(read_world(world)) == []
