@@ -14,7 +14,8 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE
+from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE, PREVIEWS
+from stages.drawing.cells import read_cells
 from stages.pipeline.command import run
 from stages.pipeline.config import strict
 from stages.pipeline.outputs import atomic_file
@@ -33,7 +34,9 @@ class ExportConfig:
     lora_dtype: Literal["float16", "float32"]
 
 
-def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = None, weight: float = 1.0) -> None:
+def stage(
+    config: ExportConfig, source: Path, out: Path, lora: Path | None = None, weight: float = 1.0, images: Path | None = None
+) -> None:
     """Write the model or the LoRA in the directory `source` to the file `out`, the model with `lora` fused into it.
 
     Args:
@@ -42,6 +45,7 @@ def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = Non
         out: the .safetensors file to write.
         lora: a LoRA to fuse into the model, its file or the directory of its training; left out for none.
         weight: the factor on what the fused LoRA adds.
+        images: the directory of what the model drew, from which the file gets a thumbnail; a LoRA takes its last preview.
     """
     if weight != 1 and lora is None:
         raise ValueError(f"--weight: given {weight:g} without --lora: it is the factor on a LoRA that is fused into a model")
@@ -49,13 +53,14 @@ def stage(config: ExportConfig, source: Path, out: Path, lora: Path | None = Non
         raise ValueError(f"--lora: given {lora}, and {source} is a LoRA too: one is fused into a model")
     with atomic_file(out) as part:
         if (source / LORA_FILE).is_file():
-            _write_lora(source / LORA_FILE, part, config.lora_dtype)
+            _write_lora(source, part, config.lora_dtype)
         else:
             trained = (source / HISTORY_FILE).is_file()
-            _write_model(source, part, config.lora_dtype if trained else config.dtype, lora, weight)
+            drawn = None if images is None else images / read_cells(images)[0].file_name
+            _write_model(source, part, config.lora_dtype if trained else config.dtype, lora, weight, drawn)
 
 
-def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight: float) -> None:
+def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight: float, thumbnail: Path | None) -> None:
     from stages.checkpoints.merging.fusing import fuse
     from stages.checkpoints.model import read_model
     from stages.checkpoints.single_file import unsaid, write_single_file
@@ -67,13 +72,17 @@ def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight
         print("ComfyUI looks for it in SDXL's models alone: use its node ModelSamplingDiscrete")
     if lost := unsaid(model):
         print(f"{source}: a single file cannot say {', '.join(lost)}; programs that read it take the noise schedule of SD1")
-    write_single_file(fuse(model, lora, weight) if lora else model, part, dtype)
+    write_single_file(fuse(model, lora, weight) if lora else model, part, dtype, source.name, thumbnail)
 
 
-def _write_lora(lora: Path, part: Path, dtype: str) -> None:
+def _write_lora(source: Path, part: Path, dtype: str) -> None:
     from stages.checkpoints.adapters.kohya import write_kohya
+    from stages.checkpoints.adapters.kohya_metadata import HASH, TRAINING, embedding_width, kohya_metadata
     from stages.checkpoints.adapters.lora_files import read_lora
+    from stages.checkpoints.modelspec import HASH as SPEC_HASH
+    from stages.checkpoints.modelspec import modelspec
 
+    lora = source / LORA_FILE
     read = read_lora(lora)
     if "DoRA" in read.kinds():
         print(
@@ -82,7 +91,22 @@ def _write_lora(lora: Path, part: Path, dtype: str) -> None:
         )
         shutil.copyfile(lora, part)
     else:
-        write_kohya(read, part, dtype)
+        told = read.settings.get(TRAINING, {})
+        side = told.get("resolution")
+        spec = modelspec(
+            source.name,
+            embedding_width(read),
+            "lora",
+            _last_preview(source),
+            resolution=side and f"{side}x{side}",
+            prediction_type=told.get("prediction_type"),
+        )
+        write_kohya(read, part, dtype, {**spec, **kohya_metadata(read, source.name)}, HASH | SPEC_HASH)
+
+
+def _last_preview(source: Path) -> Path | None:
+    """The last preview of a training's first prompt; None where there are none."""
+    return max((source / PREVIEWS).glob("p0-step*.png"), default=None)
 
 
 if __name__ == "__main__":

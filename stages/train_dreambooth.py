@@ -50,6 +50,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     check_rank(rank)
     check_seed(seed)
 
+    from stages.checkpoints.adapters.kohya_metadata import tag_frequency
     from stages.drawing.preview_images import draw_previews, preview_recipe
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_images
@@ -73,7 +74,10 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         guidance_scale, resolution = config.preview_guidance_scale, instance.resolution
         draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
         previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, config.clip_skip), config.clip_skip)
-        train(Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out), out)
+        tags = tag_frequency([str(config.instance_prompt)] * len(streams[0].examples))
+        data = {"resolution": resolution, "clip_skip": config.clip_skip, "tag_frequency": tags}
+        run = Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out, data)
+        train(run, out)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,11 @@ def test_every_preset_asks_with_and_without_the_subject_and_holds_images_out(nam
 @pytest.mark.parametrize("name", STAGES)
 def test_values_reach_a_shell_only_where_dvc_quotes_them(name):
     written = set(re.findall(r"\$\{([^}]*)\}", STAGES[name]["cmd"]))
-    composed = {"generate": {"key", "item.model", "item.lora"}, "embed": {"key", "item"}, "export": {"key", "item.source"}}
+    composed = {
+        "generate": {"key", "item.model", "item.lora"},
+        "embed": {"key", "item"},
+        "export": {"key", "item.source", "item.images"},
+    }
     assert written <= {"base": {"key"}, **composed}.get(name, {"item"})
     assert isinstance(DVC["stages"]["base"]["foreach"], dict), "its keys stand in dvc.yaml itself"
     for composer in ("variants", "embedded", "exports"):

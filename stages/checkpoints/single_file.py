@@ -11,6 +11,7 @@ from stages.checkpoints.files.writing import write_safetensors
 from stages.checkpoints.keys.key_maps import TEXT_ENCODER_PREFIX, component_specs, to_ldm
 from stages.checkpoints.messages import shown
 from stages.checkpoints.model import SCHEDULER, Model
+from stages.checkpoints.modelspec import HASH, modelspec
 
 # The noise schedule of SD1 and SD2, which every program takes that reads a single file; and what diffusers takes where the
 # scheduler's config says nothing.
@@ -31,8 +32,15 @@ def unsaid(model: Model) -> list[str]:
     return [f"{name} {shown(said[name])}" for name, (usual, _) in _EXPECTED.items() if said[name] != usual]
 
 
-def write_single_file(model: Model, out: Path, dtype: str) -> None:
+def write_single_file(model: Model, out: Path, dtype: str, title: str = "", thumbnail: Path | None = None) -> None:
     """Write all components of a model, with what it predicts and the recipes of its parts, into one .safetensors file.
+
+    Args:
+        model: What to write.
+        out: The file.
+        dtype: Of the weights.
+        title: What the model is called, in the file's metadata.
+        thumbnail: An image that it drew, for them.
 
     Raises:
         ValueError: The text encoder is not that of SD1, whose single-file layout is the one known here.
@@ -44,7 +52,8 @@ def write_single_file(model: Model, out: Path, dtype: str) -> None:
     tensors[f"{TEXT_ENCODER_PREFIX}embeddings.position_ids"] = _position_ids(model.components["text_encoder"])
     tensors |= dict.fromkeys(model.prediction.markers(), _MARKER)
     recipe = {name: component.recipe for name, component in model.components.items()}
-    write_safetensors(out, tensors, dtype, recipe, metadata=model.prediction.metadata())
+    spec = modelspec(title, model.components["unet"].config.get("cross_attention_dim"), thumbnail=thumbnail)
+    write_safetensors(out, tensors, dtype, recipe, metadata={**spec, **model.prediction.metadata()}, digests=HASH)
 
 
 def _check_sd1(text_encoder: Component) -> None:

@@ -104,7 +104,7 @@ def write_lora(
     parts: Mapping[str, nn.Module],
     path: Path,
     first_weights: Mapping[str, Mapping[str, Tensor]] | None = None,
-    base: Mapping[str, str] | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the adapters' weights as a file for `StableDiffusionPipeline.load_lora_weights`.
 

@@ -4,7 +4,9 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from stages.checkpoints.adapters.kohya_metadata import TRAINING
 from stages.lora.run import Run
 from stages.lora.tuned_model import Tuned, weights_file, write_rest, write_weights
 from stages.pipeline.seals import sealed_file
@@ -26,7 +28,7 @@ class Keeper:
 
     run: Run
     tuned: Tuned
-    base: Callable[[], Mapping[str, str] | None]
+    base: Callable[[], Mapping[str, Any] | None]
     folder: Path
 
     def __call__(self, step: int) -> None:
@@ -34,7 +36,7 @@ class Keeper:
         file = self.folder / kept_folder(step) / Path(weights_file(self.run.config)).name
         file.parent.mkdir(parents=True, exist_ok=True)
         with sealed_file(file) as part:
-            write_weights(self.tuned, self.base(), part)
+            write_weights(self.tuned, _at(step, self.base()), part)
 
     def hand_over(self, out: Path) -> None:
         """Write all that was kept into the folder of the result, each into a folder of its own, as the result itself is."""
@@ -47,7 +49,12 @@ class Keeper:
                 write_rest(self.run.model, out / kept_folder(step))
 
 
-def make_keeper(run: Run, tuned: Tuned, base: Callable[[], Mapping[str, str] | None]) -> Keeper | None:
+def _at(step: int, base: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The metadata of a LoRA that has learnt for so many steps."""
+    return {**base, TRAINING: {**base[TRAINING], "steps": step}} if base and TRAINING in base else base
+
+
+def make_keeper(run: Run, tuned: Tuned, base: Callable[[], Mapping[str, Any] | None]) -> Keeper | None:
     """What keeps the LoRAs of a run; None where only the last is wanted."""
     if run.config.keep_every is None or run.folder is None:
         return None

@@ -1,7 +1,7 @@
 """One training as a value: on what, on which model, how, where, and what it leaves."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Run:
         trained_prompts: where the text encoder is trained too.
         previews: how previews are drawn, if there are any.
         held_out: images like those of the first stream that are never trained on: their loss shows over-fitting.
+        data: what is said of the images and captions in the LoRA's file: `resolution` (pixels of a side), `clip_skip`, and
+            `tag_frequency`, how many of the captions hold each of their tags.
     """
 
     model: Path
@@ -76,6 +78,7 @@ class Run:
     trained_prompts: TrainedPrompts | None = None
     previews: Previews | None = None
     held_out: Examples | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path | None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stages.checkpoints.adapters.kohya_metadata import TRAINING
 from stages.checkpoints.file_names import LORA_FILE, UNET_FILE
 from stages.checkpoints.files.tensors import sha256
 from stages.lora.adapters import add_adapter, write_lora
@@ -144,9 +145,36 @@ def load_noise_scheduler(model: Path) -> DDPMScheduler:
     return noise_scheduler
 
 
-def base_metadata(model: Path) -> dict[str, str]:
-    """What a LoRA's metadata say of the model that it was trained on."""
-    return {"base_unet_sha256": sha256(model / "unet" / UNET_FILE)}
+WITHOUT_AN_END = ("constant", "constant_with_warmup", "piecewise_constant")
+"""Schedules whose learning rate does not depend on how many steps there will be."""
+
+
+def base_metadata(run: Run) -> dict[str, Any]:
+    """What a LoRA's metadata say of the model that it was trained on, of the training's settings and of its data."""
+    instance, *of_class = (len(stream.examples) for stream in run.streams)
+    without_effect = {
+        "keep_every",
+        *(["max_train_steps"] if run.config.lr_scheduler in WITHOUT_AN_END else []),
+        *(["prior_loss_weight"] if not of_class else []),
+    }
+    settings = {
+        name: value
+        for name, value in asdict(run.config).items()
+        if not name.startswith(("preview_", "held_out_")) and name not in without_effect
+    }
+    training = {
+        **settings,
+        **run.data,
+        "model": run.model.name,
+        "rank": run.rank,
+        "seed": run.seed,
+        "steps": run.config.max_train_steps,
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "images": instance,
+        "class_images": sum(of_class),
+        "prediction_type": load_noise_scheduler(run.model).config["prediction_type"],
+    }
+    return {"base_unet_sha256": sha256(run.model / "unet" / UNET_FILE), TRAINING: training}
 
 
 def weights_file(config: TrainingConfig) -> str:
@@ -154,7 +182,7 @@ def weights_file(config: TrainingConfig) -> str:
     return LORA_FILE if config.tuned == "lora" else str(Path("unet") / UNET_FILE)
 
 
-def write_weights(tuned: Tuned, base: Mapping[str, str] | None, path: Path) -> None:
+def write_weights(tuned: Tuned, base: Mapping[str, Any] | None, path: Path) -> None:
     """Write what is trained, as it is now: a LoRA with the metadata `base`, or all weights of the UNet where that is None."""
     if base is not None:
         write_lora(tuned.parts, path, tuned.first_weights, base)

@@ -4,7 +4,9 @@ diffusers' own exporter writes alpha = rank whatever the LoRA was trained with (
 those tools know no other place for alpha than the `.alpha` tensors; here they hold the value that training used.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -18,14 +20,27 @@ _DIRECTIONS = {"down": "lora_down.weight", "up": "lora_up.weight"}
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def write_kohya(lora: LoraFile, out: Path, dtype: str) -> None:
+def write_kohya(
+    lora: LoraFile,
+    out: Path,
+    dtype: str,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write an adapter in kohya's keys, with PEFT's settings, or else its source, as the recipe.
+
+    Args:
+        lora: The adapter.
+        out: The file to write.
+        dtype: Of the weights.
+        metadata: More of it, beside the recipe.
+        digests: As `write_safetensors` takes them.
 
     Raises:
         ValueError: The file holds DoRA, whose keys programs compute in different ways.
     """
     recipe: Recipe = lora.settings or {"source": lora.path.name, "sha256": sha256(lora.path)}
-    write_safetensors(out, to_kohya(lora), dtype, recipe)
+    write_safetensors(out, to_kohya(lora), dtype, recipe, metadata=metadata, digests=digests)
 
 
 def to_kohya(lora: LoraFile) -> dict[str, LazyTensor]:

@@ -5,12 +5,13 @@ overlap; what a piece holds depends on neither the others nor the number of thre
 """
 
 import errno
+import hashlib
 import json
 import mmap
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -55,6 +56,7 @@ def write_safetensors(
     recipe: Recipe,
     threads: int | None = None,
     metadata: Mapping[str, str] = MappingProxyType({}),
+    digests: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write tensors, rounded once to `dtype` (integers, and what keeps its dtype, stay as they are), with the recipe.
 
@@ -68,6 +70,8 @@ def write_safetensors(
         recipe: What the tensors were made of.
         threads: How many pieces are worked on at once; None for one a processor.
         metadata: More of it, beside the recipe.
+        digests: Names of metadata that get the sha256 of the tensors' bytes, all that follows the header; each with what stands
+            before the digest.
 
     Raises:
         ValueError: A tensor is not finite, in itself (`NotFiniteError`) or in `dtype`; all such keys are named, with the files
@@ -75,7 +79,12 @@ def write_safetensors(
         OSError: The disk is full.
     """
     described = {**metadata, RECIPE_KEY: json.dumps(recipe, sort_keys=True)}
-    header, entries = _lay_out(tensors, dtype, dict(sorted(described.items())))
+
+    def lay_out(digest: str) -> tuple[bytes, list[_Entry]]:
+        of_tensors = {name: f"{before}{digest}" for name, before in digests.items()}
+        return _lay_out(tensors, dtype, dict(sorted({**described, **of_tensors}.items())))
+
+    header, entries = lay_out("0" * 64)
     check_space(path.parent, len(header) + sum(entry.size for entry in entries))
     try:
         with path.open("wb") as file:
@@ -84,12 +93,23 @@ def write_safetensors(
             broken = _write_entries(file.fileno(), len(header), entries, threads or _processors())
             if broken:
                 raise _complaint({key: tensors[key] for key in broken}, dtype)
+        if digests:
+            _rewrite_header(path, len(header), lambda digest: lay_out(digest)[0])
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(f"{path}: the disk became full while the file was written") from error
         raise
     path.chmod(0o644)
+
+
+def _rewrite_header(path: Path, size: int, header_of: Callable[[str], bytes]) -> None:
+    """Write the header of a file again, with the digest of what follows it; its size stays the same."""
+    with path.open("r+b") as file:
+        file.seek(size)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        file.write(header_of(digest))
 
 
 def written_size(tensors: LazyTensors, dtype: str) -> int:
