@@ -26,6 +26,7 @@ venv: $(VENV)/.installed ## Make .venv from requirements.lock
 repro: venv ## Run the experiment that params.yaml describes, and print where the report is
 	@$(BIN)/python -m stages.pipeline.lockfile
 	$(BIN)/dvc --wait-for-lock repro
+	@$(BIN)/python -m stages.pipeline.run_record data/report
 	@$(BIN)/python -m stages.pipeline.summary data/report
 
 test: venv ## Lint, types and tests

@@ -30,7 +30,7 @@ from stages.pipeline.variants import DATASET  # noqa: E402
 from stages.report.config import ReportConfig  # noqa: E402
 from stages.report.contents import Comparison, TrainingImages  # noqa: E402
 from stages.report.results import read_results  # noqa: E402
-from stages.report.score_tables import write_contrasts, write_distances, write_images, write_levels, write_metrics  # noqa: E402
+from stages.report.score_tables import write_cell_tables, write_contrasts, write_distances, write_levels, write_metrics  # noqa: E402
 from stages.report.sweep import Sweep  # noqa: E402
 
 SIZES = {"clip": 512, "dino": 768}
@@ -87,7 +87,8 @@ def rescore(root: Path) -> None:
     config = validate("compare", ReportConfig, group_values("compare", ROOT / "conf") | {"title": "made up"})
     results = read_results(SWEEP, root / "images", root / "embeddings", root / "raw")
     comparison = Comparison(results, TrainingImages([], [], 0), {}, {}, {}, {}, {}, config, root, root)
-    for write in (write_levels, write_contrasts, write_images, write_distances, write_metrics):
+    write_cell_tables(comparison, root)
+    for write in (write_levels, write_contrasts, write_distances, write_metrics):
         write(comparison, root / "table")
     for line in comparison.findings.sentences[:1]:
         print(line)

@@ -18,7 +18,7 @@ from stages.lora.config import DreamboothConfig, Text2imgConfig  # noqa: E402
 from stages.pipeline.command import errors_in_one_line  # noqa: E402
 from stages.pipeline.config import HousekeepingConfig, RuntimeConfig, load_params, read_params  # noqa: E402
 from stages.pipeline.interruption import Interrupted, handled  # noqa: E402
-from stages.pipeline.resume import CHECKPOINTS  # noqa: E402
+from stages.pipeline.outputs import CHECKPOINTS  # noqa: E402
 
 LORA, IMAGES, EMBEDDINGS, DIVERGED = "lora", "images", "embeddings.safetensors", "diverged.txt"
 

@@ -2,10 +2,10 @@
 
 Reads the images of every variant of the sweep and their embeddings, the captioned training images, the manifest that says which
 images were held out, and the files, histories and previews of the LoRAs' trainings. Writes grid.png, levels.csv, contrasts.csv,
-images.csv, distances.csv, costs.csv, findings.txt (the answer in sentences), metrics.json, tables for `dvc plots` (loss.csv,
-held_out_loss.csv, learning_rate.csv, grad_norm.csv), charts/ with the grids of the sweep for each kind of LoRA
-(sweep-<kind>.png: alpha down, rank across) and every chart of the page as SVG, and index.html, a page that needs no other file.
-A report that is there stays until the new one is whole.
+cells.csv and cells.parquet, distances.csv, costs.csv, findings.txt (the answer in sentences), metrics.json, tables for
+`dvc plots` (loss.csv, held_out_loss.csv, learning_rate.csv, grad_norm.csv), charts/ with the grids of the sweep for each kind
+of LoRA (sweep-<kind>.png: alpha down, rank across) and every chart of the page as SVG, and index.html with the pictures that it
+shows, in images/, thumbnails/, dataset/ and lora/. A report that is there stays until the new one is whole.
 
 A stage of its own, and without torch, so that the look of the report and the words in it can be changed in seconds. A
 variant that lies in the folders and is not in the sweep is left alone: a value that is taken out of the sweep is gone from the

@@ -1,7 +1,7 @@
 """The PNG of a generated image, and what it says of itself: how to draw it again. Imports no torch.
 
 Three text chunks: A1111's `parameters`, which its web UI, Civitai and most readers of prompts take; the recipe, as JSON and
-without loss, under a key of its own; and XMP, which says that a model made the picture (IPTC's DigitalSourceType). The key
+without loss, under this program's name; and XMP, which says that a model made the picture (IPTC's DigitalSourceType). The key
 `prompt` stays free: ComfyUI expects its own JSON there.
 """
 
@@ -16,9 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
 from stages.pipeline.variants import in_full
+from stages.pipeline.wording import PROGRAM
 
-PROGRAM = "sd-merge-lora"
-"""The name of this program, and the key of the recipe."""
 PARAMETERS, XMP = "parameters", "XML:com.adobe.xmp"
 GENERATED, COMPOSED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
 """IPTC's digital source types: made by a trained model, and put together from such images and others."""

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.lockfile import LOCK, content_md5, locked_outs
-from stages.pipeline.outputs import parts_of, remove
-from stages.pipeline.resume import CHECKPOINTS
+from stages.pipeline.outputs import CHECKPOINTS, parts_of, remove
 
 
 def clean(lock: Path = LOCK) -> None:

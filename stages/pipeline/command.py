@@ -17,8 +17,9 @@ from typing import Any
 
 from stages.pipeline.config import load_params
 from stages.pipeline.interruption import Interrupted, handled
-from stages.pipeline.outputs import check_room
+from stages.pipeline.outputs import check_room, checkpoints_folder
 from stages.pipeline.progress import complain
+from stages.pipeline.timing import timed
 
 _BRACES = re.compile(r"\{([\w-]+)\}")
 
@@ -44,7 +45,8 @@ def run(stage: Callable[..., None], argv: Sequence[str] | None = None) -> None:
                 parameter: load_params(name if parameter == "config" else parameter, schema)
                 for parameter, schema in config_schemas(stage).items()
             }
-            stage(**configs, **vars(options))
+            with timed(os.environ.get("DVC_STAGE"), checkpoints_folder()):
+                stage(**configs, **vars(options))
             check_room()
     except (ValueError, OSError, Interrupted) as error:
         if os.environ.get("PIPELINE_TRACEBACK"):

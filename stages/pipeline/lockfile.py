@@ -70,16 +70,42 @@ def locked_outs(lock: Path = LOCK) -> list[LockedOut]:
     Raises:
         ValueError: it is no such file, or only half of one.
     """
+    return [
+        LockedOut(name, out.path, out.md5, out.size) for name, stage in locked_stages(lock).items() for out in stage["outs"]
+    ]
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """A file or folder that dvc.lock lists: its path, the md5 of its content, its size in bytes."""
+
+    path: Path
+    md5: str
+    size: int
+
+
+def locked_stages(lock: Path = LOCK) -> dict[str, dict[str, list[LockedFile]]]:
+    """What each stage of dvc.lock read ("deps") and wrote ("outs"); none where there is no dvc.lock.
+
+    Raises:
+        ValueError: it is no such file, or only half of one.
+    """
     try:
         content = TypeAdapter(_Lock).validate_python(yaml.load(lock.read_bytes(), YAML_LOADER))
     except FileNotFoundError:
-        return []
+        return {}
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{lock} cannot be read ({_reason(error)}): take back the last committed one (`git checkout "
             f"{lock}`), or delete it; then `dvc repro` runs again only what is not in DVC's cache"
         ) from error
-    return [LockedOut(name, Path(out.path), out.md5, out.size) for name, stage in content.stages.items() for out in stage.outs]
+    return {
+        name: {
+            kind: [LockedFile(Path(entry.path), entry.md5, entry.size) for entry in entries]
+            for kind, entries in (("deps", stage.deps), ("outs", stage.outs))
+        }
+        for name, stage in content.stages.items()
+    }
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOM = 32 * 2**20
 """Bytes that must be free when a stage ends: on a disk without room, DVC would leave half a dvc.lock behind."""
 
+CHECKPOINTS = ".checkpoints"
 NOTHING = "nothing.txt"
 """The only file of an output that holds nothing; of an empty folder, DVC would warn at every look."""
 
@@ -58,6 +59,11 @@ def atomic_file(out: Path) -> Iterator[Path]:
 def parts_of(out: Path) -> tuple[Path, Path]:
     """Where an output is written before it takes its name, and where the folder before it is moved meanwhile."""
     return out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.before.part")
+
+
+def checkpoints_folder() -> Path:
+    """The folder of all checkpoints; in an experiment of `dvc exp run --temp` or a queue, that of the repository itself."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / CHECKPOINTS
 
 
 def remove(path: Path) -> None:

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from stages.pipeline.fingerprints import fingerprint, read_pins
 from stages.pipeline.lockfile import content_md5, locked_outs
-from stages.pipeline.outputs import atomic_directory, atomic_file, remove
+from stages.pipeline.outputs import atomic_directory, atomic_file, checkpoints_folder, remove
 from stages.pipeline.seals import file_digest, is_foreign, is_whole
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINTS = ".checkpoints"
 FINISHED, FINISHED_MD5, DAMAGED, LOCK = "finished", "finished.md5", "damaged", "lock"
 LAST, LAST_MD5 = "last-", "last.md5"
 LAST_RESULTS = 8
@@ -120,11 +119,6 @@ def forget_noted() -> None:
     for note in finished:
         if (note.parent.parent.name, note.read_text(errors="replace")) in noted:
             _remove(note.parent)
-
-
-def checkpoints_folder() -> Path:
-    """The folder of all checkpoints; in an experiment of `dvc exp run --temp` or a queue, that of the repository itself."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / CHECKPOINTS
 
 
 def run_digest(settings: Mapping[str, object], inputs: Iterable[Path]) -> str:

@@ -1,5 +1,8 @@
 """How numbers are said in messages."""
 
+PROGRAM = "sd-merge-lora"
+"""The name of this program."""
+
 
 def counted(count: int, noun: str) -> str:
     """A number with its noun: 1 image, 2 images."""

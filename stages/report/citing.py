@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from stages.drawing.image_files import PROGRAM
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
 from stages.measures.comparing import BY_KEY
 from stages.pipeline.variants import Kind, in_full
-from stages.pipeline.wording import counted
+from stages.pipeline.wording import PROGRAM, counted
 from stages.report.contents import Comparison
 from stages.report.lineage import recipes
 

@@ -11,10 +11,10 @@ from stages.report.histories import write_histories
 from stages.report.lettering import undrawable
 from stages.report.page import page_files, render_page
 from stages.report.score_tables import (
+    write_cell_tables,
     write_contrasts,
     write_costs,
     write_distances,
-    write_images,
     write_levels,
     write_metrics,
 )
@@ -31,7 +31,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_charts(comparison, folder / "charts")
     write_levels(comparison, folder / "levels.csv")
     write_contrasts(comparison, folder / "contrasts.csv")
-    write_images(comparison, folder / "images.csv")
+    write_cell_tables(comparison, folder)
     write_distances(comparison, folder / "distances.csv")
     write_costs(comparison, folder / "costs.csv")
     (folder / "findings.txt").write_text("".join(f"{line}\n" for line in comparison.findings.sentences), encoding="utf-8")

@@ -55,17 +55,44 @@ def write_contrasts(comparison: Comparison, path: Path) -> None:
     write_table(path, ("contrast", "arms", "measure", "primary", *ESTIMATE, "adjusted_p", "verdict"), rows)
 
 
-def write_images(comparison: Comparison, path: Path) -> None:
-    """Write images.csv, in long form: a row for each image and metric, with all that its value depends on.
+CELL_COLUMNS = {
+    "variant": "string",
+    "kind": "string",
+    "alpha": "float64",
+    "rank": "Int64",
+    "train_seed": "Int64",
+    "step": "Int64",
+    "lora_scale": "float64",
+    "prompts": "string",
+    "prompt": "string",
+    "seed": "Int64",
+    "metric": "string",
+    "value": "float64",
+    "nearest": "string",
+    "copy": "boolean",
+}
+"""The columns of cells.parquet, and of cells.csv, with their types."""
+
+
+def write_cell_tables(comparison: Comparison, folder: Path) -> None:
+    """Write cells.parquet and cells.csv, in long form: a row for each image and metric, with all that its value depends on.
 
     The training image that is nearest to an image (DINO) stands in the rows of `nearest_training_similarity`; `copy` says
-    whether it is so near that the image counts as a copy.
+    whether it is so near that the image counts as a copy. The parquet file has types and whole numbers; in the csv file,
+    values are rounded and texts are such that a spreadsheet computes none of them (`as_text`).
     """
-    columns = ("variant", "kind", "alpha", "rank", "train_seed", "step", "lora_scale", "prompts", "prompt", "seed", "metric")
-    write_table(path, (*columns, "value", "nearest", "copy"), _image_rows(comparison))
+    import pandas as pd
+
+    rows = list(_cell_rows(comparison))
+    columns = zip(*rows, strict=True)
+    table = {
+        name: pd.array(list(values), dtype=kind) for (name, kind), values in zip(CELL_COLUMNS.items(), columns, strict=True)
+    }
+    pd.DataFrame(table).to_parquet(folder / "cells.parquet", index=False)
+    write_table(folder / "cells.csv", tuple(CELL_COLUMNS), map(_as_csv, rows))
 
 
-def _image_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
+def _cell_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
     results, seeds = comparison.results, len(comparison.results.seeds)
     names = results.dataset.training_names
     for variant, measured in results.measured.items():
@@ -73,11 +100,16 @@ def _image_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:
         for number, cell in enumerate(results.cells):
             place = divmod(number, seeds)
             for metric, values in measured.by_image.items():
-                value = float(values[place])
                 near = metric == "nearest_training_similarity"
-                copied = ("yes" if measured.copied[place] else "no") if near else ""
-                nearest = names[int(measured.nearest[place])] if near else ""
-                yield (*identity, cell.prompts, as_text(cell.prompt), cell.seed, metric, _number(value), nearest, copied)
+                copied = bool(measured.copied[place]) if near else None
+                nearest = names[int(measured.nearest[place])] if near else None
+                yield (*identity, cell.prompts, cell.prompt, cell.seed, metric, float(values[place]), nearest, copied)
+
+
+def _as_csv(row: Sequence[Any]) -> Sequence[Any]:
+    texts = {None: "", True: "yes", False: "no"}
+    *identity, prompt, seed, metric, value, nearest, copied = row
+    return (*identity, as_text(prompt), seed, metric, _number(value), nearest or "", texts[copied])
 
 
 def write_distances(comparison: Comparison, path: Path) -> None:

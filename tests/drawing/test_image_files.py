@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sd_parsers import ParserManager
 
-from stages.drawing.image_files import GENERATED, PROGRAM, XMP, parameters_text, read_image_recipe, write_image
+from stages.drawing.image_files import GENERATED, XMP, parameters_text, read_image_recipe, write_image
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
+from stages.pipeline.wording import PROGRAM
 
 RECIPE = {
     "prompt": "1girl, red hair",

@@ -9,7 +9,8 @@ import pytest
 
 from stages.pipeline import fingerprints, resume, seals
 from stages.pipeline.lockfile import content_md5
-from stages.pipeline.resume import CHECKPOINTS, keep_output, last_output, resumable, run_digest, stage_digest
+from stages.pipeline.outputs import CHECKPOINTS
+from stages.pipeline.resume import keep_output, last_output, resumable, run_digest, stage_digest
 from stages.pipeline.seals import sealed_file
 from tests.pipeline.small_pipeline import run
 

@@ -7,10 +7,10 @@ import pytest
 from stages.pipeline.variants import Variant
 from stages.report.score_tables import (
     as_text,
+    write_cell_tables,
     write_contrasts,
     write_costs,
     write_distances,
-    write_images,
     write_levels,
     write_metrics,
 )
@@ -112,8 +112,32 @@ def test_no_leak_is_claimed_where_every_prompt_asks_for_the_subject(tmp_path, mo
     assert set(metrics[TEXT2IMG.key]) == measures | {f"{measure}_gain" for measure in measures}
 
 
+def cell_rows(comparison, folder):
+    """cells.csv."""
+    write_cell_tables(comparison, folder)
+    with (folder / "cells.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_parquet_file_has_the_same_rows_with_their_types(world, tmp_path):
+    import pandas as pd
+
+    table = cell_rows(read_world(world), tmp_path)
+    typed = pd.read_parquet(tmp_path / "cells.parquet")
+    assert len(typed) == len(table)
+    assert list(typed) == list(table[0])
+    assert typed["value"].round(5).tolist() == pytest.approx([float(row["value"]) for row in table], abs=1e-5)
+    merges = typed[typed["kind"] == "merge"]
+    assert list(merges["rank"].isna().unique()) == [True]
+    assert typed[typed["variant"] == TEXT2IMG.name]["rank"].unique().tolist() == [4]
+    assert typed["copy"].dropna().map(type).unique().tolist() == [bool]
+    before = (tmp_path / "cells.parquet").read_bytes()
+    write_cell_tables(read_world(world), tmp_path)
+    assert (tmp_path / "cells.parquet").read_bytes() == before
+
+
 def test_every_image_has_a_row_for_each_metric(world, tmp_path):
-    table = rows(write_images, read_world(world), tmp_path / "images.csv")
+    table = cell_rows(read_world(world), tmp_path)
     assert len(table) == 5 * 6 * len(SEEDS) * 5
     of_lora = {(row["prompt"], row["seed"], row["metric"]): row for row in table if row["variant"] == TEXT2IMG.name}
     row = of_lora["asuka, glasses", "5", "dino_similarity"]
@@ -137,7 +161,7 @@ def test_a_planted_copy_is_called_one(tmp_path):
     copied = drawn.images["dino"].copy()
     copied[4] = many[5]
     rewrite(tmp_path, TEXT2IMG.name, images={"clip": drawn.images["clip"], "dino": copied})
-    table = rows(write_images, read_world(tmp_path), tmp_path / "images.csv")
+    table = cell_rows(read_world(tmp_path), tmp_path)
     similar = [row for row in table if row["variant"] == TEXT2IMG.name and row["metric"] == "nearest_training_similarity"]
     assert [row["nearest"] for row in similar if float(row["value"]) > 0.9999] == ["0005.png"]
 
@@ -173,6 +197,6 @@ def test_other_texts_stay_as_they_are(text):
 def test_a_prompt_that_is_a_formula_is_text_in_the_table(tmp_path, monkeypatch):
     formula = "=1+cmd|'/C calc'!A0"
     monkeypatch.setattr("tests.report.small_comparison.OTHER_PROMPTS", [formula, "a portrait"])
-    table = rows(write_images, read_world(write_world(tmp_path)), tmp_path / "images.csv")
+    table = cell_rows(read_world(write_world(tmp_path)), tmp_path)
     assert f"'{formula}" in {row["prompt"] for row in table}
     assert formula not in {row["prompt"] for row in table}

@@ -21,6 +21,8 @@ from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.config import load_params
 from stages.pipeline.dvc_command import ask_dvc, dvc_command, run_dvc
 from stages.pipeline.lockfile import LockedOut, locked_outs
+from stages.pipeline.outputs import checkpoints_folder
+from stages.pipeline.run_record import write_record
 from stages.pipeline.variants import DATASET
 from stages.report.sweep import Sweep
 
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     if not REPORT.exists() and has_remote():  # nothing that it reads has changed, so it was not made here
         run_dvc("pull", "--allow-missing", str(REPORT))
+    if REPORT.is_dir():
+        write_record(REPORT, checkpoints_folder())
     if options.comment:
         write_comment(options.comment, REPORT, options.before)
     return 0
