@@ -1,6 +1,6 @@
 # The targets, listed by `make` alone.
 .DEFAULT_GOAL := help
-.PHONY: help venv repro test lint params preset lock grids mini-world study clean
+.PHONY: help venv repro test lint params preset lock grids publish mini-world study clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,6 +48,9 @@ preset: venv ## Begin a preset for checkpoints and images of your own: NAME=mine
 
 grids: venv ## What CI runs: fetch what is missing from the DVC remote, regenerate the comparison
 	$(BIN)/python -m stages.pipeline.ci.regenerate $(GRIDS)
+
+publish: venv ## Put a LoRA with its model card and the grid on the Hugging Face hub: REPO=owner/name LORA=text2img-a0.7-r8-s0
+	$(BIN)/python -m stages.pipeline.publish $(REPO) $(if $(LORA),--lora $(LORA))
 
 mini-world: venv ## Rebuild the small models of data/mini (hours on a CPU; says how long beforehand)
 	$(BIN)/python -m stages.mini.rebuild

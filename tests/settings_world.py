@@ -114,6 +114,7 @@ PARAMS: dict[str, Any] = {
         "image_size": 24,
         "resampling": "lanczos",
         "training_images": 1,
+        "card": {"license": None, "base_models": []},
         "single_file": False,
         "font": None,
     },

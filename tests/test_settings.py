@@ -203,6 +203,8 @@ ROWS = [
     Row("compare.resampling", "nearest", given={"compare.image_size": 24}),
     Row("compare.training_images", 2),
     Row("compare.single_file", True),
+    Row("compare.card.license", "mit"),
+    Row("compare.card.base_models", ["a/b"]),
     Row("compare.font", "font.ttf"),
     Row("export.dtype", "float32"),
     Row("export.lora_dtype", "float16"),

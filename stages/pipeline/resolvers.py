@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from stages.pipeline.composed_config import FINGERPRINTS
+from stages.pipeline.config import MANDATORY
 from stages.pipeline.provenance import SECTION, conf_digest, values_digest
 from stages.pipeline.variants import DATASET, Kind, Trainings, Variant, export_cell, kept_steps, variant_cell, variants_of
 
@@ -26,6 +27,7 @@ def register() -> None:
         "kept": kept,
         "listed": listed,
         "local": local,
+        "hub_ids": hub_ids,
         "merge_name": merge_name,
         "model_name": model_name,
         "oc.env": refuse_environment,
@@ -130,6 +132,13 @@ def model_name(base: Any, original: str) -> str:
     path = next((source.get(part) for part in ("path", "file", "repo") if source.get(part)), original)
     path = Path(str(path))
     return path.stem if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin") else path.name
+
+
+def hub_ids(base: Any) -> ListConfig:
+    """The repositories of the hub that the originals come from, each once."""
+    originals = ("theta0", "theta1", "theta2") if isinstance(base, DictConfig) else ()
+    repos = [OmegaConf.select(base, f"{original}.source.repo") for original in originals]
+    return OmegaConf.create([*dict.fromkeys(repo for repo in repos if repo and repo != MANDATORY)])
 
 
 def merge_name(base: Any) -> str:

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, FilePath
 from pydantic.dataclasses import dataclass
 
 from stages.measures.comparing import BY_KEY
-from stages.pipeline.config import Count, Text, strict
+from stages.pipeline.config import Count, Repo, Text, strict
 from stages.pipeline.variants import Kind
 
 Index = Annotated[int, Field(ge=0)]
@@ -59,6 +59,19 @@ class GridStyle:
 
 
 @dataclass(frozen=True, config=strict)
+class CardConfig:
+    """What the model cards of the LoRAs say that no result shows.
+
+    Attributes:
+        license: the LoRAs' own, as Hugging Face names it, such as "creativeml-openrail-m"; null says none.
+        base_models: the ids, owner/name, of the models on the hub that the LoRAs rest on.
+    """
+
+    license: Text | None
+    base_models: tuple[Repo, ...]
+
+
+@dataclass(frozen=True, config=strict)
 class ReportConfig(GridStyle):
     """What is compared, and how it is shown.
 
@@ -71,6 +84,7 @@ class ReportConfig(GridStyle):
         images_per_cell: pictures in a cell of a grid, each of another seed; the page can show all seeds.
         grid_prompts: prompts of each list that the main grid shows.
         training_images: how many training images are shown beside the grid; 0 for none, and no other of the dataset either.
+        card: what model cards say beside the results.
         single_file: whether the page holds all of its pictures, reduced, and needs no other file; else they lie beside it.
     """
 
@@ -81,6 +95,7 @@ class ReportConfig(GridStyle):
     images_per_cell: Count
     grid_prompts: Count
     training_images: Index
+    card: CardConfig
     single_file: bool
 
     def __post_init__(self) -> None:

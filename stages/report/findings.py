@@ -96,8 +96,13 @@ class Findings:
     @property
     def marked(self) -> list[Sentence]:
         """The same sentences, in parts that say what is good and what is harm."""
-        plain: list[Sentence] = [((sentence, ""),) for sentence in (*self._selected(), *self._limits())]
+        plain: list[Sentence] = [((sentence, ""),) for sentence in (*self._selected(), *self.limits)]
         return [*self._main(), *self._told_apart(), *plain]
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be said: the units, the smallest difference that would show, what likeness is measured to."""
+        return list(self._limits())
 
     @property
     def question(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.pipeline.variants import Variant
+from stages.report.cards import write_cards
 from stages.report.contents import COLOURS, Comparison
 from stages.report.figures import write_charts
 from stages.report.grids import Column, Grid, Row, Strip, draw_grid
@@ -37,6 +38,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     (folder / "findings.txt").write_text("".join(f"{line}\n" for line in comparison.findings.sentences), encoding="utf-8")
     write_metrics(comparison, folder / "metrics.json")
     write_histories(comparison.histories, folder)
+    write_cards(comparison, folder / "cards")
     pictures = page_files(comparison)
     (folder / "index.html").write_text(render_page(comparison, pictures), encoding="utf-8")
     pictures.write(folder)

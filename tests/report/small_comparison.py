@@ -16,7 +16,7 @@ from stages.drawing.image_files import write_image
 from stages.measures.embedded_files import Embedded, read_embedded, write_embedded
 from stages.pipeline.tables import write_table
 from stages.pipeline.variants import DATASET, Kind, Variant
-from stages.report.config import Names, ReportConfig
+from stages.report.config import CardConfig, Names, ReportConfig
 from stages.report.contents import Comparison, read_previews, read_training_images
 from stages.report.histories import read_history
 from stages.report.results import read_results
@@ -37,6 +37,7 @@ CONFIG = ReportConfig(
     resampling="nearest",
     training_images=3,
     font=None,
+    card=CardConfig(license=None, base_models=("a/toon",)),
     single_file=False,
 )
 PARAMS: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
