@@ -56,6 +56,7 @@ def render_card(comparison: Comparison, variant: Variant) -> str:
         head=Markup(head(comparison, variant).to_yaml()),
         title=f"{comparison.config.title}: {comparison.namer.label(variant)}",
         variant=variant,
+        whole=settings["tuned"] == "full",
         namer=comparison.namer,
         examples=examples(comparison, variant),
         levels=levels,

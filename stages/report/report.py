@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.drawing.image_files import COMPOSED, xmp_chunk
 from stages.pipeline.variants import Variant
 from stages.report.cards import write_cards
 from stages.report.contents import COLOURS, Comparison
 from stages.report.figures import write_charts
-from stages.report.grids import Column, Grid, Row, Strip, draw_grid
+from stages.report.grids import Column, Grid, Row, Strip, draw_grid, svg_grid
 from stages.report.histories import write_histories
 from stages.report.lettering import undrawable
 from stages.report.page import page_files, render_page
@@ -20,15 +21,19 @@ from stages.report.score_tables import (
     write_metrics,
 )
 
+PRINT = "print"
+"""The folder of the grids as SVG; apart from charts/, which `dvc plots` shows."""
 NAMED = 8
 """How many characters a problem names; the others are counted."""
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write the grids, charts/ with every chart of the page, tables, findings.txt, metrics.json and index.html."""
-    (folder / "charts").mkdir()
+    """Write grids, charts/ with every chart of the page, print/ with the grids as SVG, tables, findings, cards and index.html."""
+    for name in ("charts", PRINT):
+        (folder / name).mkdir()
     for name, grid in grids(comparison).items():
-        draw_grid(grid, comparison.config).save(folder / name)
+        draw_grid(grid, comparison.config).save(folder / name, pnginfo=xmp_chunk(COMPOSED))
+        (folder / PRINT / Path(name).with_suffix(".svg").name).write_text(svg_grid(grid, comparison.config), encoding="utf-8")
     write_charts(comparison, folder / "charts")
     write_levels(comparison, folder / "levels.csv")
     write_contrasts(comparison, folder / "contrasts.csv")

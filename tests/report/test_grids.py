@@ -1,7 +1,12 @@
+import base64
+import io
+import re
+from xml.etree import ElementTree
+
 from PIL import Image
 
 from stages.report.config import GridStyle
-from stages.report.grids import Column, Grid, Row, Strip, draw_grid, mosaic_columns
+from stages.report.grids import HEADING, MOST_LARGER, Column, Grid, Row, Strip, draw_grid, mosaic_columns, svg_grid
 
 
 def style(image_size, resampling):
@@ -103,3 +108,40 @@ def test_letters_beyond_ascii_are_drawn(tmp_path):
     files = colour_files(tmp_path, [(9, 9, 9)])
     drawn = [draw_grid(Grid(title, [Column("a", "", "#000")], [Row("r", [files])]), style(64, "nearest")) for title in "éαЖ"]
     assert len({grid.tobytes() for grid in drawn}) == 3
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_same_grid_as_svg_keeps_its_letters_as_text_in_any_script(tmp_path):
+    red, green = colour_files(tmp_path, [(250, 0, 0), (0, 250, 0)])
+    rows = [Row("猫, شعر أحمر <b>&", [[red], [green, red]])]
+    columns = [Column("a", "b", "#123456"), Column("c", "d", "#654321")]
+    grid = Grid("title", columns, rows, Strip("strip", [green]))
+    drawing = svg_grid(grid, style(32, "nearest"))
+    root = ElementTree.fromstring(drawing)
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert (texts[:5], texts[-1]) == (["title", "a", "b", "c", "d"], "strip")
+    assert " ".join(map(str, texts[5:-1])) == "猫, شعر أحمر <b>&"
+    assert len(list(root.iter(f"{SVG}image"))) == 2, "each picture stands in it once"
+    assert len(list(root.iter(f"{SVG}use"))) == 4
+    (first, _) = root.iter(f"{SVG}image")
+    with Image.open(io.BytesIO(base64.b64decode(first.attrib["href"].partition(",")[2]))) as image:
+        assert image.convert("RGB").getpixel((16, 16)) == (250, 0, 0)
+    width, height = (int(root.attrib[name]) for name in ("width", "height"))
+    assert (width, height) == draw_grid(grid, style(32, "nearest")).size
+    assert drawing == svg_grid(grid, style(32, "nearest"))
+    assert not re.search(r"https?://(?!www\.w3\.org)", drawing)
+
+
+def test_letters_grow_with_a_wide_grid_so_that_it_can_be_read_as_a_whole(tmp_path):
+    (file,) = colour_files(tmp_path, [(1, 2, 3)])
+    sizes = {}
+    for columns in (2, 6, 40):
+        grid = Grid("t", [Column("rank 8", "LoRA", "#000")] * columns, [Row("alpha 0.5", [[file] * 4] * columns)])
+        found = ElementTree.fromstring(svg_grid(grid, style(256, "lanczos")))
+        sizes[columns] = max(int(text.attrib["font-size"]) for text in found.iter(f"{SVG}text") if text.text == "alpha 0.5")
+        shown = sizes[columns] * 1600 / int(found.attrib["width"])
+        assert shown >= 10 or columns == 40, "pixels of a letter where the grid is as wide as a screen"
+    assert sizes[2] == HEADING
+    assert sizes[40] == round(HEADING * MOST_LARGER)

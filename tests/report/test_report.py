@@ -238,6 +238,9 @@ def test_report_is_the_same_bytes_again(world, tmp_path):
     assert {name for name in digests[0] if not name.startswith(("cards/", "images/", "dataset/", "lora/"))} == {
         "grid.png",
         "charts/sweep-text2img.png",
+        "print/grid.svg",
+        "print/sweep-text2img.svg",
+        "print/sweep-dreambooth.svg",
         "charts/sweep-dreambooth.png",
         "charts/scores-clip_similarity.svg",
         "charts/scores-dino_similarity.svg",
