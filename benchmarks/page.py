@@ -95,8 +95,8 @@ def _vector(to_subject: float, to_prompt: float, prompt_index: int, seed: int) -
     """An embedding of length 1 with these cosines to the subject and to its prompt, of which there may be many."""
     del prompt_index
     found = np.zeros(20, dtype=np.float32)
-    found[0], found[1] = to_subject, to_prompt
-    found[10 + seed] = np.sqrt(1 - to_subject**2 - to_prompt**2)
+    found[0], found[1] = to_subject % 0.6, to_prompt % 0.6
+    found[10 + seed] = np.sqrt(1 - found[0] ** 2 - found[1] ** 2)
     return found
 
 

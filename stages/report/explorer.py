@@ -85,7 +85,7 @@ def axes(comparison: Comparison) -> list[Axis]:
             sweep.lora_scale[0],
         ),
         _axis("train_seed", "Training seed", [[seed, f"seed {seed}"] for seed in sweep.seed], sweep.seed[0]),
-        _axis("seed", "Noise", [[place, f"noise {seed}"] for place, seed in enumerate(results.seeds)], "all"),
+        _axis("seed", "Seed", [[place, f"seed {seed}"] for place, seed in enumerate(results.seeds)], "all"),
     ]
 
 

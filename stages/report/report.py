@@ -28,7 +28,7 @@ NAMED = 8
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write grids, charts/ with all charts of the page, print/ with the grids as SVG, tables, findings, cards and index.html."""
+    """Write grids, charts/ with those of the page, print/ with the grids as SVG, tables, findings, cards/ and index.html."""
     for name in ("charts", PRINT):
         (folder / name).mkdir()
     for name, grid in grids(comparison).items():
