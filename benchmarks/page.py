@@ -27,7 +27,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from stages.drawing.cells import Cell  # noqa: E402
 from stages.drawing.image_files import write_image  # noqa: E402
+from stages.measures.embedded_files import Embedded  # noqa: E402
 from stages.report.report import write_report  # noqa: E402
 from tests.report import small_comparison  # noqa: E402
 from tests.report.browser import CHROMIUM  # noqa: E402
@@ -74,7 +76,7 @@ def make_report(root: Path, cells: int) -> tuple[float, int, Path]:
     world.SUBJECT_PROMPTS = [f"asuka, number {number}" for number in range(prompts // 2)]
     world.OTHER_PROMPTS = [f"a portrait, number {number}" for number in range(prompts - prompts // 2)]
     world.SEEDS = SEEDS
-    world.vector = _vector
+    world.embed_cells = _embed
     small_comparison.write_world(root, sweep)
     random = np.random.default_rng(0)
     pool = [Image.fromarray(random.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(POOL)]
@@ -91,13 +93,16 @@ def make_report(root: Path, cells: int) -> tuple[float, int, Path]:
     return time.perf_counter() - began, len(files), root / "report"
 
 
-def _vector(to_subject: float, to_prompt: float, prompt_index: int, seed: int) -> np.ndarray:
-    """An embedding of length 1 with these cosines to the subject and to its prompt, of which there may be many."""
-    del prompt_index
-    found = np.zeros(20, dtype=np.float32)
-    found[0], found[1] = to_subject % 0.6, to_prompt % 0.6
-    found[10 + seed] = np.sqrt(1 - found[0] ** 2 - found[1] ** 2)
-    return found
+def _embed(of_cells: list[Cell], likenesses: list[float], alignments: list[float]) -> Embedded:
+    """Embeddings of length 1 with some cosine to the subject, and to the prompts, which are all alike."""
+    rows = np.zeros((len(of_cells), 20), dtype=np.float32)
+    rows[:, 0], rows[:, 1] = np.mod(likenesses, 0.6), np.mod(alignments, 0.6)
+    for row, cell in zip(rows, of_cells, strict=True):
+        row[10 + cell.seed] = np.sqrt(1 - row[0] ** 2 - row[1] ** 2)
+    prompts = list(dict.fromkeys(cell.prompt for cell in of_cells))
+    texts = np.tile(np.eye(20, dtype=np.float32)[1], (len(prompts), 1))
+    names = [cell.file_name for cell in of_cells]
+    return Embedded({"clip": rows, "dino": rows}, texts, names, ["00"] * len(names), prompts, {"clip": "c", "dino": "d"}, "")
 
 
 def browse(page: Path, chromium: str) -> tuple[float, float, float, float, float]:

@@ -45,7 +45,7 @@ def stage(
         out: the .safetensors file to write.
         lora: a LoRA to fuse into the model, its file or the directory of its training; left out for none.
         weight: the factor on what the fused LoRA adds.
-        images: the directory of what the model drew, from which the file gets a thumbnail; a LoRA takes its last preview.
+        images: the directory of what the model drew, from which its file gets a thumbnail; that of a LoRA is its last preview.
     """
     if weight != 1 and lora is None:
         raise ValueError(f"--weight: given {weight:g} without --lora: it is the factor on a LoRA that is fused into a model")

@@ -195,7 +195,7 @@ def test_values_reach_a_shell_only_where_dvc_quotes_them(name):
     composed = {
         "generate": {"key", "item.model", "item.lora"},
         "embed": {"key", "item"},
-        "export": {"key", "item.source", "item.images"},
+        "export": {"key", "item.source"},
     }
     assert written <= {"base": {"key"}, **composed}.get(name, {"item"})
     assert isinstance(DVC["stages"]["base"]["foreach"], dict), "its keys stand in dvc.yaml itself"

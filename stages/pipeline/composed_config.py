@@ -33,11 +33,9 @@ class VariantCell:
 
 @dataclass(frozen=True, config=strict)
 class ExportCell:
-    """What dvc.yaml takes of an export: the folder that is exported, that of what it drew, and the setting it depends on."""
+    """What dvc.yaml takes of an export: the folder that is exported, and the setting of `export` that it depends on."""
 
     source: Path
-    images: dict[Literal["images"], str]
-    drawn: Path
     setting: Literal["export.dtype", "export.lora_dtype"]
 
 

@@ -130,11 +130,11 @@ def variant_cell(variant: Variant) -> dict[str, Any]:
     return {"model": variant.model, "trained": variant.trained, "lora": lora}
 
 
-def export_cell(variant: Variant) -> tuple[str, dict[str, Any]]:
-    """The name of an exported file, and what dvc.yaml's stage export takes: folders, options, the setting it depends on."""
+def export_cell(variant: Variant) -> tuple[str, dict[str, str]]:
+    """The name of an exported file, and what dvc.yaml's stage export takes: the folder, and the setting that it depends on.
+
+    A merge gets no thumbnail of what it drew: a new prompt would write gigabytes again.
+    """
     if variant.rank is None:
-        drawn, setting = variant.images, "export.dtype"
-        cell = {"source": variant.model, "images": {"images": drawn}, "drawn": drawn, "setting": setting}
-        return f"model-{variant.name}", cell
-    trained = variant.training.trained
-    return variant.training.name, {"source": trained, "images": {}, "drawn": trained, "setting": "export.lora_dtype"}
+        return f"model-{variant.name}", {"source": variant.model, "setting": "export.dtype"}
+    return variant.training.name, {"source": variant.training.trained, "setting": "export.lora_dtype"}

@@ -110,9 +110,16 @@ class Preview:
 
 
 def read_previews(folder: Path) -> list[Preview]:
-    """Read the images p<prompt index>-step<step>.png of a folder, prompt by prompt; none where there is no such folder."""
+    """Read the images p<prompt index>-step<step>.png of a folder, prompt by prompt; none where there is no such folder.
+
+    Raises:
+        ValueError: an image does not say what it is.
+    """
     files = sorted(folder.glob("p*-step*.png"), key=lambda file: tuple(map(int, file.stem[1:].split("-step"))))
     recipes = [(read_image_recipe(file), file) for file in files]
+    for recipe, file in recipes:
+        if not {"prompt", "training_step"} <= set(recipe):
+            raise ValueError(f"{file}: does not say its prompt and its step: it was not drawn by a training; remove it")
     return [Preview(recipe["prompt"], recipe["training_step"], file) for recipe, file in recipes]
 
 

@@ -350,3 +350,12 @@ def test_one_alpha_and_one_rank_have_no_trend(world):
     from stages.report.plots import trends
 
     assert trends(read_world(world)) == []
+
+
+def test_a_preview_of_another_program_is_refused_by_its_name(tmp_path):
+    root = write_world(tmp_path)
+    write_previews(root / "lora" / TEXT2IMG.name / PREVIEWS)
+    stranger = root / "lora" / TEXT2IMG.name / PREVIEWS / "p7-step000001.png"
+    Image.new("RGB", (8, 8)).save(stranger)
+    with pytest.raises(ValueError, match=r"p7-step000001\.png: does not say its prompt"):
+        read_world(root)

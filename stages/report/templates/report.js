@@ -93,7 +93,7 @@
       table.append(make("tbody", {},
         make("tr", {}, make("th", {scope: "rowgroup", className: "prompt", colSpan: columns.length},
           make("span", {text: label, dir: "auto"}))),
-        make("tr", {}, ...columns.map(([column]) => make("td", {}, figure({...at, [state.columns]: column}))))));
+        make("tr", {}, ...columns.map(([column, columnLabel]) => make("td", {"data-label": columnLabel}, figure({...at, [state.columns]: column}))))));
     }
     return table;
   }
