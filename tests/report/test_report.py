@@ -7,6 +7,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from stages.checkpoints.file_names import PREVIEWS
 from stages.measures.statistics import Interval
