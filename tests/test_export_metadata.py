@@ -58,6 +58,7 @@ def test_a_lora_says_how_it_was_trained_under_kohyas_keys(trained):
         "ss_steps": "4",
         "ss_seed": "0",
         "ss_resolution": "(32, 32)",
+        "ss_clip_skip": "1",
         "ss_sd_model_name": "model",
         "modelspec.title": "text2img-a0.7-r2-s0",
         "modelspec.resolution": "32x32",

@@ -64,7 +64,7 @@ def kohya_metadata(lora: LoraFile, name: str) -> dict[str, str]:
         "ss_text_encoder_lr": told.get("learning_rate") if told.get("train_text_encoder") else None,
         "ss_total_batch_size": _product(told, "train_batch_size", "gradient_accumulation_steps"),
         "ss_resolution": told.get("resolution") and f"({told['resolution']}, {told['resolution']})",
-        "ss_clip_skip": told.get("clip_skip") and told["clip_skip"] + 1,
+        "ss_clip_skip": told["clip_skip"] + 1 if "clip_skip" in told else None,  # counted from 1
         "ss_tag_frequency": json.dumps({name: told["tag_frequency"]}, ensure_ascii=False) if "tag_frequency" in told else None,
     }
     return {key: str(value) for key, value in found.items() if value is not None}
