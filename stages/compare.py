@@ -65,7 +65,7 @@ def stage(  # noqa: PLR0913
         histories={variant: read_history(loras / variant.name / HISTORY_FILE) for variant in trained},
         previews={variant: read_previews(loras / variant.name / PREVIEWS) for variant in trained},
         files={variant: lora_file(loras / variant.name) for variant in trained},
-        trainings={"text2img": asdict(train_text2img), "dreambooth": asdict(train_dreambooth)},
+        trainings={"text2img": train_text2img.of_weights, "dreambooth": train_dreambooth.of_weights},
         merging=asdict(merge),
         config=config,
         dataset=dataset,

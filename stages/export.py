@@ -76,11 +76,10 @@ def _write_model(source: Path, part: Path, dtype: str, lora: Path | None, weight
 
 
 def _write_lora(source: Path, part: Path, dtype: str) -> None:
+    from stages.checkpoints import modelspec
+    from stages.checkpoints.adapters import kohya_metadata
     from stages.checkpoints.adapters.kohya import write_kohya
-    from stages.checkpoints.adapters.kohya_metadata import HASH, TRAINING, embedding_width, kohya_metadata
     from stages.checkpoints.adapters.lora_files import read_lora
-    from stages.checkpoints.modelspec import HASH as SPEC_HASH
-    from stages.checkpoints.modelspec import modelspec
 
     lora = source / LORA_FILE
     read = read_lora(lora)
@@ -91,17 +90,18 @@ def _write_lora(source: Path, part: Path, dtype: str) -> None:
         )
         shutil.copyfile(lora, part)
     else:
-        told = read.settings.get(TRAINING, {})
+        told = read.settings.get(kohya_metadata.TRAINING, {})
         side = told.get("resolution")
-        spec = modelspec(
+        spec = modelspec.modelspec(
             source.name,
-            embedding_width(read),
+            kohya_metadata.embedding_width(read),
             "lora",
             _last_preview(source),
             resolution=side and f"{side}x{side}",
             prediction_type=told.get("prediction_type"),
         )
-        write_kohya(read, part, dtype, {**spec, **kohya_metadata(read, source.name)}, HASH | SPEC_HASH)
+        metadata = {**spec, **kohya_metadata.kohya_metadata(read, source.name)}
+        write_kohya(read, part, dtype, metadata, kohya_metadata.HASH | modelspec.HASH)
 
 
 def _last_preview(source: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """What one training is told: the settings that both kinds of LoRA share, and those of either. Imports no torch."""
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -178,6 +179,15 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     def effective_batch_size(self) -> int:
         """Images of one optimizer step."""
         return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def of_weights(self) -> dict[str, Any]:
+        """The settings that the trained weights depend on: all but those of previews, held-out losses and what is kept."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if not name.startswith(("preview_", "held_out_")) and name != "keep_every"
+        }
 
     def measures_held_out(self, step: int) -> bool:
         """Whether the loss of held-out images is measured when so many optimizer steps are done."""

@@ -60,7 +60,8 @@ def _train(run: Run, out: Path) -> None:
     loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1) as pool:  # a model of several GB takes seconds
-        future = pool.submit(base_metadata, run) if config.tuned == "lora" and speaks else None
+        prediction_type = noise_scheduler.config["prediction_type"]
+        future = pool.submit(base_metadata, run, prediction_type) if config.tuned == "lora" and speaks else None
         keeper = make_keeper(run, tuned, lambda: future.result() if future else None) if speaks else None
 
         def after_step(step: int) -> None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,14 @@ WITHOUT_AN_END = ("constant", "constant_with_warmup", "piecewise_constant")
 """Schedules whose learning rate does not depend on how many steps there will be."""
 
 
-def base_metadata(run: Run) -> dict[str, Any]:
+def base_metadata(run: Run, prediction_type: str) -> dict[str, Any]:
     """What a LoRA's metadata say of the model that it was trained on, of the training's settings and of its data."""
     instance, *of_class = (len(stream.examples) for stream in run.streams)
     without_effect = {
-        "keep_every",
         *(["max_train_steps"] if run.config.lr_scheduler in WITHOUT_AN_END else []),
         *(["prior_loss_weight"] if not of_class else []),
     }
-    settings = {
-        name: value
-        for name, value in asdict(run.config).items()
-        if not name.startswith(("preview_", "held_out_")) and name not in without_effect
-    }
+    settings = {name: value for name, value in run.config.of_weights.items() if name not in without_effect}
     training = {
         **settings,
         **run.data,
@@ -172,7 +167,7 @@ def base_metadata(run: Run) -> dict[str, Any]:
         "dtype": str(run.dtype).removeprefix("torch."),
         "images": instance,
         "class_images": sum(of_class),
-        "prediction_type": load_noise_scheduler(run.model).config["prediction_type"],
+        "prediction_type": prediction_type,
     }
     return {"base_unet_sha256": sha256(run.model / "unet" / UNET_FILE), TRAINING: training}
 

@@ -9,6 +9,7 @@ A repository that is new is made private. Files that the hub has and that differ
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,11 +100,10 @@ def publish(repo: str, files: Mapping[str, Path], overwrite: bool) -> None:
 
 def _same(there: Any, path: Path) -> bool:
     """Whether a file of the hub has the content of a local one, by the digest that the hub gives."""
-    import hashlib
-
-    content = path.read_bytes()
     if getattr(there, "lfs", None):
-        return there.lfs.sha256 == hashlib.sha256(content).hexdigest()
+        with path.open("rb") as file:
+            return there.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest()
+    content = path.read_bytes()
     blob = b"blob %d\0" % len(content) + content  # as git names it
     return there.blob_id == hashlib.sha1(blob, usedforsecurity=False).hexdigest()
 

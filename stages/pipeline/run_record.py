@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from stages.pipeline.command import errors_in_one_line
+from stages.pipeline.composed_config import FINGERPRINTS
 from stages.pipeline.config import PARAMS_FILE, YAML_LOADER
 from stages.pipeline.lockfile import LOCK, LockedFile, locked_stages
 from stages.pipeline.outputs import checkpoints_folder
@@ -29,7 +30,6 @@ PAGE = "lineage.html"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow", "dvc")
 WATCHED = ("conf", "data/mini", "dvc.yaml", "params.yaml", "requirements.lock", "stages")
 """What the results follow from, of what is in git."""
-FINGERPRINTS = Path("data/code")
 
 
 def commit() -> dict[str, str]:

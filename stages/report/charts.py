@@ -79,9 +79,18 @@ class LineChart:
     width: int
     height: int
     curves: list[Curve]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
     x: Axis
+    y: Axis
+
+    @property
+    def x_ticks(self) -> list[Tick]:
+        """Marks of the steps."""
+        return self.x.ticks()
+
+    @property
+    def y_ticks(self) -> list[Tick]:
+        """Marks of the quantity."""
+        return self.y.ticks()
 
     @property
     def legend(self) -> list[Curve]:
@@ -114,7 +123,7 @@ def line_chart(histories: Mapping[str, Mapping[str, Series]], measure: str, held
         Curve(name, number, dashed, " ".join(f"{x.position(a)},{y.position(b)}" for a, b in _points(series)))
         for name, number, dashed, series in drawn
     ]
-    return LineChart(WIDTH, HEIGHT, curves, x.ticks(), y.ticks(), x)
+    return LineChart(WIDTH, HEIGHT, curves, x, y)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from stages.measures.comparing import BY_KEY
 from stages.pipeline.variants import Kind, in_full
 from stages.pipeline.wording import PROGRAM, counted
 from stages.report.contents import Comparison
-from stages.report.lineage import recipes
 
 BIBTEX = f"""@software{{{PROGRAM.replace("-", "_")},
   title = {{{PROGRAM}: merging and fine-tuning Stable Diffusion checkpoints, compared}},
@@ -77,7 +76,7 @@ def _optimizer(settings: Mapping[str, Any]) -> str:
 
 
 def _drawing(comparison: Comparison) -> str:
-    results, recipe = comparison.results, next(iter(recipes(comparison).values()))
+    results, recipe = comparison.results, next(iter(comparison.recipes.values()))
     verbs = {"subject": ("names the subject", "name the subject"), "other": ("does not", "do not")}
     prompts = [
         f"{counted(len(indices), 'prompt')} that {verbs[group][len(indices) > 1]}" for group, indices in results.groups.items()

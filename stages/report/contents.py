@@ -133,7 +133,7 @@ class Comparison:
         histories: of each LoRA's training, as `read_history` gives it.
         previews: the images that each training drew, if any.
         files: what each training wrote: the LoRA's file, or the UNet's.
-        trainings: the settings of each kind of training, by their names.
+        trainings: of each kind of training the settings that its weights depend on, by their names.
         merging: the settings of the merge.
         config: how it is shown.
         dataset: the folder of the captioned images.
@@ -161,6 +161,12 @@ class Comparison:
         """What is said of the results."""
         return Findings(self.results, self.namer, self.config.primary, self.config.contrasts)
 
+    @cached_property
+    def recipes(self) -> dict[Variant, dict[str, Any]]:
+        """How the images of each variant were drawn, as the first of them says."""
+        first = next(iter(self.results.prompts))
+        return {variant: read_image_recipe(self.results.files(variant, first)[0]) for variant in self.results.sweep.variants}
+
     @property
     def subject_prompts(self) -> list[int]:
         """Indices of the prompts that ask for what the LoRAs learnt."""
@@ -178,13 +184,8 @@ class Comparison:
         return f"The LoRAs learnt from {images}"
 
     def training_of(self, variant: Variant) -> dict[str, Any]:
-        """How a LoRA was trained: the settings of its kind that its weights depend on, its rank and its seed."""
-        settings = {
-            name: value
-            for name, value in self.trainings[variant.kind].items()
-            if not name.startswith(("preview_", "held_out_")) and name != "keep_every"
-        }
-        return {"rank": variant.rank, "seed": variant.seed, "images": self.training.count, **settings}
+        """How a LoRA was trained: its rank and its seed, how many images, and the settings of its kind."""
+        return {"rank": variant.rank, "seed": variant.seed, "images": self.training.count, **self.trainings[variant.kind]}
 
     def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
         """The pictures in a cell of a grid: one variant, one prompt, and as many seeds as a cell shows."""

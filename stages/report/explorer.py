@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.drawing.image_files import read_image_recipe
 from stages.pipeline.variants import LORA_KINDS, Variant, in_full
 from stages.report.contents import Comparison
 
@@ -104,7 +103,7 @@ def _values(comparison: Comparison, variant: Variant, metric: str) -> list[float
 
 def recipe(comparison: Comparison, variant: Variant) -> list[tuple[str, str]]:
     """What the images of a variant have in common, by name: how they were drawn, and how its LoRA was trained."""
-    of_image = read_image_recipe(comparison.results.files(variant, next(iter(comparison.results.prompts)))[0])
+    of_image = comparison.recipes[variant]
     facts = [(name, said(of_image[key])) for key, name in RECIPE.items() if key in of_image]
     if variant.kind in LORA_KINDS:
         settings = comparison.training_of(variant)

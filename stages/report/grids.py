@@ -1,6 +1,5 @@
 """Grids of images with headings: as one PNG, and as SVG for print, whose letters any viewer draws in any script."""
 
-import base64
 import io
 import math
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from stages.report.config import GridStyle
 from stages.report.lettering import Font, font_for, widest_part, wrap
+from stages.report.page_files import data_uri
 
 INK, MUTED, LINE, PAPER = "#16181d", "#6b7280", "#e5e7eb", "#ffffff"
 MARGIN, GUTTER, GAP, RADIUS = 40, 28, 4, 10
@@ -264,8 +264,9 @@ class _Svg(_Canvas):
 
     def _address(self, file: Path) -> str:
         buffer, hard = io.BytesIO(), self.style.resampling == "nearest"
-        self.picture(file).save(buffer, "PNG" if hard else "JPEG", quality=92, subsampling=0)
-        return f"data:image/{'png' if hard else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        kind = "png" if hard else "jpeg"
+        self.picture(file).save(buffer, kind, quality=92, subsampling=0)
+        return data_uri(kind, buffer.getvalue())
 
 
 @cache

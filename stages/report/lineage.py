@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from stages.drawing.image_files import read_image_recipe
-from stages.pipeline.variants import Variant
 from stages.report.contents import Comparison
 
 MACHINE = "{device}, {threads} threads, {dtype}"
@@ -13,7 +11,7 @@ PARTS = {"unet_sha256": "UNet", "text_encoder_sha256": "text encoder", "vae_sha2
 
 def lineage(comparison: Comparison) -> dict[str, Any]:
     """The digests of all weights that drew an image, of the images themselves, and of what they were measured by."""
-    drawn = recipes(comparison)
+    drawn = comparison.recipes
     shown = {key: name for key, name in PARTS.items() if any(key in recipe for recipe in drawn.values())}
     machines = {MACHINE.format(**recipe) for recipe in drawn.values() if "device" in recipe}
     encoders = comparison.results.encoders
@@ -25,10 +23,3 @@ def lineage(comparison: Comparison) -> dict[str, Any]:
     }
     weights = [(comparison.namer.label(variant), [recipe.get(key, "") for key in shown]) for variant, recipe in drawn.items()]
     return {"columns": list(shown.values()), "weights": weights, "facts": [fact for fact in facts.items() if fact[1]]}
-
-
-def recipes(comparison: Comparison) -> dict[Variant, dict[str, Any]]:
-    """How the images of each variant were drawn, as the first of them says."""
-    results = comparison.results
-    first = next(iter(results.prompts))
-    return {variant: read_image_recipe(results.files(variant, first)[0]) for variant in results.sweep.variants}

@@ -11,7 +11,6 @@ from typing import Any
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from stages.drawing.image_files import read_image_recipe
 from stages.measures.comparing import difference
 from stages.measures.likeness import ENOUGH_FOR_COPIES
 from stages.pipeline.variants import Kind, Variant
@@ -189,6 +188,5 @@ def copies(comparison: Comparison) -> dict[str, Any]:
 
 def settings(comparison: Comparison) -> dict[str, str]:
     """The settings that the images were drawn with, as the images say; an empty one is "none"."""
-    first_prompt = next(iter(comparison.results.prompts))
-    recipe = read_image_recipe(comparison.pictures(comparison.results.sweep.leading[-1], first_prompt)[0])
+    recipe = comparison.recipes[comparison.results.sweep.leading[-1]]
     return {name: "none" if recipe[key] == "" else said(recipe[key]) for key, name in SETTINGS.items() if key in recipe}

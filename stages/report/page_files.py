@@ -74,7 +74,7 @@ class PageFiles:
     def _embedded(self, file: Path) -> Picture:
         width, height, small = _size(file)
         kind, content = ("png", file.read_bytes()) if small else ("webp", thumbnail(file))
-        return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", None, width, height)
+        return Picture(data_uri(kind, content), None, width, height)
 
     def _write(self, file: Path, folder: Path) -> None:
         shown, original = self._places[file]
@@ -85,6 +85,11 @@ class PageFiles:
                 shutil.copyfile(file, out)
             else:
                 out.write_bytes(thumbnail(file))
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A picture in an address; `kind` is that of its file, such as "png"."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def thumbnail(file: Path) -> bytes:

@@ -12,28 +12,12 @@ from stages.pipeline.clean import clean
 from stages.pipeline.lockfile import LockedOut, cache_folder, cached, content_md5, gone_stages, locked_outs
 from stages.pipeline.outputs import parts_of
 from stages.sync import prune
-from tests.pipeline.small_pipeline import ROOT, dvc, make_pipeline, run, write_params
+from tests.pipeline.small_pipeline import ROOT, dvc, run, write_params
 
 OUTS = {
     *("data/images/a0.3", "data/images/a0.7", "data/images/own"),
     *("data/embeddings/a0.3.safetensors", "data/embeddings/a0.7.safetensors"),
 }
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_pipeline()
-    return folder
-
-
-@pytest.fixture
-def pipeline(made, tmp_path, monkeypatch):
-    """A fresh copy of the pipeline that has run, as the working directory."""
-    shutil.copytree(made, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
 
 
 def below(folder):

@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,23 +7,6 @@ import pytest
 from stages.pipeline.lockfile import locked_stages
 from stages.pipeline.run_record import commit, inputs, revisions, write_record
 from stages.pipeline.timing import RUNS, read_runs, timed
-from tests.pipeline.small_pipeline import make_pipeline
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_pipeline()
-    return folder
-
-
-@pytest.fixture
-def pipeline(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def test_a_stage_that_dvc_runs_notes_its_time_and_memory(tmp_path):

@@ -5,6 +5,7 @@ left out.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -40,6 +41,7 @@ _SAME = {
     "ss_mixed_precision": "dtype",
 }
 """kohya's keys, and the names that their values have here."""
+_BATCH = ("train_batch_size", "gradient_accumulation_steps")
 
 
 def kohya_metadata(lora: LoraFile, name: str) -> dict[str, str]:
@@ -62,7 +64,7 @@ def kohya_metadata(lora: LoraFile, name: str) -> dict[str, str]:
         "ss_base_model_version": _BASE_VERSIONS.get(embedding_width(lora) or 0),
         **{key: told.get(value) for key, value in _SAME.items()},
         "ss_text_encoder_lr": told.get("learning_rate") if told.get("train_text_encoder") else None,
-        "ss_total_batch_size": _product(told, "train_batch_size", "gradient_accumulation_steps"),
+        "ss_total_batch_size": math.prod(told[name] for name in _BATCH) if set(_BATCH) <= set(told) else None,
         "ss_resolution": told.get("resolution") and f"({told['resolution']}, {told['resolution']})",
         "ss_clip_skip": told["clip_skip"] + 1 if "clip_skip" in told else None,  # counted from 1
         "ss_tag_frequency": json.dumps({name: told["tag_frequency"]}, ensure_ascii=False) if "tag_frequency" in told else None,
@@ -86,12 +88,3 @@ def _common(values: Any) -> str:
     """A value that all layers share; "Dynamic", as LyCORIS' tools write it, where they differ."""
     found = {f"{value:g}" for value in values}
     return found.pop() if len(found) == 1 else "Dynamic"
-
-
-def _product(told: Mapping[str, Any], *names: str) -> int | None:
-    if not all(name in told for name in names):
-        return None
-    result = 1
-    for name in names:
-        result *= told[name]
-    return result
