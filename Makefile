@@ -1,6 +1,6 @@
 # The targets, listed by `make` alone.
 .DEFAULT_GOAL := help
-.PHONY: help venv repro test lint params preset lock grids publish mini-world study clean
+.PHONY: help venv repro test test-gpu lint params preset lock grids publish mini-world study clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,6 +34,9 @@ test: venv ## Lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: venv ## The tests that need a CUDA GPU
+	$(BIN)/pytest -m gpu
 
 lint: venv ## Lint and types only
 	$(BIN)/ruff check .

@@ -47,6 +47,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def autocasts(options: argparse.Namespace) -> bool:
+    """Whether operations cast what they are given, as where all weights are trained, or PEFT's layers are as they are."""
+    return options.dtype != "float32" and options.mode in (ALL_WEIGHTS, LIMIT_COMPILED, BY_PEFT)
+
+
 def prepare_unet(options: argparse.Namespace, device: torch.device) -> Any:
     """The UNet of a mode, on its device."""
     unet: Any = load_unet(options.model)
@@ -61,7 +66,7 @@ def prepare_unet(options: argparse.Namespace, device: torch.device) -> Any:
     if options.mode == LIMIT_COMPILED:
         compile_blocks(unet, device)
     elif options.mode != BY_PEFT:
-        fuse_linear_layers(unet)
+        fuse_linear_layers(unet, torch.float32 if autocasts(options) else getattr(torch, options.dtype))
     return unet.train()
 
 
@@ -87,12 +92,14 @@ def main() -> None:
     latents = load_file(options.images)["mean"][: options.batch_size, 0].contiguous().to(device)
     prompt_embeds = load_file(options.captions)["prompt_embeds"][: options.batch_size].to(device)
     timesteps = torch.arange(len(latents), device=device) * 100
-    unet = prepare_unet(options, device)
+    unet, casts = prepare_unet(options, device), autocasts(options)
+    if not casts:
+        latents, prompt_embeds = latents.to(dtype), prompt_embeds.to(dtype)
     backward = options.mode not in (FORWARD, FORWARD_ADAPTERS)
     weights = list(trained_parameters(unet).values())
 
     def step() -> None:
-        with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.set_grad_enabled(backward), torch.autocast(device.type, dtype, enabled=casts):
             loss = unet(latents, timesteps, prompt_embeds, return_dict=False)[0].square().mean()
         if backward:
             loss.backward()

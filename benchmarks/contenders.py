@@ -107,7 +107,14 @@ def write_params(setup: Setup, folder: Path, tuned: str = "lora", compiled: bool
         "compile": compiled,
     }
     params: dict[str, Any] = {
-        "runtime": {"device": options.device, "threads": options.threads, "dtype": options.dtype},
+        "runtime": {
+            "device": options.device,
+            "threads": options.threads,
+            "dtype": options.dtype,
+            "deterministic": True,
+            "tf32": False,
+            "cuda_graphs": True,
+        },
         "housekeeping": {"checkpointing_steps": 10**6, "logging_steps": 10},
     }
     for name in ("encode_images", "encode_captions", "train_text2img", "train_dreambooth"):

@@ -1,6 +1,7 @@
 """The five image transforms that diffusers' example scripts take from torchvision, with the same pixels.
 
-The scripts use torchvision for nothing else, and its wheels do not fit every build of torch.
+The scripts use torchvision for nothing else, and its wheels do not fit every build of torch. Where it is installed and fits,
+the scripts have the real ones.
 """
 
 import enum
@@ -72,7 +73,13 @@ def compose(transforms: Sequence[Transform]) -> Transform:
 
 
 def provide_transforms() -> None:
-    """Put the transforms where `from torchvision import transforms` finds them, after others have looked for the real one."""
+    """Put the transforms where `from torchvision import transforms` finds them, unless it finds the real ones."""
+    try:
+        import torchvision.transforms  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError):  # it is not there, or was built for another torch
+        sys.modules.pop("torchvision", None)
+    else:
+        return
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import diffusers  # noqa: F401

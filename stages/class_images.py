@@ -61,9 +61,11 @@ def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder
     from stages.drawing.image_files import write_image
     from stages.drawing.sampling import batch_of, describe, draw, load_models
     from stages.pipeline.progress import track
+    from stages.pipeline.recorded import make_recorder
     from stages.pipeline.torch_runtime import prepare, weight_dtype
 
-    models = load_models(model, prepare(runtime), weight_dtype(runtime))
+    device = prepare(runtime)
+    models = load_models(model, device, weight_dtype(runtime), make_recorder(runtime.cuda_graphs, device))
     recipe = describe(models, config, runtime)
     count, prompts = config.num_class_images, config.class_prompts[: config.num_class_images]
     of_prompt = {prompt: range(first, count, len(prompts)) for first, prompt in enumerate(prompts)}

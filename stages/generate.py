@@ -63,6 +63,7 @@ def stage(
     from stages.drawing.image_files import write_image
     from stages.drawing.taken_over import read_drawn, write_drawn
     from stages.pipeline.progress import track
+    from stages.pipeline.recorded import make_recorder
     from stages.pipeline.resume import keep_output, last_output, stage_digest
     from stages.pipeline.torch_runtime import device_name, prepare, weight_dtype
 
@@ -76,7 +77,8 @@ def stage(
     new = [prompt for prompt, files in taken.items() if not files]
     recipe, images = {}, iter(())
     if new:
-        models = sampling.load_models(model, device, weight_dtype(runtime))
+        recorder = make_recorder(runtime.cuda_graphs, device)
+        models = sampling.load_models(model, device, weight_dtype(runtime), recorder)
         if lora is not None:
             sampling.load_lora(models, lora, lora_scale)
         recipe = sampling.describe(models, config, runtime)

@@ -76,7 +76,22 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, config.clip_skip), config.clip_skip)
         tags = tag_frequency([str(config.instance_prompt)] * len(streams[0].examples))
         data = {"resolution": resolution, "clip_skip": config.clip_skip, "tag_frequency": tags}
-        run = Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out, data)
+        run = Run(
+            model,
+            streams,
+            config,
+            housekeeping,
+            rank,
+            seed,
+            device,
+            dtype,
+            cuda_graphs=runtime.cuda_graphs,
+            folder=folder,
+            trained_prompts=trained,
+            previews=previews,
+            held_out=held_out,
+            data=data,
+        )
         train(run, out)
 
 

@@ -80,7 +80,22 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
             text for name, text in zip(described.file_names, described.captions, strict=True) if name not in encoded.held_out
         ]
         data = {"resolution": resolution, "clip_skip": described.clip_skip, "tag_frequency": tag_frequency(kept)}
-        run = Run(model, streams, config, housekeeping, rank, seed, device, dtype, folder, trained, previews, held_out, data)
+        run = Run(
+            model,
+            streams,
+            config,
+            housekeeping,
+            rank,
+            seed,
+            device,
+            dtype,
+            cuda_graphs=runtime.cuda_graphs,
+            folder=folder,
+            trained_prompts=trained,
+            previews=previews,
+            held_out=held_out,
+            data=data,
+        )
         train(run, out)
 
 

@@ -19,6 +19,7 @@ from tests.dataset.tiny_blip import save_tiny_blip
 from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_dino, save_tiny_scorer
 from tests.lora.settings import conf_values
 from tests.report.small_comparison import NAMES, write_world
+from tests.runtime import CPU
 from tests.training.running import arguments
 
 RESOLUTION = 32
@@ -43,7 +44,7 @@ SAMPLING = {
 NO_MERGE = {"unet": None, "text_encoder": None}
 
 PARAMS: dict[str, Any] = {
-    "runtime": {"device": "cpu", "threads": 1, "dtype": "float32"},
+    "runtime": dict(CPU),
     "housekeeping": {"checkpointing_steps": 100, "logging_steps": 100},
     "sweep": {
         "alpha": [0.7],

@@ -14,8 +14,9 @@ from stages.download import stage as download
 from stages.pipeline.config import ParamsError, RuntimeConfig, validate
 from tests.dataset.loopback_hub import COMMIT, model_repository, reached
 from tests.dataset.pictures import save_noise
+from tests.runtime import CPU
 
-RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
+RUNTIME = RuntimeConfig(**CPU)
 LEAVES = {
     "own": "use",
     "prompt": None,

@@ -6,8 +6,9 @@ import pytest
 from stages.embed import EmbedConfig, stage
 from stages.pipeline.config import ParamsError, RuntimeConfig, validate
 from tests.dataset.loopback_hub import COMMIT, model_repository, reached
+from tests.runtime import CPU
 
-RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
+RUNTIME = RuntimeConfig(**CPU)
 SOURCE = {"path": ".", "repo": None, "revision": None, "file": None, "sha256": None}
 PROMPTS = ["a cat", "hat"]
 

@@ -14,7 +14,7 @@ from stages.checkpoints.file_names import WEIGHTS
 from stages.drawing.config import SamplingConfig
 from stages.drawing.image_files import read_image_recipe, write_image
 from stages.pipeline.command import errors_in_one_line
-from stages.pipeline.config import RuntimeConfig, validate
+from stages.pipeline.config import validate
 from stages.pipeline.outputs import atomic_file
 
 SETTINGS = tuple(SamplingConfig.__dataclass_fields__)
@@ -50,15 +50,14 @@ def draw_again(image: Path, recipe: Mapping[str, Any], out: Path, model: Path, l
         ValueError: the weights are not those that drew it, or the recipe needs another device.
     """
     from stages.drawing import sampling
-    from stages.pipeline.torch_runtime import prepare, weight_dtype
+    from stages.pipeline.recorded import make_recorder
+    from stages.pipeline.torch_runtime import prepare, runtime_of, weight_dtype
 
-    runtime = RuntimeConfig(
-        "cpu" if recipe["device"] == "cpu" else "cuda",
-        recipe["threads"],
-        recipe["dtype"],
-    )
+    runtime = runtime_of(recipe)
     config = validate("recipe", SamplingConfig, {name: recipe[name] for name in SETTINGS})
-    models = sampling.load_models(model, prepare(runtime), weight_dtype(runtime))
+    device = prepare(runtime)
+    recorder = make_recorder(runtime.cuda_graphs, device)
+    models = sampling.load_models(model, device, weight_dtype(runtime), recorder)
     found = sampling.describe(models, config, runtime)
     if lora is not None:
         found |= sampling.describe_lora(lora, recipe.get("lora_scale", 1.0))

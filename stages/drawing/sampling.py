@@ -25,32 +25,48 @@ from stages.checkpoints.files.tensors import sha256
 from stages.drawing.config import SamplingConfig, sampling_of
 from stages.drawing.lora_loading import ADAPTER, attach, load_tuned_unet, match
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
+from stages.drawing.recorded_unet import recorded
 from stages.encoding.data_warnings import too_long
+from stages.encoding.latents import images_together, vae_scale_factor
 from stages.encoding.prompts import embed_prompts, token_counts
 from stages.pipeline.config import RuntimeConfig
-from stages.pipeline.torch_runtime import device_name
+from stages.pipeline.recorded import Recorder
+from stages.pipeline.torch_runtime import computation
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Models:
-    """The parts of a Stable Diffusion checkpoint that drawing takes, on one device and in one dtype."""
+    """The parts of a Stable Diffusion checkpoint that drawing takes, on one device and in one dtype.
+
+    Attributes:
+        unet: predicts noise.
+        vae: turns latents into pictures.
+        text_encoder: embeds prompts.
+        tokenizer: of the text encoder.
+        folder: in diffusers layout, that they come from.
+        recorder: records the UNet's steps, if they are to be recorded.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     folder: Path
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels of the image for each pixel of the latents, along one side."""
-        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+    recorder: Recorder | None = None
 
 
-def load_models(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Models:
+def load_models(
+    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, recorder: Recorder | None = None
+) -> Models:
     """Load a checkpoint for inference.
+
+    Args:
+        folder: in diffusers layout.
+        device: where it computes.
+        dtype: of weights and activations.
+        recorder: of the device, where steps are to be recorded.
 
     Raises:
         OSError: the folder, or one of its parts, is missing.
@@ -71,7 +87,9 @@ def load_models(folder: Path, device: torch.device, dtype: torch.dtype = torch.f
     text_encoder: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **local)
     for part in (unet, vae, text_encoder):
         part.to(device).requires_grad_(False).eval()
-    return Models(unet, vae, text_encoder, CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **local), folder)
+    return Models(
+        unet, vae, text_encoder, CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **local), folder, recorder
+    )
 
 
 def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
@@ -114,10 +132,8 @@ def describe(models: Models, config: SamplingConfig, runtime: RuntimeConfig) -> 
     return {
         **sampling_of(config),
         **digests,
+        **computation(runtime, models.unet.device),
         "model": models.folder.name,
-        "device": device_name(models.unet.device),
-        "threads": runtime.threads,
-        "dtype": runtime.dtype,
     }
 
 
@@ -162,7 +178,7 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 def initial_latents(models: Models, of_images: Sequence[torch.Generator], resolution: int) -> Tensor:
     """Draw the noise that sampling starts from: (B, C, h, w), unit variance, float32, each image's from its own generator."""
-    side = resolution // models.vae_scale_factor
+    side = resolution // vae_scale_factor(models.vae)
     shape = (1, models.unet.config["in_channels"], side, side)
     return torch.cat([torch.randn(shape, generator=generator) for generator in of_images])
 
@@ -174,13 +190,18 @@ def draw(models: Models, prompts: Sequence[str], seeds: Sequence[int], config: S
         ValueError: `clip_skip` leaves out as many layers as the text encoder has; raised before the first image.
     """
     negative_prompt_embeds = encode_prompt(models, config.negative_prompt, config.clip_skip)
-    return (
-        image
-        for prompt in prompts
-        for prompt_embeds in [encode_prompt(models, prompt, config.clip_skip)]
-        for start in range(0, len(seeds), config.batch_size)
-        for image in sample(models, prompt_embeds, negative_prompt_embeds, seeds[start : start + config.batch_size], config)
-    )
+    return _draw(models, prompts, negative_prompt_embeds, seeds, config)
+
+
+def _draw(
+    models: Models, prompts: Sequence[str], negative_prompt_embeds: Tensor, seeds: Sequence[int], config: SamplingConfig
+) -> Iterator[Image.Image]:
+    with recorded(models.unet, models.recorder):
+        for prompt in prompts:
+            prompt_embeds = encode_prompt(models, prompt, config.clip_skip)
+            for start in range(0, len(seeds), config.batch_size):
+                batch = seeds[start : start + config.batch_size]
+                yield from sample(models, prompt_embeds, negative_prompt_embeds, batch, config)
 
 
 def sample(
@@ -248,7 +269,10 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
     Raises:
         ValueError: the VAE gave something that is no number, as some do in float16.
     """
-    images = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
+    scaled = latents.to(vae.dtype) / vae.config["scaling_factor"]
+    scale = vae_scale_factor(vae)
+    together = images_together(len(scaled), (scale * scaled.shape[3], scale * scaled.shape[2]))
+    images = torch.cat([vae.decode(part, return_dict=False)[0] for part in scaled.split(together)])
     if not images.isfinite().all():
         raise ValueError(f"an image came out as NaN in {vae.dtype}; set runtime.dtype to float32 or bfloat16")
     images_of: Any = VaeImageProcessor().postprocess

@@ -17,6 +17,15 @@ from stages.encoding.buckets import Size, cover
 from stages.pipeline.progress import track
 from stages.pipeline.wording import counted
 
+PIXELS_TOGETHER = 2**20
+"""Pixels that a VAE is given at once at most, one image apart: four of 512 x 512, one of 1024 x 1024, for which a VAE of Stable
+Diffusion's size takes about 3 GB in float32. No setting, and not what memory there is: the last bits depend on it."""
+
+
+def images_together(batch_size: int, size: Size) -> int:
+    """How many images of a size, (width, height), a VAE encodes or decodes at once: at least one, at most `batch_size`."""
+    return max(1, min(batch_size, PIXELS_TOGETHER // (size[0] * size[1])))
+
 
 def load_vae(folder: Path, device: torch.device) -> AutoencoderKL:
     """Load a VAE in float32, whatever it is stored in: in float16 some SD1 VAEs overflow (A1111#12624)."""
@@ -84,7 +93,8 @@ def encode_images(
         paths: image files; those of a batch are taken when it is their turn.
         size: see `load_image`.
         interpolation: see `load_image`.
-        batch_size: images that are encoded together. The last bits of the result depend on it.
+        batch_size: images that are encoded together, if they are not too large for that (`images_together`). The last bits of
+            the result depend on it.
 
     Returns:
         mean: (N, 2, C, h, w), of the posterior, not times the scaling factor.
@@ -95,7 +105,7 @@ def encode_images(
     """
     means, stds = [], []
     waiting = iter(paths)
-    while chunk := list(islice(waiting, batch_size)):
+    while chunk := list(islice(waiting, images_together(batch_size, size))):
         images = torch.stack([load_image(path, size, interpolation) for path in chunk]).to(vae.device)
         posteriors = [vae.encode(view, return_dict=False)[0] for view in (images, images.flip(3))]
         means.append(torch.stack([posterior.mean for posterior in posteriors], dim=1).cpu())

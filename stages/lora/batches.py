@@ -6,7 +6,7 @@ it had never stopped, and processes that share a batch need not talk about it.
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -134,13 +134,17 @@ class Batch:
     encoder_hidden_states: Tensor
     weights: Tensor
 
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """A batch of what a function makes of each tensor."""
+        return Batch(*map(function, tensors_of(self)))
+
     def samples(self, chosen: slice) -> "Batch":
         """A batch of some of the samples, each with the weight that it has."""
-        return Batch(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return self.apply(lambda tensor: tensor[chosen])
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,10 @@ class MixedBatch:
     """What an optimizer step sees where shapes differ: a forward pass for each of them."""
 
     parts: tuple[Batch, ...]
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "MixedBatch":
+        """A batch of what a function makes of each tensor."""
+        return MixedBatch(tuple(part.apply(function) for part in self.parts))
 
     def samples(self, chosen: slice) -> "MixedBatch":
         """A batch of some of the samples of each part, each with the weight that it has."""
@@ -159,6 +167,12 @@ class MixedBatch:
 
 
 AnyBatch = Batch | MixedBatch
+
+
+def tensors_of(batch: AnyBatch) -> list[Tensor]:
+    """All tensors of a batch, in an order of their own."""
+    parts = batch.parts if isinstance(batch, MixedBatch) else (batch,)
+    return [getattr(part, field.name) for part in parts for field in fields(Batch)]
 
 
 def batch_at(streams: Sequence[Stream], draws: Draws, batch_size: int, number: int) -> AnyBatch:

@@ -189,6 +189,14 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
             if not name.startswith(("preview_", "held_out_")) and name != "keep_every"
         }
 
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a CUDA graph can hold a step.
+
+        Gradient checkpointing saves states of random generators, and PEFT's LoKr and LoHa wait for their scale.
+        """
+        return not self.gradient_checkpointing and (self.tuned == "full" or self.peft_type == "lora")
+
     def measures_held_out(self, step: int) -> bool:
         """Whether the loss of held-out images is measured when so many optimizer steps are done."""
         return step == self.max_train_steps or step % self.held_out_steps == 0

@@ -15,6 +15,7 @@ from stages.lora.config import TrainingConfig
 from stages.lora.run import Run
 from stages.lora.tuned_model import Tuned
 from stages.pipeline.progress import say
+from stages.pipeline.torch_runtime import synchronize
 from stages.pipeline.variants import kept_steps
 from stages.pipeline.wording import counted
 
@@ -123,9 +124,11 @@ class Estimate:
 
     def after(self, step: int) -> None:
         """Print, after some steps, how long the rest takes at their pace, and what memory they took."""
+        if step in (self.first + 1, self.first + STEPS_BEFORE_ESTIMATE):
+            synchronize(self.device)
         if step == self.first + 1:
             self.started = time.perf_counter()  # without the first step, which may have compiled
-        if step != self.first + STEPS_BEFORE_ESTIMATE:
+        if step != self.first + STEPS_BEFORE_ESTIMATE or step == self.total:
             return
         pace = (time.perf_counter() - self.started) / (STEPS_BEFORE_ESTIMATE - 1)
         left = self.total - step
@@ -147,8 +150,8 @@ def say_summary(lora: Path, config: TrainingConfig, seconds: float, device: torc
 
 def peak_memory(device: torch.device) -> int:
     """The most bytes that this process held so far: on the GPU, or in all."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        return torch.accelerator.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

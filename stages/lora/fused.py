@@ -5,6 +5,7 @@ small UNet that is a twentieth of a training step. Here the adapter's product is
 is PEFT's to rounding; the layers, the weights, their names and the file are PEFT's own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def fuse_linear_layers(model: nn.Module) -> None:
-    """Have the linear layers of a model that carry a plain LoRA compute it at once while they are trained; in place."""
+def fuse_linear_layers(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Have the linear layers of a model that carry a plain LoRA compute it at once while they are trained; in place.
+
+    Args:
+        model: what is called while training.
+        dtype: of the layers' weights and inputs. Where it is not float32, in which adapters are trained, these are cast all
+            at once at each call of the model: two operations, and not two a layer.
+    """
+    fused = []
     for module in model.modules():
         layer: Any = module
         if type(module) is Linear and _is_plain(layer):
             layer.forward = FusedForward(layer)
+            fused.append(layer.forward)
+    if fused and dtype != torch.float32:
+        model.register_forward_pre_hook(lambda *_: _cast(fused, dtype) if model.training else None)
+
+
+def _cast(fused: Sequence["FusedForward"], dtype: torch.dtype) -> None:
+    weights = [weight for forward in fused for weight in forward.weights]
+    together = torch.cat([weight.flatten() for weight in weights]).to(dtype)
+    parts = iter(together.split([weight.numel() for weight in weights]))
+    for forward in fused:
+        lora_a, lora_b = (part.view_as(weight) for weight, part in zip(forward.weights, parts, strict=False))
+        forward.cast = (lora_a, lora_b)
 
 
 def lora_product(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
@@ -51,11 +71,17 @@ class FusedForward:
     def __init__(self, layer: Any) -> None:
         self.layer = layer
         (self.adapter,) = layer.lora_A
+        self.cast: tuple[Tensor, Tensor] | None = None  # the adapter's weights in the dtype of the layer
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The adapter's, as they are trained: (r, in) and (out, r)."""
+        return self.layer.lora_A[self.adapter].weight, self.layer.lora_B[self.adapter].weight
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) to (..., out)."""
         layer, base = self.layer, self.layer.base_layer
-        lora_a, lora_b = layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
+        lora_a, lora_b = self.cast or self.weights
         of_one_dtype = x.dtype == base.weight.dtype == lora_a.dtype or torch.is_autocast_enabled(x.device.type)
         in_use = layer.training and not layer.disable_adapters and not layer.merged and layer.active_adapters == [self.adapter]
         if args or kwargs or not (of_one_dtype and in_use):

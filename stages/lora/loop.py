@@ -18,11 +18,13 @@ from stages.lora.batches import AnyBatch, Batch, seeded_number
 from stages.lora.config import TrainingConfig
 from stages.lora.estimates import Estimate
 from stages.lora.history import HistoryRow
-from stages.lora.optimizers import make_lr_scheduler, make_optimizer
+from stages.lora.optimizers import make_lr_scheduler, make_optimizer, records
 from stages.lora.processes import add_up, any_process, own_samples, process_number, wait_for_all
+from stages.lora.recorded_step import RecordedGradients, RecordedUpdate
 from stages.lora.run import Run
 from stages.pipeline.interruption import Interrupted, Interruption, postponed
 from stages.pipeline.progress import say, track
+from stages.pipeline.recorded import Recorder, make_recorder
 from stages.pipeline.seals import sealed_file
 
 LOSS_LIMIT = 1000.0
@@ -43,32 +45,43 @@ class DivergedError(ValueError):
 class TrainingState:
     """All that changes while training: what a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, scale_gradients: bool) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, scale_gradients: bool, recorder: Recorder | None = None
+    ) -> None:
         self.parameters = trained_parameters(model)
         weights = list(self.parameters.values())
-        self.optimizer = make_optimizer(weights, config)
+        self.max_grad_norm, self.recorder = config.max_grad_norm, recorder
+        recorded = recorder if recorder is not None and records(config, scale_gradients) else None
+        self.optimizer = make_optimizer(weights, config, capturable=recorded is not None)
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
         self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=scale_gradients)
         self.step = 0
         self.history: list[HistoryRow] = []
         # Of the steps since the history's last row: learning rate, loss and norm, still on the device, so that no step waits.
         self.pending: list[tuple[float, Tensor, Tensor]] = []
+        self._follow_gradients = self._follow
+        if recorded is not None:
+            self._follow_gradients = RecordedUpdate(self._follow, self.optimizer, recorded, weights[0].device)
 
-    def update(self, loss: Tensor, max_grad_norm: float | None) -> None:
+    def update(self, loss: Tensor) -> None:
         """Make an optimizer step with the gradients that `backward` has left.
 
         Args:
             loss: whose gradients they are, a scalar; it becomes part of the history.
-            max_grad_norm: what the gradients are scaled down to; None leaves them.
         """
         learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.pending.append((learning_rate, loss, self._follow_gradients()))
+        self.lr_scheduler.step()
+        self.step += 1
+
+    def _follow(self) -> Tensor:
+        """Clip the gradients, follow them, and let go of them; their norm."""
         self.scaler.unscale_(self.optimizer)
-        self.pending.append((learning_rate, loss, clip_grad_norm_(self.parameters.values(), max_grad_norm or math.inf)))
+        norm = clip_grad_norm_(self.parameters.values(), self.max_grad_norm or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.lr_scheduler.step()
-        self.optimizer.zero_grad()
-        self.step += 1
+        self.optimizer.zero_grad(set_to_none=self.recorder is None)  # a recording adds to the same memory each time
+        return norm
 
     def log(self, held_out_loss: float | None = None) -> None:
         """Bring the history up to date; `DivergedError` if a loss is not finite."""
@@ -143,12 +156,16 @@ def fit(
         Interrupted: a signal asked for it; the step under way was finished, and the checkpoint written.
     """
     config, checkpoint, speaks = run.config, run.checkpoint, process_number() == 0
-    state = TrainingState(model, config, scale_gradients=run.dtype == torch.float16)
+    recorder = make_recorder(run.cuda_graphs and config.can_be_recorded, run.device)
+    state = TrainingState(model, config, run.dtype == torch.float16, recorder)
     if checkpoint is not None and checkpoint.is_file():
         state.load(checkpoint)
         if speaks:
             say(f"going on after step {state.step}")
     loss_of_batch = _autocast(run, loss_fn, model)
+    gradients = _gradients(state, loss_of_batch, config.gradient_accumulation_steps)
+    if recorder is not None:
+        gradients = RecordedGradients(gradients, state.parameters, recorder, run.device)
     model.train()
     estimate = Estimate(state.step, config.max_train_steps, run.device)
     left = range(state.step, config.max_train_steps)
@@ -156,7 +173,7 @@ def fit(
     shown = track(left, "training", config.max_train_steps, state.step, state.describe_loss) if speaks else _plain(left)
     with postponed() as interruption, closing(shown):
         for step in shown:
-            state.update(_backward(state, batches, loss_of_batch, step, run), config.max_grad_norm)
+            state.update(_backward(state, batches, gradients, step, run))
             logs = _look(run, state, held_out_loss, after_step)
             stops = any_process(interruption.signal_number is not None, run.device, waits=logs)
             if checkpoint is not None and speaks and (stops or _saves(run, state.step)):
@@ -198,10 +215,23 @@ def _plain(steps: range) -> Generator[int, None, None]:
     yield from steps
 
 
+def _gradients(
+    state: TrainingState, loss_of_batch: Callable[[AnyBatch], Tensor], accumulation: int
+) -> Callable[[AnyBatch], Tensor]:
+    """What adds the gradients of a batch to those that are there, and gives its share in the step's loss."""
+
+    def gradients(batch: AnyBatch) -> Tensor:
+        loss = loss_of_batch(batch) / accumulation
+        state.scaler.scale(loss).backward()
+        return loss.detach()
+
+    return gradients
+
+
 def _backward(
     state: TrainingState,
     batches: Callable[[int], AnyBatch],
-    loss_of_batch: Callable[[AnyBatch], Tensor],
+    gradients: Callable[[AnyBatch], Tensor],
     step: int,
     run: Run,
 ) -> Tensor:
@@ -211,9 +241,8 @@ def _backward(
     for micro_step in range(step * accumulation, (step + 1) * accumulation):
         if config.lora_dropout:  # torch's dropout knows no generator but the global one
             torch.manual_seed(seeded_number(run.seed, "dropout", micro_step, process_number()))
-        loss = loss_of_batch(own_samples(batches(micro_step))) / accumulation
-        state.scaler.scale(loss).backward()
-        step_loss = loss.detach() if step_loss is None else step_loss + loss.detach()
+        loss = gradients(own_samples(batches(micro_step)))
+        step_loss = loss if step_loss is None else step_loss + loss
     assert step_loss is not None
     add_up([step_loss, *(parameter.grad for parameter in state.parameters.values() if parameter.grad is not None)])
     return step_loss

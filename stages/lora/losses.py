@@ -32,22 +32,35 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 
 def denoising_loss(
-    unet: "UNet2DConditionModel", batch: Batch | MixedBatch, noise_scheduler: "DDPMScheduler", snr_gamma: float | None
+    unet: "UNet2DConditionModel",
+    batch: Batch | MixedBatch,
+    noise_scheduler: "DDPMScheduler",
+    snr_gamma: float | None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Weighted sum over the batch of each sample's mean squared error (Ho et al. 2020, equation 14, arXiv:2006.11239).
 
     With the weights of a batch of one kind, 1 / B, it is the mean. With those of a DreamBooth batch it is the mean over the
     instance images plus prior_loss_weight times the mean over the class images (Ruiz et al. 2023, equation 2,
     arXiv:2208.12242).
+
+    Args:
+        unet: called with noisy latents, timesteps, and what `batch.encoder_hidden_states` holds.
+        batch: on the UNet's device.
+        noise_scheduler: the noise schedule, and what the UNet predicts.
+        snr_gamma: of min-SNR weighting; None for none.
+        dtype: that the UNet is given its inputs in. Noise, target and loss are float32.
     """
     if isinstance(batch, MixedBatch):
-        losses = [denoising_loss(unet, part, noise_scheduler, snr_gamma) for part in batch.parts]
+        losses = [denoising_loss(unet, part, noise_scheduler, snr_gamma, dtype) for part in batch.parts]
         return torch.stack(losses).sum()
     prediction_type = noise_scheduler.config["prediction_type"]
     parts: Any = (batch.latents, batch.noise, batch.timesteps)
     noisy_latents = noise_scheduler.add_noise(*parts)
     target = batch.noise if prediction_type == "epsilon" else noise_scheduler.get_velocity(*parts)
-    model_pred = unet(noisy_latents, batch.timesteps, batch.encoder_hidden_states, return_dict=False)[0]
+    embeds = batch.encoder_hidden_states
+    embeds = embeds.to(dtype) if embeds.is_floating_point() else embeds
+    model_pred = unet(noisy_latents.to(dtype), batch.timesteps, embeds, return_dict=False)[0]
     losses = (model_pred.float() - target.float()).square().mean(dim=(1, 2, 3))
     weights = batch.weights
     if snr_gamma is not None:

@@ -11,8 +11,18 @@ from torch import nn
 from stages.lora.config import OPTIMIZER_PACKAGES, OptimizerConfig
 
 
-def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+def records(config: OptimizerConfig, scale_gradients: bool) -> bool:
+    """Whether a CUDA graph can hold the optimizer's step: it never waits for the device to say what comes next."""
+    return config.optimizer == "adamw_fused" or (config.optimizer == "adamw" and not scale_gradients)
+
+
+def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig, capturable: bool = False) -> torch.optim.Optimizer:
     """The optimizer that the settings name.
+
+    Args:
+        weights: that it updates.
+        config: the settings.
+        capturable: make it one whose step a CUDA graph can hold (`records`).
 
     Raises:
         ValueError: its package is not installed.
@@ -25,8 +35,8 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig) -> 
         "eps": config.adam_epsilon,
     }
     own: dict[str, dict[str, Any]] = {
-        "adamw_fused": {"fused": True},
-        "adamw": {},
+        "adamw_fused": {"fused": True, "capturable": capturable},
+        "adamw": {"capturable": capturable},
         "adamw_8bit": {},
         # As diffusers' scripts have it: with a warm-up, the estimated rate must not grow while the schedule is near 0.
         "prodigy": {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},

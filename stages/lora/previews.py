@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from stages.checkpoints.file_names import PREVIEWS
@@ -15,6 +16,7 @@ from stages.drawing.image_files import write_image
 from stages.encoding.prompts import embed_prompts, load_text_encoder
 from stages.lora.run import Previews, Run
 from stages.lora.text_encoder import UNetWithTextEncoder
+from stages.pipeline.progress import say
 from stages.pipeline.seals import sealed_file
 
 
@@ -38,18 +40,26 @@ class Previewer:
 
     def __call__(self, step: int) -> None:
         """Draw and write an image of each prompt; training goes on as if this had not been."""
-        run = self.run
         self.tuned.eval()
+        try:
+            images = self._draw()
+        except torch.OutOfMemoryError:  # hours of training shall not end for a picture
+            say(f"step {step}: there is no memory for previews beside the training; preview_prompts=[] leaves them out")
+            return
+        finally:
+            self.tuned.train()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for index, (prompt, image) in enumerate(zip(self.run.config.preview_prompts, images, strict=True)):
+            with sealed_file(self.folder / f"p{index}-step{step:06d}.png") as part:
+                write_image(image, part, {**self.previews.recipe, "prompt": prompt, "training_step": step})
+
+    def _draw(self) -> list[Image.Image]:
+        run = self.run
         with torch.compiler.set_stance("force_eager"):  # images have shapes of their own
             with run.autocast():
                 embeds = self.embed().to(run.device, torch.float32)
             unet = self.tuned.unet if isinstance(self.tuned, UNetWithTextEncoder) else self.tuned
-            images = self.previews.draw(run.model, unet, embeds, run.dtype)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for index, (prompt, image) in enumerate(zip(run.config.preview_prompts, images, strict=True)):
-            with sealed_file(self.folder / f"p{index}-step{step:06d}.png") as part:
-                write_image(image, part, {**self.previews.recipe, "prompt": prompt, "training_step": step})
-        self.tuned.train()
+            return self.previews.draw(run.model, unet, embeds, run.dtype)
 
 
 def make_previewer(run: Run, tuned: nn.Module) -> Previewer | None:

@@ -124,11 +124,11 @@ def run_processes(count: int, device: torch.device, function: Callable[..., None
         signals_to_handle="SIGQUIT",  # others are handled here: torch would end the processes before they write a checkpoint
     )
     threads = max(1, torch.get_num_threads() // count)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic, tf32 = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.allow_tf32
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here, in one line
     with postponed(pass_on) as interruption:
         try:
-            ends = elastic_launch(config, _process)(threads, deterministic, device, function, arguments)
+            ends = elastic_launch(config, _process)((threads, deterministic, tf32), device, function, arguments)
         except ChildFailedError as error:
             if interruption.signal_number is None:
                 raise ValueError(f"a training process failed: {_message(error)}") from error
@@ -152,16 +152,16 @@ def _message(error: ChildFailedError) -> str:
 
 @record
 def _process(
-    threads: int, deterministic: bool, device: torch.device, function: Callable[..., None], arguments: Sequence[Any]
+    settings: tuple[int, bool, bool], device: torch.device, function: Callable[..., None], arguments: Sequence[Any]
 ) -> int:
     """What each process does; the number of the signal that interrupted it, or 0."""
     interrupted_by = 0
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate chooses a number
+    os.environ["OMP_NUM_THREADS"] = str(settings[0])  # else Accelerate chooses a number
     own_gpus = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     try:
         with handled():
             state = PartialState(cpu=not own_gpus)
-            set_up_process(threads, deterministic)
+            set_up_process(*settings)
             try:
                 function(*arguments)
             finally:

@@ -58,6 +58,7 @@ class Run:
         seed: of the adapter's first weights, the order of the images, noise, timesteps and augmentation.
         device: where it computes.
         dtype: of frozen weights and activations; trained weights are always float32.
+        cuda_graphs: on a CUDA device, record the steps and launch them whole.
         folder: for checkpoints, previews and what is kept on the way until the end; without one there is none of them.
         trained_prompts: where the text encoder is trained too.
         previews: how previews are drawn, if there are any.
@@ -74,6 +75,7 @@ class Run:
     seed: int
     device: torch.device
     dtype: torch.dtype
+    cuda_graphs: bool
     folder: Path | None = None
     trained_prompts: TrainedPrompts | None = None
     previews: Previews | None = None
@@ -90,6 +92,17 @@ class Run:
         """Optimizer steps in which each image of the first stream is seen once."""
         return len(self.streams[0].examples) / self.config.effective_batch_size
 
+    @property
+    def autocasts(self) -> bool:
+        """Whether each operation casts what it is given; elsewhere frozen weights and inputs are of one dtype from the start.
+
+        That is where float32 weights take part in products beside those of a plain LoRA: all of the UNet's, those of LoKr, LoHa
+        and DoRA, and where the compiler has the layers as PEFT has them.
+        """
+        config = self.config
+        others = config.tuned == "full" or config.peft_type != "lora" or config.use_dora or config.compile
+        return self.dtype != torch.float32 and others
+
     def autocast(self) -> torch.autocast:
-        """What the UNet computes in."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        """What the model computes in."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.autocasts)

@@ -16,7 +16,7 @@ TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class UNetWithTextEncoder(nn.Module):
-    """Called as a UNet is, with numbers of prompts in place of their embeddings; each that is asked for is embedded once."""
+    """Called as a UNet is, with numbers of prompts in place of embeddings; on a CPU each that is asked for is embedded once."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, input_ids: Tensor, clip_skip: int) -> None:
         super().__init__()
@@ -37,10 +37,13 @@ class UNetWithTextEncoder(nn.Module):
             prompt_numbers: (B,), in [0, number of prompts).
             return_dict: must be False, as in all calls here.
         """
+        if prompt_numbers.device.type != "cpu":  # a GPU embeds a few more sooner than it says how many there are
+            output = self.text_encoder(self.input_ids[prompt_numbers], output_hidden_states=True)
+            encoder_hidden_states = last_layer(self.text_encoder, output, self.clip_skip)
+            return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)
         asked, places = torch.unique(prompt_numbers, return_inverse=True)
         output = self.text_encoder(self.input_ids[asked], output_hidden_states=True)
         prompt_embeds = last_layer(self.text_encoder, output, self.clip_skip)
-        # A product with ones and zeros: an indexed sum of gradients is not deterministic on a GPU.
         chosen = nn.functional.one_hot(places, len(asked)).to(prompt_embeds.dtype)
         encoder_hidden_states = torch.einsum("bp,pld->bld", chosen, prompt_embeds)
         return self.unet(sample, timestep, encoder_hidden_states, return_dict=return_dict)

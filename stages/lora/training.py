@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS
 from stages.lora.batches import Draws, batch_at, held_out_batches, names_at
 from stages.lora.estimates import check_disk, say_plan, say_summary
@@ -57,7 +59,8 @@ def _train(run: Run, out: Path) -> None:
         say_plan(run, tuned, steps_done(run.checkpoint))
         check_disk(run, tuned.model)
     batches = partial(batch_at, run.streams, draws, config.train_batch_size)
-    loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma)
+    dtype = torch.float32 if run.autocasts else run.dtype
+    loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma, dtype=dtype)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1) as pool:  # a model of several GB takes seconds
         prediction_type = noise_scheduler.config["prediction_type"]
@@ -86,7 +89,7 @@ def _train(run: Run, out: Path) -> None:
         if keeper is not None:
             keeper.hand_over(folder)
         write_history(history, run.steps_per_epoch, folder / HISTORY_FILE)
-        if previewer is not None:
+        if previewer is not None and previewer.folder.is_dir():
             shutil.copytree(previewer.folder, folder / PREVIEWS, ignore=shutil.ignore_patterns(".*"))
     say_summary(out / weights_file(config), config, seconds, run.device)
 

@@ -64,7 +64,7 @@ def prepare_model(run: Run) -> Tuned:
     if run.config.compile:  # the compiler joins operations by itself
         compile_blocks(unet, run.device)
     else:
-        fuse_linear_layers(tuned.model)
+        fuse_linear_layers(tuned.model, torch.float32 if run.autocasts else run.dtype)
     return tuned
 
 

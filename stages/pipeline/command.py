@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.pipeline.config import load_params
+from stages.pipeline.device_errors import explain_device_error
 from stages.pipeline.interruption import Interrupted, handled
 from stages.pipeline.outputs import check_room, checkpoints_folder
 from stages.pipeline.progress import complain
@@ -30,9 +31,9 @@ def run(stage: Callable[..., None], argv: Sequence[str] | None = None) -> None:
     Each parameter of `stage` that is annotated with a dataclass is loaded from params.yaml (`config` from the section named
     as the stage's file, any other from the section of its own name); every other parameter becomes an option. `{rank}` in
     the value of an option is the value of --rank, see `fill_in`.
-    A `ValueError` or `OSError` ends the process with one line and status 1, Ctrl-C or a scheduler's signal with one line and
-    128 and the signal's number; set PIPELINE_TRACEBACK=1 to see where it arose. So does a disk that is as good as full, before
-    the stage and after it: if DVC took note of it then, half a dvc.lock would be left.
+    A `ValueError`, an `OSError` or what a GPU cannot do ends the process with one line and status 1, Ctrl-C or a scheduler's
+    signal with one line and 128 and the signal's number; set PIPELINE_TRACEBACK=1 to see where it arose. So does a disk that is
+    as good as full, before the stage and after it: if DVC took note of it then, half a dvc.lock would be left.
     """
     gc.set_threshold(50_000, 20, 20)  # the imports of a stage make millions of objects: a second of needless collecting
     name = Path(inspect.getfile(stage)).stem
@@ -48,24 +49,35 @@ def run(stage: Callable[..., None], argv: Sequence[str] | None = None) -> None:
             with timed(os.environ.get("DVC_STAGE"), checkpoints_folder()):
                 stage(**configs, **vars(options))
             check_room()
-    except (ValueError, OSError, Interrupted) as error:
-        if os.environ.get("PIPELINE_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError, Interrupted) as error:
+        text = _one_line(name, error)
+        if text is None or os.environ.get("PIPELINE_TRACEBACK"):
             raise
         interrupted = isinstance(error, Interrupted)
         kind, status = ("interrupted", 128 + error.signal_number) if interrupted else ("error", 1)
-        for line in str(error).splitlines() or [""]:
+        for line in text.splitlines() or [""]:
             complain(f"{name}: {kind}: {line}" if line else f"{name}: {kind}")
         raise SystemExit(status) from error
 
 
 @contextmanager
 def errors_in_one_line(program: str) -> Iterator[None]:
-    """For a program that is no stage: let a `ValueError` or `OSError` in the block end it with one line and status 1."""
+    """For a program that is no stage: let an error that is the user's to mend end it with one line and status 1."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:
+        text = _one_line(program, error)
+        if text is None:
+            raise
+        print(f"{program}: error: {text}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _one_line(program: str, error: BaseException) -> str | None:
+    """What is said of an error; None for those that are faults of the program, whose place must be seen."""
+    if isinstance(error, RuntimeError) and not isinstance(error, Interrupted):
+        return explain_device_error(program, error)
+    return str(error)
 
 
 def config_schemas(stage: Callable[..., None]) -> dict[str, Any]:

@@ -131,17 +131,24 @@ class ModelSource(Source):
 
 @dataclass(frozen=True, config=strict)
 class RuntimeConfig:
-    """Where a stage computes. The bytes of a result depend on the device, the thread count and the dtype.
+    """Where and how a stage computes. The bytes of a result depend on all of it.
 
     Attributes:
-        device: "cuda" refuses to run without a GPU; "auto" takes one where there is one.
+        device: "cuda" (NVIDIA's and, with ROCm, AMD's GPUs), "mps" (Apple's) and "xpu" (Intel's) refuse to run without one;
+            "auto" takes a CUDA device where there is one, and else the CPU.
         threads: CPU threads of torch's operators.
         dtype: of frozen weights and activations; trained weights are always float32.
+        deterministic: only operations that give the same bytes each time; one that has no such form ends the stage.
+        tf32: have a CUDA device round the factors of float32 products to 10 bits (TF32): faster, and less exact.
+        cuda_graphs: on a CUDA device, record a training step and a step of drawing once for each shape and launch it whole.
     """
 
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"]
     threads: Annotated[int, Field(ge=1, le=256)]
     dtype: Literal["float32", "float16", "bfloat16"]
+    deterministic: bool
+    tf32: bool
+    cuda_graphs: bool
 
 
 @dataclass(frozen=True, config=strict)

@@ -112,7 +112,7 @@ def trade_off(comparison: Comparison) -> dict[str, Any] | None:
     """Likeness to the subject where it is asked for, against likeness where it is not; None without other prompts.
 
     Each arm is a mark with its intervals, in SVG units: the best is at the lower right. The larger a LoRA's file, the larger
-    its mark; an arm without a LoRA has none.
+    its mark; an arm without a LoRA has none. Where marks look alike, all have numbers, which the legend explains.
     """
     results = comparison.results
     if not comparison.other_prompts:
@@ -138,6 +138,9 @@ def trade_off(comparison: Comparison) -> dict[str, Any] | None:
         for first, (across, down) in points.items()
         if across is not None and down is not None
     ]
+    alike = len({(mark["colour"], mark["radius"] is None) for mark in marks}) < len(marks)
+    for number, mark in enumerate(marks, start=1):
+        mark["number"] = str(number) if alike else ""
     return {"width": WIDTH, "height": HEIGHT, "marks": marks, "x_ticks": x.ticks(), "y_ticks": y.ticks()}
 
 

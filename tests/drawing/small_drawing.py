@@ -2,6 +2,7 @@
 
 from stages.generate import GenerateConfig
 from stages.pipeline.config import RuntimeConfig
+from tests.runtime import CPU
 
 CONFIG = GenerateConfig(
     subject_prompts=("a cat",),
@@ -15,4 +16,4 @@ CONFIG = GenerateConfig(
     batch_size=2,
     clip_skip=0,
 )
-RUNTIME = RuntimeConfig(device="cpu", threads=1, dtype="float32")
+RUNTIME = RuntimeConfig(**CPU)

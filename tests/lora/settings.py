@@ -40,7 +40,7 @@ def adapter_config(**changes: Any) -> AdapterConfig:
 def make_run(model: Path = Path(), **changes: Any) -> Run:
     """A run on the CPU; `changes` of the run itself, of housekeeping, or of the settings."""
     of_run = {field.name for field in fields(Run)} - {"config", "housekeeping"}
-    own = {"streams": [], "rank": 2, "seed": 0, "device": torch.device("cpu"), "dtype": torch.float32}
+    own = {"streams": [], "rank": 2, "seed": 0, "device": torch.device("cpu"), "dtype": torch.float32, "cuda_graphs": True}
     own |= {name: value for name, value in changes.items() if name in of_run}
     housekeeping = HousekeepingConfig(**{name: changes.get(name, value) for name, value in HOUSEKEEPING.items()})
     settings = {name: value for name, value in changes.items() if name not in {*of_run, *HOUSEKEEPING}}

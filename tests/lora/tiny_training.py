@@ -10,9 +10,10 @@ from diffusers import DDPMScheduler
 from stages.lora.adapters import add_adapter, trained_parameters
 from stages.lora.batches import Draws, Examples, Stream, batch_at
 from stages.lora.config import AdapterConfig
+from stages.lora.fused import fuse_linear_layers
 from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
-from stages.lora.tuned_model import load_unet
+from stages.lora.tuned_model import cast_frozen, load_unet
 from tests.drawing.tiny_models import WIDTH
 from tests.lora.settings import adapter_config, make_run
 
@@ -39,12 +40,16 @@ def make_stream():
 def train(model, stream, batches=None, held_out=(), after_step=None, **changes):
     """Train a tiny UNet; the trained weights as one vector, and the history."""
     run = make_run(model, **{"max_train_steps": 6, "train_batch_size": 2, "logging_steps": 4} | changes)
-    config = run.config
+    config, dtype = run.config, torch.float32
     if config.tuned == "full":
         unet: Any = load_unet(model).requires_grad_(True)
     else:
         unet = make_unet(model, **{name: value for name, value in changes.items() if name in ADAPTER_SETTINGS})
-    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=config.snr_gamma)
+        dtype = torch.float32 if run.autocasts else run.dtype
+        cast_frozen(unet, run.dtype)
+        if dtype != torch.float32:
+            fuse_linear_layers(unet, dtype)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=config.snr_gamma, dtype=dtype)
     batches = batches or partial(batch_at, [stream], DRAWS, config.train_batch_size)
     history = fit(run, unet, batches, loss_fn, held_out, after_step)
     return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(unet).values()]), history

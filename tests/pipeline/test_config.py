@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.config import ParamsError, RuntimeConfig, Source, SweepConfig, load_params, read_params, strict, validate
+from tests.runtime import CPU
 
 
 @dataclass(frozen=True, config=strict)
@@ -86,7 +87,7 @@ def test_a_sweep_keeps_steps_of_both_kinds_of_lora_and_of_no_other():
 
 
 def test_runtime_refuses_an_unknown_device():
-    assert "'auto', 'cpu' or 'cuda'" in message(RuntimeConfig, {"device": "gpu", "threads": 2, "dtype": "float32"})
+    assert "'auto', 'cpu', 'cuda', 'mps' or 'xpu'" in message(RuntimeConfig, CPU | {"device": "gpu"})
 
 
 def test_missing_file_and_section(tmp_path):

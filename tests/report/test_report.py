@@ -341,15 +341,18 @@ def test_marks_grow_with_the_files_and_trends_are_drawn_for_sweeps(wide_world):
     radii = {mark["name"]: mark["radius"] for mark in chart["marks"]}
     assert radii["toon"] is None
     assert sorted({radius for radius in radii.values() if radius}) == [LARGEST_MARK / 2, LARGEST_MARK]
+    assert [mark["number"] for mark in chart["marks"]] == [str(number) for number in range(1, len(radii) + 1)]
     titles = [trend.title for trend in trends(comparison)]
     assert titles[0] == "Likeness gained by naming the subject, by rank"
     assert len(titles) == 6
     assert [len(marks) for trend in trends(comparison) for _, marks in trend.rows.values()] == [2] * 6
 
 
-def test_one_alpha_and_one_rank_have_no_trend(world):
-    from stages.report.plots import trends
+def test_one_alpha_and_one_rank_have_no_trend_and_marks_that_differ_no_numbers(world):
+    from stages.report.plots import trade_off, trends
 
+    chart = trade_off(read_world(world))
+    assert chart is not None and {mark["number"] for mark in chart["marks"]} == {""}
     assert trends(read_world(world)) == []
 
 

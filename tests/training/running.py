@@ -15,6 +15,7 @@ import yaml
 
 from stages.pipeline.command import run
 from tests.lora.settings import conf_values
+from tests.runtime import CPU
 
 ROOT = Path(__file__).parents[2]
 RESOLUTION = 32
@@ -35,7 +36,7 @@ def write_params(root: Path, **changes) -> None:
     """params.yaml with the committed settings, made small; `changes` by section, those of housekeeping with a training's."""
     small = {"max_train_steps": 12, "train_batch_size": 2}
     params = {
-        "runtime": {"device": "cpu", "threads": 1, "dtype": "float32"},
+        "runtime": dict(CPU),
         "housekeeping": {"logging_steps": 5, "checkpointing_steps": 2},
         "encode_images": conf_values("encode_images", resolution=RESOLUTION),
         "encode_captions": conf_values("encode_captions", clip_skip=0),
