@@ -67,12 +67,7 @@ def import_closure(module: str, root: Path) -> tuple[dict[str, Path], set[str]]:
 @cache
 def code_digest(file: Path) -> str:
     """sha256 of the file's syntax tree without docstrings; comments and formatting are not part of the tree."""
-    return hashlib.sha256(repr(_shape(_tree(file))).encode()).hexdigest()
-
-
-@cache
-def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_bytes())
+    return hashlib.sha256(repr(_shape(ast.parse(file.read_bytes()))).encode()).hexdigest()
 
 
 def read_pins(lock: Path) -> dict[str, str]:
@@ -97,7 +92,7 @@ def _parents(name: str) -> Iterator[str]:
 @cache
 def _imports(file: Path) -> tuple[str, ...]:
     names: list[str] = []
-    for node in ast.walk(_tree(file)):
+    for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

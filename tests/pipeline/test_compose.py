@@ -103,7 +103,7 @@ def test_a_preset_of_ones_own_holds_nothing_of_the_small_world(repository, capsy
     own["base"]["theta0"]["source"]["path"], own["base"]["theta1"]["source"]["path"] = "first.safetensors", "second.ckpt"
     path.write_text("# @package _global_\n" + yaml.safe_dump(own, sort_keys=False))
     main(["experiment=mine"])
-    written = Path("params.yaml").read_text()
+    written = Path("params.yaml").read_text().replace("deterministic", "")
     for word in ("mini", "asuka", "toon", "anime", "blond"):
         assert word not in written, word
     configs = validate_all(params())
