@@ -23,9 +23,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 venv: $(VENV)/.installed ## Make .venv from requirements.lock
 
-repro: venv ## Run the experiment that params.yaml describes, and print where the report is
+repro: venv ## Run the experiment that params.yaml describes, and print where the report is; CLUSTER=local runs what can at once
 	@$(BIN)/python -m stages.pipeline.lockfile
-	$(BIN)/dvc --wait-for-lock repro
+	$(if $(CLUSTER),$(BIN)/python -m stages.pipeline.distribute cluster=$(CLUSTER),$(BIN)/dvc --wait-for-lock repro)
 	@$(BIN)/python -m stages.pipeline.run_record data/report
 	@$(BIN)/python -m stages.pipeline.summary data/report
 

@@ -15,10 +15,13 @@ import yaml
 from stages.pipeline.config import YAML_LOADER, ParamsError
 
 SECTION = "provenance"
+CLUSTER = "cluster"
 
 
 def conf_digest(conf: Path, preset: str) -> str:
     """sha256 over the names and the values of the YAML files below `conf`; comments and layout are not part of it.
+
+    Nor is conf/cluster: where stages run cannot change what they make.
 
     Args:
         conf: the folder.
@@ -29,7 +32,7 @@ def conf_digest(conf: Path, preset: str) -> str:
     used = _inherited(presets, preset)
     digest = hashlib.sha256()
     for file in sorted(conf.rglob("*.yaml")):
-        if used and file.is_relative_to(presets) and file not in used:
+        if (used and file.is_relative_to(presets) and file not in used) or file.is_relative_to(conf / CLUSTER):
             continue
         values = json.dumps(_read(file), default=str)
         digest.update(f"{file.relative_to(conf).as_posix()} {values}\n".encode())

@@ -1,0 +1,159 @@
+"""Parsl: workers on this machine, of Slurm, of PBS, of Kubernetes. Imported where it is used, for it is an extra."""
+
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from stages.pipeline.distribute.cell import GUARD, Outcome, Task, run_cell
+from stages.pipeline.wording import counted
+
+CONF = Path("conf")
+LOCAL = "parsl.providers.LocalProvider"
+SECONDS_TO_CLOSE = 20.0
+LOST = ("WorkerLost", "ManagerLost")
+
+
+def read_cluster(arguments: Sequence[str], conf: Path = CONF) -> dict[str, Any]:
+    """The settings of conf/cluster.
+
+    Args:
+        arguments: `cluster=NAME`, and others in Hydra's grammar, such as cluster.executors.0.provider.partition=gpu.
+        conf: the folder of all settings.
+
+    Raises:
+        ValueError: there is no such cluster or no such setting, or one is missing.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    name = next((word.removeprefix("cluster=") for word in arguments if word.startswith("cluster=")), "local")
+    known = sorted(file.stem for file in (conf / "cluster").glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"cluster: given {name!r}: there is {', '.join(known)}")
+    try:
+        with hydra.initialize_config_dir(str(conf.resolve()), version_base=None):
+            composed = hydra.compose(f"cluster/{name}", [word for word in arguments if not word.startswith("cluster=")])
+        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"conf/cluster/{name}.yaml: {str(error).splitlines()[0]}") from error
+    return values["cluster"]
+
+
+def fill_in(executor: dict[str, Any], runtime: Mapping[str, Any], gpus: int, cores: int) -> None:
+    """Say how many workers an executor of this machine has, where the settings leave that open; in place.
+
+    Args:
+        executor: its settings.
+        runtime: the section of params.yaml.
+        gpus: of this machine.
+        cores: of this machine's CPU that this process may use.
+
+    Raises:
+        ValueError: more workers than cores for their threads, or than GPUs.
+    """
+    if executor["provider"]["_target_"] != LOCAL:
+        return
+    threads, on_gpus = runtime["threads"], runtime["device"] == "cuda" or (runtime["device"] == "auto" and gpus > 0)
+    room = max(1, min(gpus, cores // threads) if on_gpus else cores // threads)
+    workers = executor["max_workers_per_node"] or room
+    if workers > room:
+        have = f"{counted(gpus, 'GPU')} and {counted(cores, 'core')}" if on_gpus else counted(cores, "core")
+        raise ValueError(
+            f"cluster.executors: max_workers_per_node: given {workers}: this machine has {have}, and each stage computes with "
+            f"{counted(threads, 'thread')} (runtime.threads, on which the bytes depend): at most {room}"
+        )
+    executor["max_workers_per_node"] = workers
+    if on_gpus and not executor["available_accelerators"]:
+        executor["available_accelerators"] = [str(number) for number in range(workers)]
+
+
+def gpu_count() -> int:
+    """The GPUs that this machine's driver lists; asked for without torch, which takes seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([each for each in visible.split(",") if each.strip()])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def core_count() -> int:
+    """The cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+class Engine:
+    """The workers; to be closed.
+
+    Args:
+        cluster: from `read_cluster`, filled in.
+        snapshot: the code that workers run.
+        run_dir: for what Parsl writes; where the nodes see it.
+
+    Raises:
+        ValueError: Parsl is not installed, or refuses the settings.
+    """
+
+    def __init__(self, cluster: Mapping[str, Any], snapshot: Path, run_dir: Path) -> None:
+        try:
+            import parsl
+        except ImportError as error:
+            raise ValueError("cluster: Parsl is not installed: pip install '.[cluster]' (make venv does)") from error
+        import hydra
+
+        programs = Path(sys.executable).parent
+        init = f"export PATH={programs}:$PATH PYTHONPATH={snapshot}"
+        executors = []
+        for settings in cluster["executors"]:
+            provider = settings["provider"]
+            own = {"worker_init": "\n".join(filter(None, [init, provider.get("worker_init", "")]))}
+            launch = {"interchange_launch_cmd": [sys.executable, "-S", str(GUARD), str(programs / "interchange.py")]}
+            whole = {**settings, "provider": {**provider, **own}, **launch}
+            try:
+                executors.append(hydra.utils.instantiate(whole, _convert_="all"))
+            except Exception as error:  # Hydra wraps whatever the constructor raises
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise ValueError(f"cluster.executors: {settings['label']}: {reason}") from error
+        config = parsl.Config(
+            executors=executors, strategy="simple", run_dir=str(run_dir), initialize_logging=False, usage_tracking=0
+        )
+        self.kernel = parsl.load(config)
+        self.labels = [settings["label"] for settings in cluster["executors"]]
+        self.apps = {label: parsl.python_app(run_cell, executors=[label], cache=False) for label in self.labels}
+
+    def label_for(self, computes: bool) -> str:
+        """The executor of a stage: "gpu" for those that compute and "cpu" for the others, if there are two."""
+        wanted = "gpu" if computes else "cpu"
+        return wanted if wanted in self.labels else self.labels[0]
+
+    def submit(self, task: Task, label: str) -> "Future[Outcome]":
+        """Have a worker do it."""
+        return self.apps[label](task)
+
+    def broken(self) -> str:
+        """Why no worker will ever come; "" while there is hope."""
+        for executor in self.kernel.executors.values():
+            interchange = getattr(executor, "interchange_proc", None)
+            if interchange is not None and interchange.poll() is not None:
+                return f"Parsl's interchange has ended (status {interchange.returncode})"
+        return ""
+
+    def close(self) -> None:
+        """End all workers, and what they do."""
+        if self.broken():  # Parsl would wait for an answer
+            for executor in self.kernel.executors.values():
+                executor.provider.cancel(list(executor.blocks_to_job_id.values()))
+            return
+        closing = threading.Thread(target=self.kernel.cleanup, daemon=True)
+        closing.start()
+        closing.join(SECONDS_TO_CLOSE)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a stage failed because its worker is no more."""
+    return type(error).__name__ in LOST

@@ -1,0 +1,112 @@
+"""dvc.lock as it will be, and the snapshot in which DVC says what has changed."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from stages.pipeline.distribute.plan import Cell, is_ours
+
+SECONDS_BETWEEN_WRITES = 5.0
+
+
+class Record:
+    """What is known of each stage; the real dvc.lock follows it, in DVC's order.
+
+    Args:
+        root: the repository.
+        snapshot: the folder that the run works on.
+        cells: the plan, in DVC's order.
+    """
+
+    def __init__(self, root: Path, snapshot: Path, cells: Mapping[str, Cell]) -> None:
+        from dvc.repo import Repo, lock_repo
+        from dvc.utils.serialize import load_yaml
+
+        self.path, self.order = root / "dvc.lock", list(cells)
+        self.lock: dict[str, Any] = load_yaml(str(self.path)) if self.path.is_file() else {"schema": "2.0"}
+        self.stages: dict[str, Any] = self.lock.setdefault("stages", {})
+        self.had = list(self.stages)
+        (snapshot / "dvc.lock").write_text(json.dumps(self.lock))
+        self.repo = Repo(str(snapshot))
+        self.open = ExitStack()
+        self.open.callback(self.repo.close)
+        self.open.enter_context(lock_repo(self.repo))
+        self.loaded = {stage.name: stage for stage in self.repo.index.stages if is_ours(stage)}
+        self.written, self.stale = time.monotonic(), False
+
+    def is_unchanged(self, name: str) -> bool:
+        """Whether DVC finds nothing to do for a stage, all that it reads being as it will be; its outputs are linked if so."""
+        stage = self.loaded[name]
+        if name not in self.stages or stage.changed_stage() or stage.changed_deps():
+            return False
+        return self._link(name)
+
+    def note(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Note what a worker made of a stage, and have its outputs in the snapshot.
+
+        Raises:
+            OSError: DVC's cache does not hold them.
+        """
+        from dvc.stage.loader import StageLoader
+
+        self.stages[name] = dict(entry)
+        StageLoader.fill_from_lock(self.loaded[name], entry)
+        if not self._link(name):
+            raise FileNotFoundError(f"{name}: its outputs are not in DVC's cache ({self.repo.cache.local_cache_dir})")
+        self.stale = True
+        if time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def _link(self, name: str) -> bool:
+        stage = self.loaded[name]
+        if any(not out.use_cache for out in stage.outs):
+            return True
+        stage.checkout(allow_missing=True, force=True)
+        return all(out.exists for out in stage.outs) and not stage.changed_outs()
+
+    def excerpt(self, cell: Cell) -> str:
+        """A dvc.lock with what a worker needs of it for a stage."""
+        names = [name for name in (*cell.upstream, cell.name) if name in self.stages]
+        return json.dumps({"schema": "2.0", "stages": {name: self.stages[name] for name in names}})
+
+    def write(self) -> None:
+        """Bring the real dvc.lock up to date: entries that it had stay where they are, new ones follow in DVC's order."""
+        from dvc.utils.serialize import dump_yaml
+
+        if not self.stale:
+            return
+        had = [name for name in self.had if name in self.stages]
+        new = [name for name in self.order if name in self.stages and name not in self.had]
+        self.lock["stages"] = {name: self.stages[name] for name in (*had, *new)}
+        part = self.path.with_name(f".{self.path.name}.part")
+        dump_yaml(str(part), self.lock)
+        part.replace(self.path)
+        self.written, self.stale = time.monotonic(), False
+
+    def close(self) -> None:
+        """Write what is known."""
+        self.write()
+        self.open.close()
+
+
+def moved_on(snapshot: Path, root: Path, sources: Iterable[Path]) -> list[str]:
+    """The files that a run has read and that are no longer what they were."""
+    changed = []
+    for source in (Path("params.yaml"), Path("dvc.yaml"), *sources):
+        was = snapshot / source
+        files = [was] if was.is_file() else [file for file in sorted(was.rglob("*")) if file.is_file()]
+        for file in files:
+            now = root / file.relative_to(snapshot)
+            if "__pycache__" not in file.parts and not _same(file, now):
+                changed.append(str(file.relative_to(snapshot)))
+    return changed
+
+
+def _same(was: Path, now: Path) -> bool:
+    try:
+        return was.samefile(now) or (was.stat().st_size == now.stat().st_size and was.read_bytes() == now.read_bytes())
+    except OSError:
+        return False
