@@ -1,6 +1,6 @@
 # The targets, listed by `make` alone.
 .DEFAULT_GOAL := help
-.PHONY: help venv repro test test-gpu lint params preset lock grids publish mini-world study clean
+.PHONY: help venv repro test test-gpu lint params preset lock grids publish why gc fsck mini-world study clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -65,6 +65,15 @@ study: venv ## Compare the ways of training: adapters, learning rates, seeds (ho
 lock: venv ## Write requirements.lock from what .venv holds
 	{ head -n 2 requirements.lock; $(BIN)/pip list --format=freeze --exclude-editable | grep -viE '^pip==' | sed 's/+cpu//' | LC_ALL=C sort -f; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+why: venv ## Why a stage would run again: STAGE=train_text2img@0.7-8-0
+	@$(BIN)/python -m stages.pipeline.why $(STAGE)
+
+gc: venv ## Make DVC's cache smaller, the least recently used that can be rebuilt first: LIMIT=20GB, and DRY=1 to only say so
+	@$(BIN)/python -m stages.pipeline.gc --limit $(LIMIT) $(if $(DRY),--dry)
+
+fsck: venv ## Remove what is damaged of DVC's cache and .checkpoints; the next run makes it anew
+	@$(BIN)/python -m stages.pipeline.fsck
 
 clean: ## Remove the virtual environment, .checkpoints and the outputs that dvc.lock lists (DVC's cache and all else stay)
 	@[ ! -x $(BIN)/python ] || $(BIN)/python -m stages.pipeline.clean

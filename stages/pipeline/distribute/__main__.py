@@ -158,7 +158,7 @@ def _say_plan(cells: Mapping[str, Cell], record: Record, cluster: Mapping[str, A
 def _link_all(repo: Any, run: Distribution) -> None:
     """Have the outputs of all stages that are done in the real repository, out of DVC's cache."""
     for stage in repo.index.stages:
-        if is_ours(stage) and stage.name in run.done:
+        if is_ours(stage) and stage.name in run.done and all(out.use_cache for out in stage.outs):
             stage.checkout(allow_missing=True, force=True)
 
 

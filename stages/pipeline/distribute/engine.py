@@ -147,7 +147,8 @@ class Engine:
         """End all workers, and what they do."""
         if self.broken():  # Parsl would wait for an answer
             for executor in self.kernel.executors.values():
-                executor.provider.cancel(list(executor.blocks_to_job_id.values()))
+                if provider := getattr(executor, "provider", None):
+                    provider.cancel(list(executor.blocks_to_job_id.values()))
             return
         closing = threading.Thread(target=self.kernel.cleanup, daemon=True)
         closing.start()

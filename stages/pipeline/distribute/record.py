@@ -61,11 +61,16 @@ class Record:
             self.write()
 
     def _link(self, name: str) -> bool:
+        from dvc.exceptions import DvcException
+
         stage = self.loaded[name]
         if any(not out.use_cache for out in stage.outs):
             return True
-        stage.checkout(allow_missing=True, force=True)
-        return all(out.exists for out in stage.outs) and not stage.changed_outs()
+        try:
+            stage.checkout(allow_missing=True, force=True)
+            return all(out.exists for out in stage.outs) and not stage.changed_outs()
+        except (OSError, DvcException):  # the cache has lost it
+            return False
 
     def excerpt(self, cell: Cell) -> str:
         """A dvc.lock with what a worker needs of it for a stage."""

@@ -51,7 +51,10 @@ PARAMS: dict[str, Any] = {
     "seconds": 0,
     "runtime": {"device": "cpu", "threads": 1},
 }
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
 
 
 class Toy:
@@ -72,14 +75,15 @@ class Toy:
         path.write_text(yaml.safe_dump(values | params, sort_keys=False))
 
     def dvc(self, *words: str) -> None:
-        subprocess.run([sys.executable, "-m", "dvc", *words], cwd=self.root, env=ENVIRONMENT, check=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *words], cwd=self.root, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "stages.pipeline.distribute", *words]
-        environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
-            command, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        own = environment() | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=self.root, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def distribute(self, *words: str, status: int = 0) -> str:
         process = self.start("cluster.executors.0.max_workers_per_node=2", *words)
