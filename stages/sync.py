@@ -23,14 +23,13 @@ from stages.pipeline.command import config_schemas, run
 from stages.pipeline.composed_config import CellsConfig, InputsConfig
 from stages.pipeline.config import MANDATORY, ExperimentConfig, ParamsError, read_params, validate
 from stages.pipeline.cross_checks import look
-from stages.pipeline.fingerprints import fingerprint, read_pins
+from stages.pipeline.fingerprints import fingerprint, pattern_order, read_pins
 from stages.pipeline.lockfile import LOCK, cache_folder, cached, content_md5, gone_stages, locked_outs
 from stages.pipeline.outputs import atomic_directory, remove
 from stages.pipeline.provenance import check
 from stages.pipeline.wording import counted
 
 LOCK_FILE = Path("requirements.lock")
-PATTERNS = ("rank_pattern", "alpha_pattern")
 OF_THE_TRIGGER = (
     "caption.prefix",
     "download.source.query",
@@ -69,12 +68,6 @@ def stage(conf: Path, cells: Path, out: Path) -> None:
             content = fingerprint(f"stages.{name}", root, pins) + pattern_order(params.get(name))
             (folder / name).write_text(f"{content}\n")
     prune(cells, params)
-
-
-def pattern_order(section: Any) -> str:
-    """The order of the patterns in a stage's section, of which the first that fits counts: DVC compares them without it."""
-    settings = ((name, section.get(name) or {}) for name in PATTERNS) if isinstance(section, Mapping) else ()
-    return "".join(f"\n{name}: {', '.join(patterns)}" for name, patterns in settings if len(patterns) > 1)
 
 
 def validate_all(params: dict[str, Any]) -> dict[str, Any]:

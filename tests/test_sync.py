@@ -9,7 +9,7 @@ import yaml
 from stages import sync
 from stages.pipeline.command import run
 from stages.pipeline.compose import compose
-from stages.sync import pattern_order
+from stages.pipeline.fingerprints import pattern_order
 
 ROOT = Path(__file__).parents[1]
 

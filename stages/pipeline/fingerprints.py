@@ -3,7 +3,7 @@
 import ast
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ DISTRIBUTIONS = {
 RESULT_NEUTRAL = {"tqdm", "pydantic", "dvc", "omegaconf", "hydra-core", "pyyaml", "psutil", "typing-extensions", "xxhash"}
 """Distributions whose version cannot change what a stage writes."""
 
+PATTERNS = ("rank_pattern", "alpha_pattern")
+
 
 def fingerprint(module: str, root: Path, pins: dict[str, str]) -> str:
     """sha256 of a module, of every project module that it imports, directly or not, and of the versions of what they import.
@@ -41,6 +43,12 @@ def fingerprint(module: str, root: Path, pins: dict[str, str]) -> str:
         if name in pins:
             digest.update(f"{name}=={pins[name]}\n".encode())
     return digest.hexdigest()
+
+
+def pattern_order(section: Any) -> str:
+    """The order of the patterns in a stage's section, of which the first that fits counts: DVC compares them without it."""
+    settings = ((name, section.get(name) or {}) for name in PATTERNS) if isinstance(section, Mapping) else ()
+    return "".join(f"\n{name}: {', '.join(patterns)}" for name, patterns in settings if len(patterns) > 1)
 
 
 def import_closure(module: str, root: Path) -> tuple[dict[str, Path], set[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.composed_config import FINGERPRINTS
 from stages.pipeline.config import read_params
-from stages.pipeline.fingerprints import code_digest, fingerprint, import_closure, read_pins
+from stages.pipeline.fingerprints import code_digest, fingerprint, import_closure, pattern_order, read_pins
 
 LOCK = Path("dvc.lock")
 MISSING = "nothing"
@@ -101,8 +101,6 @@ def _at(params: Mapping[str, Any], setting: str) -> Any:
 
 def _code(name: str, entry: Mapping[str, Any], root: Path) -> Iterator[str]:
     """Whether the fingerprint of the code is another, and which files git says were changed since dvc.lock was committed."""
-    from stages.sync import pattern_order
-
     pins = read_pins(root / "requirements.lock")
     content = fingerprint(f"stages.{name}", root, pins) + pattern_order(read_params(root / "params.yaml").get(name))
     new = hashlib.md5(f"{content}\n".encode(), usedforsecurity=False).hexdigest()

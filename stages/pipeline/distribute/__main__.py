@@ -87,6 +87,8 @@ def distribute(root: Path, words: Sequence[str], dry: bool) -> int:
             run.done |= set(local)
             try:
                 run.run()
+                if len(run.done) == len(cells):
+                    record.finish()
             finally:
                 record.write()
                 _link_all(repo, run)

@@ -10,6 +10,8 @@ from typing import Any
 from stages.pipeline.distribute.plan import Cell, is_ours
 
 SECONDS_BETWEEN_WRITES = 5.0
+HAD = Path(".checkpoints/distribute-had.json")
+"""The stages that dvc.lock listed before the first of the runs that have not come to their end."""
 
 
 class Record:
@@ -28,7 +30,8 @@ class Record:
         self.path, self.order = root / "dvc.lock", list(cells)
         self.lock: dict[str, Any] = load_yaml(str(self.path)) if self.path.is_file() else {"schema": "2.0"}
         self.stages: dict[str, Any] = self.lock.setdefault("stages", {})
-        self.had = list(self.stages)
+        self.had_file = root / HAD
+        self.had = json.loads(self.had_file.read_text()) if self.had_file.is_file() else list(self.stages)
         (snapshot / "dvc.lock").write_text(json.dumps(self.lock))
         self.repo = Repo(str(snapshot))
         self.open = ExitStack()
@@ -78,11 +81,16 @@ class Record:
         return json.dumps({"schema": "2.0", "stages": {name: self.stages[name] for name in names}})
 
     def write(self) -> None:
-        """Bring the real dvc.lock up to date: entries that it had stay where they are, new ones follow in DVC's order."""
+        """Bring the real dvc.lock up to date: entries that it had stay where they are, new ones follow in DVC's order.
+
+        What it had is noted until a run comes to its end, so that the order is the same however often it was interrupted.
+        """
         from dvc.utils.serialize import dump_yaml
 
         if not self.stale:
             return
+        self.had_file.parent.mkdir(parents=True, exist_ok=True)
+        self.had_file.write_text(json.dumps(self.had))
         had = [name for name in self.had if name in self.stages]
         new = [name for name in self.order if name in self.stages and name not in self.had]
         self.lock["stages"] = {name: self.stages[name] for name in (*had, *new)}
@@ -90,6 +98,11 @@ class Record:
         dump_yaml(str(part), self.lock)
         part.replace(self.path)
         self.written, self.stale = time.monotonic(), False
+
+    def finish(self) -> None:
+        """Note that nothing is left to do."""
+        self.write()
+        self.had_file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Write what is known."""

@@ -127,10 +127,13 @@ def test_whatever_ends_the_coordinator_nothing_is_left_and_the_next_run_goes_on(
     process.communicate(timeout=30)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert toy.all_gone(), toy.processes()
+    serial = Toy(tmp_path / "serial")
+    serial.dvc("repro")
     toy.set(seconds=0)
     toy.distribute()
     assert toy.ran("first") == 1
-    assert (toy.root / "data/all").read_text() == "1\n2\n3\n"
+    assert toy.data() == serial.data()
+    assert toy.lock() == serial.lock()  # in the same order, too
     assert list((toy.root / ".dvc/tmp/distribute").iterdir()) == []
 
 
