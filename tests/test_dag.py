@@ -99,6 +99,19 @@ def drawn(*variants: str) -> set[str]:
     return {f"{verb}@{variant}" for verb in ("generate", "embed") for variant in variants}
 
 
+def test_workers_make_what_dvc_makes_and_take_what_its_cache_has(repository, tmp_path):
+    pytest.importorskip("parsl")
+    clone = copy_tree(tmp_path / "clone")
+    (clone.root / ".dvc/config.local").write_text(f"[cache]\n    dir = {repository.root / '.dvc/cache'}\n")
+    done = clone.run(sys.executable, "-m", "stages.pipeline.distribute")
+    assert "failed" not in done.stderr
+    assert (clone.root / "dvc.lock").read_text() == (repository.root / "dvc.lock").read_text()
+    for path in sorted((repository.root / "data").rglob("*")):
+        if path.is_file() and path.name != "lineage.html":
+            assert (clone.root / path.relative_to(repository.root)).read_bytes() == path.read_bytes(), path
+    assert clone.repro() == set()
+
+
 def test_comment_in_a_shared_module_runs_only_sync(baseline):
     baseline.edit("stages/pipeline/config.py", "import re\n", "import re  # for the commit\n")
     output = baseline.dvc("repro").stdout

@@ -114,6 +114,8 @@ def test_a_second_run_of_the_same_repository_is_refused(tmp_path):
     process = toy.start()
     toy.wait_for("make-1")
     assert "another run is at work on this repository" in toy.distribute(status=1)
+    listening = [each for process in toy.processes() for each in process.net_connections("inet") if each.status == "LISTEN"]
+    assert listening and {each.laddr.ip for each in listening} == {"127.0.0.1"}
     process.communicate(timeout=60)
     assert process.returncode == 0
 
