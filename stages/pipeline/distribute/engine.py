@@ -102,6 +102,7 @@ class Engine:
     def __init__(self, cluster: Mapping[str, Any], snapshot: Path, run_dir: Path) -> None:
         try:
             import parsl
+            from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
         except ImportError as error:
             raise ValueError("cluster: Parsl is not installed: pip install '.[cluster]' (make venv does)") from error
         import hydra
@@ -112,7 +113,10 @@ class Engine:
         for settings in cluster["executors"]:
             provider = settings["provider"]
             own = {"worker_init": "\n".join(filter(None, [init, provider.get("worker_init", "")]))}
-            launch = {"interchange_launch_cmd": [sys.executable, "-S", str(GUARD), str(programs / "interchange.py")]}
+            launch = {
+                "interchange_launch_cmd": [sys.executable, "-S", str(GUARD), str(programs / "interchange.py")],
+                "launch_cmd": f"{sys.executable} -S {GUARD} {DEFAULT_LAUNCH_CMD}",
+            }
             whole = {**settings, "provider": {**provider, **own}, **launch}
             try:
                 executors.append(hydra.utils.instantiate(whole, _convert_="all"))

@@ -40,7 +40,7 @@ def test_the_result_is_that_of_dvc_and_again_nothing_runs(toy, tmp_path):
 
 
 def test_a_change_runs_what_depends_on_it_and_a_larger_sweep_its_new_cells(toy, tmp_path):
-    toy.distribute()
+    toy.dvc("repro")
     serial = Toy(tmp_path / "serial")
     serial.dvc("repro")
     for each in (toy, serial):
@@ -53,7 +53,7 @@ def test_a_change_runs_what_depends_on_it_and_a_larger_sweep_its_new_cells(toy, 
 
 
 def test_what_a_cache_of_runs_holds_does_not_run_again(toy):
-    toy.distribute()
+    toy.dvc("repro")
     (toy.root / "dvc.lock").unlink()
     for path in (toy.root / "data").rglob("*"):
         if path.is_file():
@@ -64,7 +64,7 @@ def test_what_a_cache_of_runs_holds_does_not_run_again(toy):
 
 
 def test_what_the_cache_has_lost_is_made_again(toy):
-    toy.distribute()
+    toy.dvc("repro")
     before, lock = toy.data(), toy.lock()
     shutil.rmtree(toy.root / ".dvc/cache")
     shutil.rmtree(toy.root / "data")
@@ -78,7 +78,7 @@ def test_a_dry_run_says_what_would_run_and_makes_nothing(toy):
     assert "sync: here" in output and "make@2: on all" in output
     assert "8 stages of 9 would run" in output
     assert not (toy.root / "data").exists() and not (toy.root / "dvc.lock").exists()
-    toy.distribute()
+    toy.dvc("repro")
     assert "make@2: unchanged" in toy.distribute("--dry")
 
 
@@ -96,7 +96,7 @@ def test_a_failed_stage_fails_alone(toy):
 
 
 def test_an_edit_meanwhile_changes_nothing_and_is_said(tmp_path):
-    toy, serial = Toy(tmp_path / "toy", seconds=2), Toy(tmp_path / "serial", seconds=2)
+    toy, serial = Toy(tmp_path / "toy", seconds=1), Toy(tmp_path / "serial", seconds=1)
     process = toy.start("cluster.executors.0.max_workers_per_node=2")
     toy.wait_for("make-1")
     toy.set(factor=3.0)
@@ -115,7 +115,7 @@ def test_a_second_run_of_the_same_repository_is_refused(tmp_path):
     toy.wait_for("make-1")
     assert "another run is at work on this repository" in toy.distribute(status=1)
     listening = [each for process in toy.processes() for each in process.net_connections("inet") if each.status == "LISTEN"]
-    assert listening and {each.laddr.ip for each in listening} == {"127.0.0.1"}
+    assert listening and {each.laddr.ip.removeprefix("::ffff:") for each in listening} == {"127.0.0.1"}
     process.communicate(timeout=60)
     assert process.returncode == 0
 
@@ -148,7 +148,7 @@ def victim(toy: Toy, kind: str) -> psutil.Process:
         if kind == "interchange" and "interchange" in " ".join(words) and "guard.py" not in " ".join(words):
             return process
         parent = process.parent()
-        if kind == "worker" and any("guard.py" in word for word in words) and "-c" in words and parent is not None:
+        if kind == "worker" and any("guard.py" in word for word in words) and words[-2:-1] == ["-c"] and parent is not None:
             return parent
     raise AssertionError(f"no {kind}")
 
