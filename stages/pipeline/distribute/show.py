@@ -30,7 +30,7 @@ class Showing:
         events.parent.mkdir(parents=True, exist_ok=True)
         self.file = events.open("w", encoding="utf-8")
         self.began = self.last = time.monotonic()
-        self.live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
+        self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True) if sys.stderr.isatty() else None
         self.counts: Counter[str] = Counter()
 
     def __enter__(self) -> "Showing":
@@ -100,11 +100,13 @@ def last_line(log: Path) -> str:
 
 def _table(run: Distribution) -> Table:
     table = Table(title=summary(run).partition(";")[0], title_justify="left", expand=True)
-    for column in ("stage", "seconds", "attempt", "says"):
-        table.add_column(column, no_wrap=column != "says")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    table.add_column("says", ratio=1, no_wrap=True, overflow="ellipsis")
     for name, running in run.running.items():
-        seconds = f"{time.monotonic() - running.began:.0f}"
-        table.add_row(name, seconds, str(running.attempt), last_line(running.log))
+        if running.log.exists():
+            again = f" (attempt {running.attempt})" if running.attempt > 1 else ""
+            table.add_row(name, f"{time.monotonic() - running.began:.0f}", last_line(running.log) + again)
     return table
 
 
