@@ -20,7 +20,7 @@ from typing import Any
 from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.config import read_params
 from stages.pipeline.distribute.coordinator import Distribution, run_local
-from stages.pipeline.distribute.engine import Engine, core_count, fill_in, gpu_count, read_cluster
+from stages.pipeline.distribute.engine import Engine, core_count, fill_in, gpu_count, label_for, read_cluster
 from stages.pipeline.distribute.plan import Cell, is_ours, read_plan, sources_of
 from stages.pipeline.distribute.record import Record, moved_on
 from stages.pipeline.distribute.show import Showing
@@ -150,8 +150,7 @@ def _say_plan(cells: Mapping[str, Cell], record: Record, cluster: Mapping[str, A
             done.add(name)
             print(f"{name}: unchanged")
         else:
-            wanted = "gpu" if cell.computes else "cpu"
-            print(f"{name}: on {wanted if wanted in labels else labels[0]}")
+            print(f"{name}: on {label_for(labels, cell.computes)}")
     left = len(cells) - len(done)
     print(f"{counted(left, 'stage')} of {len(cells)} would run, or come from DVC's cache of runs")
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stages.pipeline.distribute.cell import Outcome, Task
-from stages.pipeline.distribute.engine import Engine, is_lost
+from stages.pipeline.distribute.engine import Engine, is_lost, label_for
 from stages.pipeline.distribute.plan import Cell, descendants
 from stages.pipeline.distribute.record import Record
 from stages.pipeline.outputs import check_room
@@ -120,7 +120,7 @@ class Distribution:
             log=log,
             environment={each: os.environ[each] for each in PASSED_ON if each in os.environ},
         )
-        label = self.engine.label_for(cell.computes)
+        label = label_for(self.engine.labels, cell.computes)
         self.running[name] = Running(attempt, time.monotonic(), log)
         self.show.event("sent", name, attempt=attempt, executor=label)
         self.engine.submit(task, label).add_done_callback(lambda future: self.finished.put((name, future)))

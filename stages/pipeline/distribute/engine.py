@@ -87,6 +87,12 @@ def core_count() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+def label_for(labels: Sequence[str], computes: bool) -> str:
+    """The executor of a stage: "gpu" for those that compute and "cpu" for the others, where there are such; else the first."""
+    wanted = "gpu" if computes else "cpu"
+    return wanted if wanted in labels else labels[0]
+
+
 class Engine:
     """The workers; to be closed.
 
@@ -129,11 +135,6 @@ class Engine:
         self.kernel = parsl.load(config)
         self.labels = [settings["label"] for settings in cluster["executors"]]
         self.apps = {label: parsl.python_app(run_cell, executors=[label], cache=False) for label in self.labels}
-
-    def label_for(self, computes: bool) -> str:
-        """The executor of a stage: "gpu" for those that compute and "cpu" for the others, if there are two."""
-        wanted = "gpu" if computes else "cpu"
-        return wanted if wanted in self.labels else self.labels[0]
 
     def submit(self, task: Task, label: str) -> "Future[Outcome]":
         """Have a worker do it."""
