@@ -1,6 +1,8 @@
 """Parsl: workers on this machine, of Slurm, of PBS, of Kubernetes. Imported where it is used, for it is an extra."""
 
 import os
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -74,11 +76,13 @@ def fill_in(executor: dict[str, Any], runtime: Mapping[str, Any], gpus: int, cor
 
 
 def gpu_count() -> int:
-    """The GPUs that this machine's driver lists; asked for without torch, which takes seconds."""
+    """The GPUs of this machine that NVIDIA's driver lists; asked for without torch, which takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([each for each in visible.split(",") if each.strip()])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    lister = shutil.which("nvidia-smi")
+    listed = subprocess.run([lister, "-L"], capture_output=True, text=True, check=False).stdout if lister else ""
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def core_count() -> int:

@@ -31,8 +31,9 @@ def main(argv: list[str]) -> int:
 
 
 def _wait(seconds: float) -> int | None:
-    if hasattr(signal, "sigtimedwait"):
-        found = signal.sigtimedwait({*ASKED, signal.SIGCHLD}, seconds)
+    wait = getattr(signal, "sigtimedwait", None)
+    if wait is not None:
+        found = wait({*ASKED, signal.SIGCHLD}, seconds)
         return found and found.si_signo
     time.sleep(seconds / 10)  # macOS
     pending = signal.sigpending() & ASKED

@@ -120,7 +120,7 @@ def test_a_second_run_of_the_same_repository_is_refused(tmp_path):
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_the_coordinator_nothing_is_left_and_the_next_run_goes_on(tmp_path, number):
     toy = Toy(tmp_path / "toy", seconds=4)
     process = toy.start("cluster.executors.0.max_workers_per_node=2")

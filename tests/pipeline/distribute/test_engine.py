@@ -94,9 +94,15 @@ def test_a_folder_that_is_read_stands_for_what_lies_in_it():
     assert sources_of(cells) == [Path("stages"), Path("x.ckpt")]
 
 
-def test_gpus_and_cores_are_counted_without_torch(monkeypatch):
+def test_gpus_and_cores_are_counted_without_torch(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
     assert gpu_count() == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_count() == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: a)'\necho 'GPU 1: another (UUID: b)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert gpu_count() == 2
     assert core_count() >= 1
