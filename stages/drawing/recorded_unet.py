@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.pipeline.recorded import WARM_UPS, Recorder
+from stages.pipeline.recorded import Recorder, record
 
 
 @contextmanager
@@ -62,6 +62,4 @@ class RecordedForward:
         def work() -> None:
             prediction.copy_(self.forward(*read, **rest)[0])
 
-        for _ in range(WARM_UPS):
-            self.recorder.warm_up(work)
-        return read, prediction, self.recorder.record(work)
+        return read, prediction, record(self.recorder, work)

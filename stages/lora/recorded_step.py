@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.lora.batches import AnyBatch, tensors_of
-from stages.pipeline.recorded import WARM_UPS, Recorder
+from stages.pipeline.recorded import Recorder, record
 
 
 class RecordedGradients:
@@ -56,9 +56,7 @@ class RecordedGradients:
 
         before = {name: None if each.grad is None else each.grad.clone() for name, each in self.parameters.items()}
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            for _ in range(WARM_UPS):
-                self.recorder.warm_up(work)
-            launch = self.recorder.record(work)
+            launch = record(self.recorder, work)
         for name, parameter in self.parameters.items():
             gradient = before[name]
             if gradient is not None and parameter.grad is not None:

@@ -7,14 +7,13 @@ held against its name, which is the md5 of its content; an output of dvc.lock th
 Files of .checkpoints are held against their digests. What Python has compiled of stages/ is removed, and compiled again.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.dvc_cache import object_name, objects, objects_of
-from stages.pipeline.lockfile import cache_folder, content_md5, locked_outs
+from stages.pipeline.lockfile import cache_folder, content_md5, file_md5, locked_outs
 from stages.pipeline.outputs import checkpoints_folder, remove
 from stages.pipeline.progress import track
 from stages.pipeline.seals import is_whole, seal_of
@@ -24,9 +23,7 @@ from stages.pipeline.wording import counted
 def damaged_objects(cache: Path) -> Iterator[Path]:
     """The objects whose content is not what their names say."""
     for path in track(list(objects(cache)), "objects"):
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != object_name(path).removesuffix(".dir"):
+        if file_md5(path) != object_name(path).removesuffix(".dir"):
             yield path
 
 

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.config import YAML_LOADER
+from stages.pipeline.dvc_cache import object_path
 from stages.pipeline.dvc_command import ask_dvc
 from stages.pipeline.outputs import check_room
 
@@ -118,7 +119,7 @@ def _reason(error: Exception) -> str:
 def content_md5(path: Path) -> str:
     """The md5 of a file or folder, as dvc.lock gives it; "" for what is not there."""
     if path.is_file():
-        return _md5(path)
+        return file_md5(path)
     if not path.is_dir():
         return ""
     return f"{hashlib.md5(_listing(path), usedforsecurity=False).hexdigest()}.dir"
@@ -126,12 +127,12 @@ def content_md5(path: Path) -> str:
 
 def cached(out: LockedOut, cache: Path) -> bool:
     """Whether DVC's cache holds the content of an output, all files of it."""
-    listing = _object(cache, out.md5)
+    listing = object_path(cache, out.md5)
     if not out.md5 or not listing.is_file():
         return False
     if not out.md5.endswith(".dir"):
         return True
-    return all(_object(cache, entry["md5"]).is_file() for entry in json.loads(listing.read_bytes()))
+    return all(object_path(cache, entry["md5"]).is_file() for entry in json.loads(listing.read_bytes()))
 
 
 def cache_folder() -> Path:
@@ -185,20 +186,17 @@ def _resolve(value: Any, params: Mapping[str, Any]) -> Any:
 def _listing(folder: Path) -> bytes:
     """A folder as DVC lists it: the md5 of each file, sorted by path; what .dvcignore names is not left out here."""
     files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    return json.dumps([{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)], sort_keys=True).encode()
+    return json.dumps([{"md5": file_md5(files[name]), "relpath": name} for name in sorted(files)], sort_keys=True).encode()
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
 
 
-def _md5(path: Path) -> str:
+def file_md5(path: Path) -> str:
+    """The md5 of a file's bytes, by which DVC names it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _object(cache: Path, md5: str) -> Path:
-    return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def main() -> None:

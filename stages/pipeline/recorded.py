@@ -48,6 +48,13 @@ class CudaGraphs:
         return graph.replay
 
 
+def record(recorder: Recorder, work: Callable[[], object]) -> Callable[[], None]:
+    """Record work that was done a few times before; what is returned does it."""
+    for _ in range(WARM_UPS):
+        recorder.warm_up(work)
+    return recorder.record(work)
+
+
 def make_recorder(cuda_graphs: bool, device: torch.device) -> Recorder | None:
     """What records for a device; None where each operation is launched by itself."""
     return CudaGraphs(device) if cuda_graphs and device.type == "cuda" else None

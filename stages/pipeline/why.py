@@ -15,8 +15,8 @@ from stages.pipeline.command import errors_in_one_line
 from stages.pipeline.composed_config import FINGERPRINTS
 from stages.pipeline.config import read_params
 from stages.pipeline.fingerprints import code_digest, fingerprint, import_closure, pattern_order, read_pins
+from stages.pipeline.lockfile import LOCK
 
-LOCK = Path("dvc.lock")
 MISSING = "nothing"
 
 

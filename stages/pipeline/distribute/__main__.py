@@ -58,8 +58,9 @@ def distribute(root: Path, words: Sequence[str], dry: bool) -> int:
     """Run all stages that have to run; the exit status."""
     cluster = read_cluster(words)
     runtime = read_params()["runtime"]
+    gpus, cores = gpu_count(), core_count()
     for executor in cluster["executors"]:
-        fill_in(executor, runtime, gpu_count(), core_count())
+        fill_in(executor, runtime, gpus, cores)
     with _alone(root):
         cells = read_plan(root)
         if missing := [(cell.name, path) for cell in cells.values() for path in cell.sources if not (root / path).exists()]:
@@ -130,8 +131,7 @@ def _dvc_locked(root: Path) -> Iterator[Any]:
 
 def _local(cells: Mapping[str, Cell]) -> list[str]:
     """The stages with outputs that DVC's cache does not hold: they run here."""
-    uncached = {path.parts[:2] for cell in cells.values() for path in cell.uncached}
-    return ["sync"] if uncached and "sync" in cells else []
+    return ["sync"] if "sync" in cells and any(cell.uncached for cell in cells.values()) else []
 
 
 def _sources(cells: Mapping[str, Cell]) -> tuple[Path, ...]:

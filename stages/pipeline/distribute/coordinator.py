@@ -3,7 +3,6 @@
 import os
 import queue
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from stages.pipeline.distribute.cell import Outcome, Task
 from stages.pipeline.distribute.engine import Engine, is_lost, label_for
 from stages.pipeline.distribute.plan import Cell, descendants
 from stages.pipeline.distribute.record import Record
+from stages.pipeline.dvc_command import dvc_command
 from stages.pipeline.outputs import check_room
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -172,6 +172,5 @@ def run_local(root: Path, names: list[str]) -> None:
     Raises:
         ValueError: one of them failed; it has said why.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *names]
-    if names and subprocess.run(command, cwd=root, check=False).returncode:
+    if names and subprocess.run(dvc_command("repro", "--single-item", *names), cwd=root, check=False).returncode:
         raise ValueError(f"{', '.join(names)} failed, and all others need it")

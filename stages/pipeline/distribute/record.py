@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.pipeline.distribute.plan import Cell, is_ours
+from stages.pipeline.outputs import atomic_file
 
 SECONDS_BETWEEN_WRITES = 5.0
 HAD = Path(".checkpoints/distribute-had.json")
@@ -94,9 +95,8 @@ class Record:
         had = [name for name in self.had if name in self.stages]
         new = [name for name in self.order if name in self.stages and name not in self.had]
         self.lock["stages"] = {name: self.stages[name] for name in (*had, *new)}
-        part = self.path.with_name(f".{self.path.name}.part")
-        dump_yaml(str(part), self.lock)
-        part.replace(self.path)
+        with atomic_file(self.path) as part:
+            dump_yaml(str(part), self.lock)
         self.written, self.stale = time.monotonic(), False
 
     def finish(self) -> None:
