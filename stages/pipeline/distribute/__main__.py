@@ -3,6 +3,7 @@
     python -m stages.pipeline.distribute                                # this machine (cluster=local)
     python -m stages.pipeline.distribute cluster=slurm cluster.executors.0.provider.partition=gpu
     python -m stages.pipeline.distribute cluster=slurm --dry            # only say what would run
+    python -m stages.pipeline.distribute cluster=ssh cluster.remote=storage 'cluster.executors.0.hosts=[one,two]' …
 
 What can run at once is what dvc.yaml allows. The result is that of `dvc repro`, to the byte: data/, dvc.lock and the report.
 What is edited meanwhile changes nothing of what runs. Whatever ends it, the same command goes on: what is finished is in DVC's
@@ -10,6 +11,7 @@ cache, trainings go on from their checkpoints. Settings are in conf/cluster, for
 """
 
 import fcntl
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from stages.pipeline.distribute.coordinator import Distribution, run_local
 from stages.pipeline.distribute.engine import Engine, core_count, fill_in, gpu_count, label_for, read_cluster
 from stages.pipeline.distribute.plan import Cell, is_ours, read_plan, sources_of
 from stages.pipeline.distribute.record import Record, moved_on
+from stages.pipeline.distribute.remote import LOCKED, Courier
 from stages.pipeline.distribute.show import Showing
 from stages.pipeline.distribute.workspaces import held_folder, make_repository, remove_left, take
 from stages.pipeline.interruption import Interrupted, handled
@@ -32,6 +35,7 @@ PLACE = Path(".dvc/tmp/distribute")
 """For the snapshot, workspaces and what Parsl writes; of this run alone."""
 EVENTS = Path(".checkpoints/distribute.jsonl")
 LOGS = Path(".checkpoints/logs")
+FROM_CACHE = "from DVC's cache of runs"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,6 +76,7 @@ def distribute(root: Path, words: Sequence[str], dry: bool) -> int:
         remove_left(root / PLACE)
         with held_folder(root / PLACE, f"run-{os.getpid()}") as place, _dvc_locked(root) as repo, ExitStack() as stack:
             os.environ["DVC_SITE_CACHE_DIR"] = str(place / "site")
+            logging.getLogger("dvc").setLevel(logging.WARNING)  # what it does is said here
             snapshot, sources = place / "snapshot", _sources(cells)
             make_repository(snapshot, root, Path(repo.cache.local_cache_dir))
             for source in sources:
@@ -81,10 +86,16 @@ def distribute(root: Path, words: Sequence[str], dry: bool) -> int:
             stack.callback(record.close)
             if dry:
                 return _say_plan(cells, record, cluster, local)
+            courier, parsl = None, place / "parsl"
+            if cluster["remote"]:
+                courier = Courier(record.repo, root, cluster["remote"], _code(cells, local))
+                scratch = Path(os.path.expandvars(cluster["scratch"])).expanduser().absolute()
+                remove_left(scratch / "keys" / os.uname().nodename)
+                parsl = stack.enter_context(held_folder(scratch / "keys" / os.uname().nodename, str(os.getpid())))
             show = stack.enter_context(Showing(root / EVENTS))
-            engine = Engine(cluster, snapshot, place / "parsl")
+            engine = Engine(cluster, snapshot, parsl, courier.parcel if courier else None)
             stack.callback(engine.close)
-            run = Distribution(root, snapshot, cells, sources, record, engine, cluster["retries"], show, root / LOGS)
+            run = Distribution(root, snapshot, cells, sources, record, engine, cluster["retries"], show, root / LOGS, courier)
             run.done |= set(local)
             try:
                 run.run()
@@ -140,19 +151,27 @@ def _sources(cells: Mapping[str, Cell]) -> tuple[Path, ...]:
     return tuple(path for path in sorted(found) if not any(other in path.parents for other in found))
 
 
+def _code(cells: Mapping[str, Cell], local: Sequence[str]) -> list[Path]:
+    """What each stage gets that runs where nothing of the repository is, besides what it alone reads."""
+    own = {path for name in local for path in cells[name].sources}
+    found = {Path("stages"), LOCKED, *own, *(path for cell in cells.values() for path in cell.uncached)}
+    return [path for path in sorted(found) if not any(other in path.parents for other in found)]
+
+
 def _say_plan(cells: Mapping[str, Cell], record: Record, cluster: Mapping[str, Any], local: Sequence[str]) -> int:
     """Print where each stage would run; what depends on one that would run is said to run, though the cache may hold it."""
     labels, done = [executor["label"] for executor in cluster["executors"]], set(local)
     for name, cell in cells.items():
         if name in local:
             print(f"{name}: here")
-        elif done.issuperset(cell.upstream) and record.is_unchanged(name):
+        elif done.issuperset(cell.upstream) and (how := record.known(name)):
             done.add(name)
-            print(f"{name}: unchanged")
+            print(f"{name}: {'unchanged' if how == 'unchanged' else FROM_CACHE}")
         else:
             print(f"{name}: on {label_for(labels, cell.computes)}")
     left = len(cells) - len(done)
-    print(f"{counted(left, 'stage')} of {len(cells)} would run, or come from DVC's cache of runs")
+    record.stale = False  # nothing has been made
+    print(f"{counted(left, 'stage')} of {len(cells)} would run; what depends on them may come from DVC's cache of runs")
     return 0
 
 
@@ -165,7 +184,11 @@ def _link_all(repo: Any, run: Distribution) -> None:
 
 def _say_end(run: Distribution, snapshot: Path) -> int:
     counts = run.show.counts if isinstance(run.show, Showing) else {}
-    print(f"{counted(len(run.done), 'stage')} done, of which {counts.get('unchanged', 0)} had not changed", file=sys.stderr)
+    cached = f", and {counts['cached']} came {FROM_CACHE}" if counts.get("cached") else ""
+    print(
+        f"{counted(len(run.done), 'stage')} done, of which {counts.get('unchanged', 0)} had not changed{cached}",
+        file=sys.stderr,
+    )
     for name, why in run.failed.items():
         print(f"{name} failed: {why}\n  its whole output: {LOGS / name.replace('@', '-')}.log", file=sys.stderr)
     if run.blocked:

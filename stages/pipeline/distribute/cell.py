@@ -5,12 +5,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stages.pipeline.distribute.workspaces import held_folder, link, make_repository
+from stages.pipeline.distribute.remote import Carried, fetch_inputs, prepare, send_outputs
+from stages.pipeline.distribute.workspaces import held_folder, link, make_repository, remove_left
 
 GUARD = Path(__file__).with_name("guard.py")
 LOG_LINES = 15
@@ -33,6 +34,7 @@ class Task:
         lock: the text of a dvc.lock with these stages, and with this one, if it was there.
         log: the file for what the stage prints.
         environment: of the stage's process, besides the worker's own.
+        carried: what it takes along; None for a worker that sees the repository.
     """
 
     stage: str
@@ -45,6 +47,7 @@ class Task:
     lock: str
     log: Path
     environment: Mapping[str, str]
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Outcome:
 
     Attributes:
         entry: what dvc.lock says of it; None where it failed.
-        log: the last lines of what it printed.
+        log: what it printed: all of it from a worker that does not see the repository, else the last lines.
         host: where it ran.
         seconds: the whole of it.
         overhead: seconds of processor time of the worker itself.
@@ -74,9 +77,26 @@ def run_cell(task: Task) -> Outcome:
     began, used = time.monotonic(), time.process_time()
     with held_folder(task.workspaces, f"{task.stage.replace('@', '-')}-{os.getpid()}") as folder, _printing_to(task.log):
         entry = _reproduce(task, folder)
-    lines = task.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    lines = task.log.read_text(errors="replace").splitlines()[0 if task.carried else -LOG_LINES :]
     host, accelerator = os.uname().nodename, os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return Outcome(entry, lines, host, time.monotonic() - began, time.process_time() - used, accelerator)
+
+
+def run_carried(task: Task, code: Path, home: Path) -> Outcome:
+    """Run a stage where nothing of the repository is.
+
+    Args:
+        task: with paths of the machine that sent it.
+        code: the folder with what came along.
+        home: the worker's folder.
+    """
+    assert task.carried is not None
+    own = home / task.carried.repository
+    remove_left(own / "cells")
+    here = replace(
+        task, snapshot=code, workspaces=own / "cells", root=own, cache=home / "cache", log=own / "logs" / task.log.name
+    )
+    return run_cell(here)
 
 
 def _reproduce(task: Task, folder: Path) -> Mapping[str, Any] | None:
@@ -90,15 +110,18 @@ def _reproduce(task: Task, folder: Path) -> Mapping[str, Any] | None:
     shell = folder / ".dvc/guard"
     shell.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{GUARD}" "$@"\n')
     shell.chmod(0o755)
+    if task.carried is not None:
+        prepare(folder, task.carried)
     own = {"SHELL": str(shell), "DVC_SITE_CACHE_DIR": str(folder / ".dvc/tmp/site"), "DVC_ROOT": str(task.root)}
-    with _environment({**task.environment, **own}), _working_in(folder):
+    with _environment({**task.environment, **own}), chdir(folder):
         repo: Any = Repo(str(folder))
         try:
             with lock_repo(repo):
-                for name in task.producers:
-                    repo.stage.load_one(name=name).checkout()
+                fetch_inputs(repo, task.producers, task.carried)
                 repo.reproduce(targets=[task.stage], single_item=True)
-        except DvcException as error:
+                if task.carried is not None:
+                    send_outputs(repo, task.stage, task.carried)
+        except (DvcException, OSError) as error:
             print(f"{task.stage}: {' '.join(str(error).split())}", flush=True)
             return None
         finally:
@@ -149,13 +172,3 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextmanager
-def _working_in(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

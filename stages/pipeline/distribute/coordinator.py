@@ -5,14 +5,15 @@ import queue
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from stages.pipeline.distribute.cell import Outcome, Task
+from stages.pipeline.distribute.cell import LOG_LINES, Outcome, Task
 from stages.pipeline.distribute.engine import Engine, is_lost, label_for
 from stages.pipeline.distribute.plan import Cell, descendants
 from stages.pipeline.distribute.record import Record
+from stages.pipeline.distribute.remote import Courier
 from stages.pipeline.dvc_command import dvc_command
 from stages.pipeline.outputs import check_room
 
@@ -55,6 +56,7 @@ class Distribution:
         retries: how often a stage is sent again whose worker was lost.
         show: is told what happens.
         logs: the folder for what stages print.
+        courier: brings what stages read to workers that do not see the repository; None where they do.
     """
 
     root: Path
@@ -66,6 +68,7 @@ class Distribution:
     retries: int
     show: Show
     logs: Path
+    courier: Courier | None = None
     waiting: list[str] = field(default_factory=list)
     running: dict[str, Running] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
@@ -97,9 +100,9 @@ class Distribution:
             again = False
             for name in [name for name in self.waiting if self.done.issuperset(self.cells[name].upstream)]:
                 self.waiting.remove(name)
-                if self.record.is_unchanged(name):
+                if how := self.record.known(name):
                     self.done.add(name)
-                    self.show.event("unchanged", name)
+                    self.show.event(how, name)
                     again = True
                 else:
                     check_room()
@@ -120,6 +123,9 @@ class Distribution:
             log=log,
             environment={each: os.environ[each] for each in PASSED_ON if each in os.environ},
         )
+        if self.courier is not None:
+            carried = self.courier.carry(cell, self.sources, self.record.outputs(cell.upstream))
+            task = replace(task, sources=self.courier.code, carried=carried)
         label = label_for(self.engine.labels, cell.computes)
         self.running[name] = Running(attempt, time.monotonic(), log)
         self.show.event("sent", name, attempt=attempt, executor=label)
@@ -139,10 +145,13 @@ class Distribution:
             self._fail(name, why, [])
             return
         outcome: Outcome = future.result()
+        if self.courier is not None:
+            running.log.parent.mkdir(parents=True, exist_ok=True)
+            running.log.write_text("\n".join([*outcome.log, ""]))
         if outcome.entry is None:
-            self._fail(name, _last_line(outcome.log), outcome.log)
+            self._fail(name, _last_line(outcome.log), outcome.log[-LOG_LINES:])
             return
-        self.record.note(name, outcome.entry)
+        self.record.note(name, outcome.entry, self.courier)
         self.done.add(name)
         seconds, overhead = round(outcome.seconds, 2), round(outcome.overhead, 2)
         self.show.event("done", name, host=outcome.host, accelerator=outcome.accelerator, seconds=seconds, overhead=overhead)

@@ -1,20 +1,25 @@
 """Parsl: workers on this machine, of Slurm, of PBS, of Kubernetes. Imported where it is used, for it is an extra."""
 
 import os
+import pickle
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from stages.pipeline.distribute.cell import GUARD, Outcome, Task, run_cell
+from stages.pipeline.distribute.remote import Parcel
 from stages.pipeline.wording import counted
 
 CONF = Path("conf")
 LOCAL = "parsl.providers.LocalProvider"
+OVER_SSH = Path(__file__).with_name("over_ssh.py")
 SECONDS_TO_CLOSE = 20.0
 LOST = ("WorkerLost", "ManagerLost")
 
@@ -59,7 +64,7 @@ def fill_in(executor: dict[str, Any], runtime: Mapping[str, Any], gpus: int, cor
     Raises:
         ValueError: more workers than cores for their threads, or than GPUs.
     """
-    if executor["provider"]["_target_"] != LOCAL:
+    if executor["provider"]["_target_"] != LOCAL or "hosts" in executor:
         return
     threads, on_gpus = runtime["threads"], runtime["device"] == "cuda" or (runtime["device"] == "auto" and gpus > 0)
     room = max(1, min(gpus, cores // threads) if on_gpus else cores // threads)
@@ -102,33 +107,31 @@ class Engine:
 
     Args:
         cluster: from `read_cluster`, filled in.
-        snapshot: the code that workers run.
-        run_dir: for what Parsl writes; where the nodes see it.
+        snapshot: the code that workers run, who see it.
+        run_dir: for what Parsl writes; where the nodes see it, but for those that ssh reaches.
+        parcel: the code for workers that do not see it; else None.
 
     Raises:
         ValueError: Parsl is not installed, or refuses the settings.
     """
 
-    def __init__(self, cluster: Mapping[str, Any], snapshot: Path, run_dir: Path) -> None:
+    def __init__(self, cluster: Mapping[str, Any], snapshot: Path, run_dir: Path, parcel: Parcel | None) -> None:
         try:
             import parsl
-            from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
         except ImportError as error:
             raise ValueError("cluster: Parsl is not installed: pip install '.[cluster]' (make venv does)") from error
         import hydra
 
         programs = Path(sys.executable).parent
-        init = f"export PATH={programs}:$PATH PYTHONPATH={snapshot}"
+        init = f"export PATH={programs}:$PATH" + ("" if parcel else f" PYTHONPATH={snapshot}")
         executors = []
         for settings in cluster["executors"]:
             provider = settings["provider"]
             own = {"worker_init": "\n".join(filter(None, [init, provider.get("worker_init", "")]))}
-            launch = {
-                "interchange_launch_cmd": [sys.executable, "-S", str(GUARD), str(programs / "interchange.py")],
-                "launch_cmd": f"{sys.executable} -S {GUARD} {DEFAULT_LAUNCH_CMD}",
-            }
-            whole = {**settings, "provider": {**provider, **own}, **launch}
+            interchange = [sys.executable, "-S", str(GUARD), str(programs / "interchange.py")]
+            whole = {**settings, "provider": {**provider, **own}, "interchange_launch_cmd": interchange}
             try:
+                whole |= _launching(whole, parcel is not None)
                 executors.append(hydra.utils.instantiate(whole, _convert_="all"))
             except Exception as error:  # Hydra wraps whatever the constructor raises
                 reason = " ".join(str(error.__cause__ or error).split())
@@ -138,10 +141,14 @@ class Engine:
         )
         self.kernel = parsl.load(config)
         self.labels = [settings["label"] for settings in cluster["executors"]]
-        self.apps = {label: parsl.python_app(run_cell, executors=[label], cache=False) for label in self.labels}
+        self.parcel, self.scratch = parcel, cluster["scratch"]
+        function = by_value(unpack_and_run) if parcel else run_cell
+        self.apps = {label: parsl.python_app(function, executors=[label], cache=False) for label in self.labels}
 
     def submit(self, task: Task, label: str) -> "Future[Outcome]":
         """Have a worker do it."""
+        if self.parcel is not None:
+            return self.apps[label]((self.parcel.digest, self.parcel.archive), self.scratch, pickle.dumps(task))
         return self.apps[label](task)
 
     def broken(self) -> str:
@@ -162,6 +169,66 @@ class Engine:
         closing = threading.Thread(target=self.kernel.cleanup, daemon=True)
         closing.start()
         closing.join(SECONDS_TO_CLOSE)
+
+
+def _launching(settings: dict[str, Any], carried: bool) -> dict[str, Any]:
+    """How the pool of workers is started; what is said of ssh, and Parsl does not know, is taken out of the settings."""
+    from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+
+    guarded = f"{sys.executable} -S {GUARD}"
+    hosts, programs, options = (settings.pop(name, None) for name in ("hosts", "programs", "ssh_options"))
+    if hosts is None:
+        return {"launch_cmd": DEFAULT_LAUNCH_CMD if carried else f"{guarded} {DEFAULT_LAUNCH_CMD}"}
+    command = DEFAULT_LAUNCH_CMD.replace("{logdir}", "{cert_dir}")
+    words = [sys.executable, "-S", str(OVER_SSH), *hosts, "--programs", str(programs), f"--options={options or ''}"]
+    blocks = {"init_blocks": len(hosts), "min_blocks": len(hosts), "max_blocks": len(hosts)}
+    return {
+        "launch_cmd": f"{guarded} {shlex.join(words)} --keys {{cert_dir}} --port {{worker_port}} -- {command}",
+        "provider": {**settings["provider"], **blocks},
+    }
+
+
+def by_value(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that travels with its code, to a worker that has no such module: dill does so with what a script defines."""
+    copied = types.FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
+    copied.__module__ = "__main__"
+    return copied
+
+
+def unpack_and_run(parcel: tuple[str, bytes], scratch: str, task: bytes) -> Any:
+    """On a worker, before anything of this project is there; hence all its imports are its own.
+
+    Args:
+        parcel: the sha256 of the archive, and the archive.
+        scratch: the worker's folder; `~` and variables are the worker's own.
+        task: pickled.
+    """
+    import io
+    import os
+    import pathlib
+    import pickle
+    import shutil
+    import sys
+    import tarfile
+    import tempfile
+
+    home = pathlib.Path(os.path.expandvars(scratch)).expanduser().absolute()
+    code = home / "code" / parcel[0]
+    if not code.is_dir():
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        code.parent.mkdir(exist_ok=True)
+        part = tempfile.mkdtemp(dir=code.parent)
+        with tarfile.open(fileobj=io.BytesIO(parcel[1])) as archive:
+            archive.extractall(part, filter="data")
+        try:
+            pathlib.Path(part).rename(code)
+        except OSError:  # another worker was first
+            shutil.rmtree(part)
+    if str(code) not in sys.path:
+        sys.path.insert(0, str(code))
+    from stages.pipeline.distribute.cell import run_carried
+
+    return run_carried(pickle.loads(task), code, home)
 
 
 def is_lost(error: BaseException) -> bool:

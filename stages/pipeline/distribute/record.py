@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from pathlib import Path
 from typing import Any
 
 from stages.pipeline.distribute.plan import Cell, is_ours
+from stages.pipeline.distribute.remote import Courier
 from stages.pipeline.outputs import atomic_file
 
 SECONDS_BETWEEN_WRITES = 5.0
@@ -41,26 +42,58 @@ class Record:
         self.loaded = {stage.name: stage for stage in self.repo.index.stages if is_ours(stage)}
         self.written, self.stale = time.monotonic(), False
 
-    def is_unchanged(self, name: str) -> bool:
-        """Whether DVC finds nothing to do for a stage, all that it reads being as it will be; its outputs are linked if so."""
-        stage = self.loaded[name]
-        if name not in self.stages or stage.changed_stage() or stage.changed_deps():
-            return False
-        return self._link(name)
+    def known(self, name: str) -> str:
+        """Why a stage needs no worker, all that it reads being as it will be; its outputs are linked then.
 
-    def note(self, name: str, entry: Mapping[str, Any]) -> None:
+        Returns:
+            "unchanged" where dvc.lock has it so, "cached" where DVC's cache of runs does, and "" where it has to run.
+        """
+        stage = self.loaded[name]
+        if name in self.stages and not stage.changed_stage() and not stage.changed_deps() and self._link(name):
+            return "unchanged"
+        return "cached" if self._restore(name) else ""
+
+    def _restore(self, name: str) -> bool:
+        from dvc.exceptions import DvcException
+        from dvc.stage.cache import RunCacheNotFoundError
+        from dvc.stage.serialize import to_single_stage_lockfile
+
+        stage = self.loaded[name]
+        try:
+            with chdir(self.repo.root_dir):  # DVC's cache of runs takes dvc.yaml to be there
+                self.repo.stage_cache.restore(stage)
+                stage.save()
+        except (RunCacheNotFoundError, OSError, DvcException):  # the cache may have lost a part of it
+            return False
+        self.stages[name], self.stale = to_single_stage_lockfile(stage), True
+        return True
+
+    def outputs(self, names: Iterable[str]) -> list[Any]:
+        """What stages make, as DVC knows it; without what its cache does not hold."""
+        return [out for name in names for out in self.loaded[name].outs if out.use_cache]
+
+    def note(self, name: str, entry: Mapping[str, Any], courier: Courier | None) -> None:
         """Note what a worker made of a stage, and have its outputs in the snapshot.
+
+        Args:
+            name: the stage.
+            entry: what dvc.lock will say of it.
+            courier: brings its outputs here; None where the worker had this cache.
 
         Raises:
             OSError: DVC's cache does not hold them.
         """
         from dvc.stage.loader import StageLoader
 
-        self.stages[name] = dict(entry)
         StageLoader.fill_from_lock(self.loaded[name], entry)
+        if courier is not None:
+            courier.fetch(self.outputs([name]))
         if not self._link(name):
             raise FileNotFoundError(f"{name}: its outputs are not in DVC's cache ({self.repo.cache.local_cache_dir})")
-        self.stale = True
+        if courier is not None:
+            with chdir(self.repo.root_dir):
+                self.repo.stage_cache.save(self.loaded[name])
+        self.stages[name], self.stale = dict(entry), True
         if time.monotonic() - self.written > SECONDS_BETWEEN_WRITES:
             self.write()
 

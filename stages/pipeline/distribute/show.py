@@ -46,7 +46,7 @@ class Showing:
         self.file.close()
 
     def event(self, kind: str, stage: str = "", **more: Any) -> None:
-        """Something happened: "unchanged", "sent", "done", "lost" or "failed" for a stage, others for the run."""
+        """Something happened: "unchanged", "cached", "sent", "done", "lost" or "failed" for a stage, others for the run."""
         self.counts[kind] += 1
         at = round(time.monotonic() - self.began, 2)
         self.file.write(json.dumps({"at": at, "event": kind, "stage": stage, **more}) + "\n")
@@ -76,10 +76,11 @@ class Showing:
 def summary(run: Distribution) -> str:
     """How many stages are at which point, and what the longest of them says."""
     begun = [name for name, running in run.running.items() if running.log.exists()]
+    seen = [f"{len(run.running)} sent"] if run.courier else [f"{len(begun)} running"]  # their logs come with their ends
     numbers = [
         f"{len(run.done)}/{len(run.cells)} stages done",
-        f"{len(begun)} running",
-        f"{len(run.waiting) + len(run.running) - len(begun)} waiting",
+        *seen,
+        f"{len(run.waiting) + (0 if run.courier else len(run.running) - len(begun))} waiting",
         *([f"{len(run.failed)} failed"] if run.failed else []),
         *([f"{len(run.blocked)} blocked"] if run.blocked else []),
     ]

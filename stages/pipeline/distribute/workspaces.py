@@ -68,10 +68,11 @@ def _take_file(source: str, target: str) -> None:
 def held_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new folder that is removed at the end of the block; `remove_left` does it where the process was killed."""
     folder = parent / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         try:
             yield folder
         finally:

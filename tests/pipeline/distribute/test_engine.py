@@ -1,5 +1,7 @@
 """What is settled before any worker starts."""
 
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import yaml
 
 from stages.pipeline.distribute.engine import core_count, fill_in, gpu_count, label_for, read_cluster
 from stages.pipeline.distribute.plan import Cell, descendants, sources_of
+from stages.pipeline.distribute.remote import Carried, prepare
 from stages.pipeline.provenance import conf_digest
 
 CONF = Path("conf")
@@ -60,8 +63,26 @@ def test_settings_of_a_cluster_can_be_overridden_by_their_path():
     assert cluster["executors"][0]["provider"]["partition"] == "gpu" and cluster["retries"] == 0
     with pytest.raises(ValueError, match=r"conf/cluster/slurm\.yaml: .*portition"):
         read_cluster(["cluster=slurm", "cluster.executors.0.provider.portition=gpu"], CONF)
-    with pytest.raises(ValueError, match="given 'moon': there is kubernetes, local, pbs, slurm"):
+    with pytest.raises(ValueError, match="given 'moon': there is kubernetes, local, pbs, slurm, ssh"):
         read_cluster(["cluster=moon"], CONF)
+
+
+def test_machines_that_ssh_reaches_are_not_measured_by_this_one():
+    words = ["cluster=ssh", "cluster.remote=storage", "cluster.executors.0.hosts=[a,b]", "cluster.executors.0.programs=/bin"]
+    (executor,) = read_cluster([*words, "cluster.executors.0.max_workers_per_node=64"], CONF)["executors"]
+    fill_in(executor, CPU, 0, 1)
+    assert executor["max_workers_per_node"] == 64
+    with pytest.raises(ValueError, match=r"ssh\.yaml: Missing mandatory value"):
+        read_cluster(["cluster=ssh", "cluster.remote=storage"], CONF)
+
+
+def test_another_version_of_a_package_is_refused_by_the_worker(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    carried = Carried("r", "storage", {"url": "/tmp"}, {}, {"data/x": True, "m.ckpt": False}, {"torch": "1.0", "pyyaml": ""})
+    with pytest.raises(ValueError, match=r"has torch [\d.]+ and not 1\.0, .*: install this requirements\.lock there"):
+        prepare(tmp_path, carried)
+    prepare(tmp_path, replace(carried, versions={"torch": version("torch").partition("+")[0]}))
+    assert (tmp_path / "data/x").is_dir() and (tmp_path / "m.ckpt").is_file()
 
 
 def test_stages_that_compute_go_to_the_gpus_where_there_are_two_kinds_of_workers():

@@ -21,7 +21,7 @@ stages:
     params: [code]
     outs: [{data/code: {cache: false}}]
   first:
-    cmd: mkdir -p data && cat models/input.txt > data/first && echo ran >> $DVC_ROOT/ran-first
+    cmd: mkdir -p data && tr a-z A-Z < models/input.txt > data/first && echo ran >> $DVC_ROOT/ran-first
     deps: [models/input.txt, data/code/make]
     outs: [data/first]
   make:
@@ -68,6 +68,11 @@ class Toy:
         shutil.copytree(ROOT / "conf/cluster", root / "conf/cluster")
         self.set(**PARAMS | params)
         self.dvc("init", "--no-scm", "-q")
+
+    def add_remote(self) -> None:
+        """A remote of DVC beside the repository, called storage, and the code, which workers do not have then."""
+        self.dvc("remote", "add", "storage", str(self.root.parent / "storage"))
+        shutil.copytree(ROOT / "stages", self.root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
 
     def set(self, **params: Any) -> None:
         path = self.root / "params.yaml"
