@@ -38,9 +38,10 @@ SWEEP = Sweep(
     alpha=(0.7, 0.3, 0.5, 0.9),
     rank=(8, 4),
     dreambooth_rank=(8, 4),
+    vectors=(),
     seed=(0, 1, 2, 3),
     lora_scale=(1.0,),
-    kept_steps={"text2img": (), "dreambooth": ()},
+    kept_steps={"text2img": (), "dreambooth": (), "textual_inversion": ()},
     bases=("theta0", "theta1"),
 )
 PROMPTS, SEEDS, TRAINING, HELD_OUT = 12, 4, 112, 12

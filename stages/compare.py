@@ -16,9 +16,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS, lora_file
+from stages.checkpoints.file_names import HISTORY_FILE, PREVIEWS, trained_file
 from stages.checkpoints.merging.config import MergeConfig
-from stages.lora.config import DreamboothConfig, Text2imgConfig
+from stages.lora.config import DreamboothConfig, Text2imgConfig, TextualInversionConfig
 from stages.pipeline.command import run
 from stages.pipeline.outputs import atomic_directory
 from stages.report.config import ReportConfig
@@ -31,6 +31,7 @@ def stage(  # noqa: PLR0913
     merge: MergeConfig,
     train_text2img: Text2imgConfig,
     train_dreambooth: DreamboothConfig,
+    train_textual_inversion: TextualInversionConfig,
     images: Path,
     embeddings: Path,
     loras: Path,
@@ -46,6 +47,7 @@ def stage(  # noqa: PLR0913
         merge: the section `merge`, to be told of.
         train_text2img: the section `train_text2img`, likewise.
         train_dreambooth: the section `train_dreambooth`, likewise.
+        train_textual_inversion: the section `train_textual_inversion`, likewise.
         images: the directory with the images of each variant, in a directory of its own.
         embeddings: the directory with the embeddings of each variant and of the dataset, a file each.
         loras: the directory with the LoRAs, and the history and the previews of each training.
@@ -64,8 +66,12 @@ def stage(  # noqa: PLR0913
         training=read_training_images(dataset, raw, config.training_images),
         histories={variant: read_history(loras / variant.name / HISTORY_FILE) for variant in trained},
         previews={variant: read_previews(loras / variant.name / PREVIEWS) for variant in trained},
-        files={variant: lora_file(loras / variant.name) for variant in trained},
-        trainings={"text2img": train_text2img.of_weights, "dreambooth": train_dreambooth.of_weights},
+        files={variant: trained_file(loras / variant.name) for variant in trained},
+        trainings={
+            "text2img": train_text2img.of_weights,
+            "dreambooth": train_dreambooth.of_weights,
+            "textual_inversion": train_textual_inversion.of_weights,
+        },
         merging=asdict(merge),
         config=config,
         dataset=dataset,

@@ -1,9 +1,9 @@
 """Write what people take away: a single-file checkpoint, or a LoRA file, for A1111 and ComfyUI.
 
-Reads a model in the diffusers layout, or the directory of a trained LoRA. Writes one .safetensors file: the model in the
-LDM layout, with what it predicts, or the LoRA, LoHa or LoKr in kohya's keys with the alpha that it was trained with; DoRA is
-copied as it is. With --lora FILE the model has that adapter of any kind fused into its weights, --weight times as strong as it
-was trained. The recipe is in the file's metadata.
+Reads a model in the diffusers layout, or the directory of a trained LoRA or of a word (textual inversion). Writes one
+.safetensors file: the model in the LDM layout, with what it predicts, or the LoRA, LoHa or LoKr in kohya's keys with the alpha
+that it was trained with; DoRA and words are copied as they are. With --lora FILE the model has that adapter of any kind fused
+into its weights, --weight times as strong as it was trained. The recipe is in the file's metadata.
 
 It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE, PREVIEWS
+from stages.checkpoints.file_names import EMBEDDING_FILE, HISTORY_FILE, LORA_FILE, PREVIEWS
 from stages.drawing.cells import read_cells
 from stages.pipeline.command import run
 from stages.pipeline.config import strict
@@ -37,11 +37,11 @@ class ExportConfig:
 def stage(
     config: ExportConfig, source: Path, out: Path, lora: Path | None = None, weight: float = 1.0, images: Path | None = None
 ) -> None:
-    """Write the model or the LoRA in the directory `source` to the file `out`, the model with `lora` fused into it.
+    """Write the model, the LoRA or the word in the directory `source` to the file `out`, the model with `lora` fused into it.
 
     Args:
         config: the section of params.yaml named as the stage.
-        source: the directory of a model in the diffusers layout, or of a LoRA.
+        source: the directory of a model in the diffusers layout, or of a training.
         out: the .safetensors file to write.
         lora: a LoRA to fuse into the model, its file or the directory of its training; left out for none.
         weight: the factor on what the fused LoRA adds.
@@ -49,11 +49,15 @@ def stage(
     """
     if weight != 1 and lora is None:
         raise ValueError(f"--weight: given {weight:g} without --lora: it is the factor on a LoRA that is fused into a model")
-    if lora and (source / LORA_FILE).is_file():
-        raise ValueError(f"--lora: given {lora}, and {source} is a LoRA too: one is fused into a model")
+    if lora and any((source / name).is_file() for name in (LORA_FILE, EMBEDDING_FILE)):
+        raise ValueError(f"--lora: given {lora}, and {source} is no model: one is fused into a model")
     with atomic_file(out) as part:
         if (source / LORA_FILE).is_file():
             _write_lora(source, part, config.lora_dtype)
+            if (source / EMBEDDING_FILE).is_file():
+                print(f"{source}: its LoRA; its word, for a folder of embeddings, is {source / EMBEDDING_FILE}")
+        elif (source / EMBEDDING_FILE).is_file():
+            shutil.copyfile(source / EMBEDDING_FILE, part)
         else:
             trained = (source / HISTORY_FILE).is_file()
             drawn = None if images is None else images / read_cells(images)[0].file_name

@@ -1,6 +1,7 @@
 """Draw every prompt with every seed, with one variant of the model.
 
-Reads a checkpoint in diffusers layout and, where `--lora` is given, a LoRA for it. Writes one PNG a prompt and seed,
+Reads a checkpoint in diffusers layout and, where `--lora` is given, a LoRA for it; where `--embedding` is, a word that it was
+taught (textual inversion), with the LoRA that was trained with it. Writes one PNG a prompt and seed,
 `p<prompt index>-s<seed>.png`, with its settings and the digests of the weights in text chunks, cells.csv (file_name, prompts:
 subject or other, prompt, seed), and drawn.csv (file_name, sha256, and a digest of all that the picture depends on).
 
@@ -17,7 +18,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from stages.checkpoints.file_names import lora_file
+from stages.checkpoints.file_names import LORA_FILE, lora_file
 from stages.drawing.config import SamplingConfig, sampling_of
 from stages.pipeline.command import run
 from stages.pipeline.config import RuntimeConfig, Seed, Text, refuse_twice, strict
@@ -47,9 +48,15 @@ class GenerateConfig(SamplingConfig):
 
 
 def stage(
-    config: GenerateConfig, runtime: RuntimeConfig, model: Path, out: Path, lora: Path | None = None, lora_scale: float = 1.0
+    config: GenerateConfig,
+    runtime: RuntimeConfig,
+    model: Path,
+    out: Path,
+    lora: Path | None = None,
+    lora_scale: float = 1.0,
+    embedding: Path | None = None,
 ) -> None:
-    """Draw the images of the variant that `model` and `lora` make.
+    """Draw the images of the variant that `model`, `lora` and `embedding` make.
 
     Args:
         config: the section of params.yaml named as the stage.
@@ -58,10 +65,12 @@ def stage(
         out: the directory to write the images to.
         lora: a LoRA for the model, its file or the directory of its training; left out for none.
         lora_scale: the factor on what the LoRA adds; 0 is the model without it.
+        embedding: a word that was taught, its file or the directory of its training; left out for none.
     """
     from stages.drawing import cells, sampling
     from stages.drawing.image_files import write_image
     from stages.drawing.taken_over import read_drawn, write_drawn
+    from stages.encoding.words import learned_file
     from stages.pipeline.progress import track
     from stages.pipeline.recorded import make_recorder
     from stages.pipeline.resume import keep_output, last_output, stage_digest
@@ -70,8 +79,11 @@ def stage(
     drawn = cells.cells_of(config.subject_prompts, config.other_prompts, config.seeds)
     device = prepare(runtime)
     settings = {**sampling_of(config), "runtime": runtime, "device": device_name(device), "lora_scale": lora_scale}
+    if lora is None and embedding is not None and (embedding / LORA_FILE).is_file():
+        lora = embedding
     settings |= {"model": model.name, "lora": lora and sampling.lora_name(lora)}
-    made_by = stage_digest("generate", settings, [model] if lora is None else [model, lora_file(lora)])
+    taught = [] if embedding is None else [learned_file(embedding)]
+    made_by = stage_digest("generate", settings, [model, *([] if lora is None else [lora_file(lora)]), *taught])
     known = read_drawn(last_output("generate", out, made_by), made_by)
     taken = {prompt: known.files(prompt, config.seeds) for prompt in (*config.subject_prompts, *config.other_prompts)}
     new = [prompt for prompt, files in taken.items() if not files]
@@ -82,6 +94,9 @@ def stage(
         if lora is not None:
             sampling.load_lora(models, lora, lora_scale)
         recipe = sampling.describe(models, config, runtime)
+        if embedding is not None:
+            models = sampling.load_word(models, embedding)
+            recipe |= sampling.describe_word(embedding)
         if lora is not None:
             recipe |= sampling.describe_lora(lora, lora_scale)
         images = track(sampling.draw(models, new, config.seeds, config), "images", total=len(new) * len(config.seeds))

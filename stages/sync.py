@@ -37,6 +37,9 @@ OF_THE_TRIGGER = (
     "train_dreambooth.instance_prompt",
     "train_dreambooth.preview_prompts",
     "train_text2img.preview_prompts",
+    "train_textual_inversion.placeholder_token",
+    "train_textual_inversion.preview_prompts",
+    "train_textual_inversion.replaces",
 )
 """Settings that derive from the trigger, and are not to be set where that is what is missing."""
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.checkpoints.tiny import SCHEDULER, WEIGHTS, ldm_weights, random_weigh
 from tests.dataset.tiny_blip import save_tiny_blip
 from tests.drawing.tiny_models import save_tiny_checkpoint, save_tiny_dino, save_tiny_scorer
 from tests.lora.settings import conf_values
-from tests.report.small_comparison import NAMES, write_world
+from tests.report.small_comparison import NAMES, SWEEP, write_world
 from tests.runtime import CPU
 from tests.training.running import arguments
 
@@ -50,9 +51,10 @@ PARAMS: dict[str, Any] = {
         "alpha": [0.7],
         "rank": [4],
         "dreambooth_rank": [4],
+        "vectors": [2],
         "seed": [0],
         "lora_scale": [1.0],
-        "kept_steps": {"text2img": [], "dreambooth": []},
+        "kept_steps": {"text2img": [], "dreambooth": [], "textual_inversion": []},
         "bases": ["theta0", "theta1"],
     },
     "download": {
@@ -103,6 +105,15 @@ PARAMS: dict[str, Any] = {
     "train_text2img": conf_values("train_text2img", caption_dropout=0.0, **TRAINING),
     "class_images": {"num_class_images": 1, "class_prompts": ["a portrait"], "seed": 3, **SAMPLING},
     "train_dreambooth": conf_values("train_dreambooth", instance_prompt="asuka", clip_skip=0, **TRAINING),
+    "train_textual_inversion": conf_values(
+        "train_textual_inversion",
+        placeholder_token="<asuka>",
+        replaces="asuka",
+        initializer="a portrait",
+        templates=["{}", "a portrait of {}"],
+        clip_skip=0,
+        **TRAINING,
+    ),
     "generate": {"subject_prompts": ["a portrait"], "other_prompts": ["a hat"], "seeds": [0], **SAMPLING},
     "embed": {"clip": local("clip"), "dino": local("dino")},
     "compare": {
@@ -121,10 +132,11 @@ PARAMS: dict[str, Any] = {
     },
     "export": {"dtype": "float16", "lora_dtype": "float32"},
 }
-for _kind in ("train_text2img", "train_dreambooth"):
+for _kind in ("train_text2img", "train_dreambooth", "train_textual_inversion"):
     PARAMS[_kind]["preview_guidance_scale"] = 4.0
 
 _TRAINED = {"images": "images.safetensors", "class_images": "class", "model": "model", "rank": 2, "seed": 0}
+_WORD = {"images": "images.safetensors", "dataset": "dataset", "model": "model", "vectors": 2, "seed": 0}
 _COMPARISON = {name: f"comparison/{name}" for name in ("images", "embeddings", "raw", "dataset")} | {"loras": "comparison/lora"}
 _MERGED = {"theta0": "model0", "theta1": "model1", "vae": "model0/vae", "alpha": 0.5}
 
@@ -143,6 +155,7 @@ def ways(stage: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         "train_text2img": [_TRAINED | {"captions": "captions.safetensors", "out": "out"}],
         "class_images": [{"model": "model", "out": "out"}],
         "train_dreambooth": [_TRAINED | {"out": "out"}],
+        "train_textual_inversion": [_WORD | {"out": "out"}],
         "generate": [{"model": "model", "out": "out"}],
         "embed": [{"images": "comparison/images/theta0", "out": "out.safetensors"}],
         "compare": [_COMPARISON | {"out": "out"}],
@@ -178,7 +191,7 @@ def make_world(root: Path) -> None:
     for name, save in (("captioner", save_tiny_blip), ("clip", save_tiny_scorer), ("dino", save_tiny_dino)):
         _changed(save(root / name), root / f"other-{name}")
     shutil.copyfile(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSerif.ttf"), root / "font.ttf")
-    write_world(root / "comparison")
+    write_world(root / "comparison", replace(SWEEP, vectors=(2,)))
     for file in (root / "comparison/images/theta0").glob("*.png"):  # of one colour, all would be alike to an encoder
         Image.fromarray(np.random.default_rng(len(file.name)).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
     run_stage("download", out="raw")

@@ -7,7 +7,7 @@ import yaml
 
 from stages.checkpoints.merging.config import MergeConfig
 from stages.compare import stage
-from stages.lora.config import DreamboothConfig, Text2imgConfig
+from stages.lora.config import DreamboothConfig, Text2imgConfig, TextualInversionConfig
 from stages.pipeline.config import ParamsError, validate
 from stages.report.config import ReportConfig
 from tests.report.small_comparison import CONFIG, PARAMS, SWEEP, TEXT2IMG, write_world
@@ -16,10 +16,11 @@ ROOT = Path(__file__).parents[1]
 MERGE = validate("merge", MergeConfig, PARAMS["merge"])
 TEXT2IMG_CONFIG = validate("train_text2img", Text2imgConfig, PARAMS["train_text2img"])
 DREAMBOOTH_CONFIG = validate("train_dreambooth", DreamboothConfig, PARAMS["train_dreambooth"])
+WORD_CONFIG = validate("train_textual_inversion", TextualInversionConfig, PARAMS["train_textual_inversion"])
 
 
 def compare(root, config=CONFIG, sweep=SWEEP):
-    sections = (MERGE, TEXT2IMG_CONFIG, DREAMBOOTH_CONFIG)
+    sections = (MERGE, TEXT2IMG_CONFIG, DREAMBOOTH_CONFIG, WORD_CONFIG)
     folders = (root / name for name in ("images", "embeddings", "lora", "raw", "dataset", "report"))
     stage(config, sweep, *sections, *folders)
     return root / "report"

@@ -140,7 +140,8 @@ def test_every_path_of_a_command_is_declared(name):
         word.replace("{", "${item.").replace("$${item.", "${") for word in stage["cmd"].split() if word.startswith("data/")
     ]
     assert words
-    assert set(words) <= {*stage["deps"], *outs}, "and what is composed, ${item.model}, stands among the dependencies as it is"
+    declared = {dep: "data/dataset" if dep == "${inputs.described}" else dep for dep in stage["deps"]}  # that, or no file
+    assert set(words) <= {*declared.values(), *outs}, "and what is composed, ${item.model}, is a dependency as it is"
     assert set(re.findall(r"\$\{item\.(?:model|source)\}", stage["cmd"])) <= set(stage["deps"])
     assert name != "embed" or "${item}" in stage["deps"], "there it is a folder, and no mapping of options"
     assert all(out in words for out in outs)
@@ -160,20 +161,39 @@ def test_a_training_is_run_once_for_each_alpha_rank_and_seed_and_its_folder_is_c
         assert STAGES[name]["outs"] == [f"data/lora/{kind}-a${{item.alpha}}-r${{item.rank}}-s${{item.seed}}"]
 
 
+def test_a_word_is_taught_once_for_each_alpha_number_of_vectors_and_seed():
+    stage = STAGES["train_textual_inversion"]
+    assert stage["matrix"] == {"alpha": "${cells.alpha}", "vectors": "${cells.vectors}", "seed": "${cells.seed}"}
+    assert stage["cmd"].endswith(" ${item}")
+    assert stage["outs"] == ["data/lora/textual_inversion-a${item.alpha}-v${item.vectors}-s${item.seed}"]
+
+
+@pytest.mark.parametrize(
+    ("templates", "described"), [("captions", "data/dataset"), ("subject", "data/code/train_textual_inversion")]
+)
+def test_captions_are_watched_only_where_a_word_is_described_by_them(tmp_path, templates, described):
+    words = ["experiment=smoke", "sweep.vectors=[2]", f"train_textual_inversion.templates={templates}"]
+    compose(tmp_path / "params.yaml", words)
+    assert yaml.safe_load((tmp_path / "params.yaml").read_text())["inputs"]["described"] == described
+
+
 def test_kept_steps_are_those_that_each_training_keeps(tmp_path):
-    values = {"text2img": ("null", 9), "dreambooth": (4, 9)}
+    values = {"text2img": ("null", 9), "dreambooth": (4, 9), "textual_inversion": (5, 9)}
     overrides = [
         f"train_{kind}.{setting}={value}"
         for kind, of_kind in values.items()
         for setting, value in zip(("keep_every", "max_train_steps"), of_kind, strict=True)
     ]
-    compose(tmp_path / "params.yaml", ["experiment=smoke", "sweep.rank=[4]", *overrides])
+    compose(tmp_path / "params.yaml", ["experiment=smoke", "sweep.rank=[4]", "sweep.vectors=[2]", *overrides])
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    assert params["sweep"]["kept_steps"] == {"text2img": [], "dreambooth": [4, 8]}
+    assert params["sweep"]["kept_steps"] == {"text2img": [], "dreambooth": [4, 8], "textual_inversion": [5]}
     dreambooth = [f"dreambooth-a0.7-r4-s0{step}" for step in ("-step4", "-step8", "")]
-    assert list(params["cells"]["variants"]) == ["theta0", "a0.7", "text2img-a0.7-r4-s0", *dreambooth]
+    words = [f"textual_inversion-a0.7-v2-s0{step}" for step in ("-step5", "")]
+    assert list(params["cells"]["variants"]) == ["theta0", "a0.7", "text2img-a0.7-r4-s0", *dreambooth, *words]
+    word = {"model": "data/merged/a0.7", "trained": f"data/lora/{words[1]}", "lora": {"embedding": f"data/lora/{words[1]}"}}
+    assert params["cells"]["variants"][words[1]] == word
     assert params["cells"]["variants"]["dreambooth-a0.7-r4-s0-step4"]["trained"] == "data/lora/dreambooth-a0.7-r4-s0/step-4"
-    assert list(params["cells"]["exports"]) == ["model-a0.7", "text2img-a0.7-r4-s0", "dreambooth-a0.7-r4-s0"]
+    assert list(params["cells"]["exports"]) == ["model-a0.7", "text2img-a0.7-r4-s0", "dreambooth-a0.7-r4-s0", words[1]]
 
 
 @pytest.mark.parametrize("name", PRESETS)

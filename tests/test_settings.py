@@ -26,6 +26,7 @@ from stages.drawing.taken_over import DRAWN_FILE
 from stages.pipeline.command import config_schemas, run
 from stages.pipeline.config import ModelSource, Source
 from stages.sync import stage_modules
+from tests.report.small_comparison import NAMES
 from tests.settings_world import PARAMS, local, make_world, ways
 from tests.training.running import arguments
 
@@ -116,6 +117,15 @@ def of(stage: str, rows: dict[str, Row]) -> list[Row]:
     ]
 
 
+OF_NO_WORD = ("tuned", "prior_loss_weight", "lr_scheduler", "lr_warmup_steps")
+"""Settings of trainings that are others where a word is taught."""
+
+
+def _of_a_lora(row: Row) -> Row:
+    """A row of a training that has a LoRA beside the word, as most settings are of that."""
+    return dataclasses.replace(row, given={"tuned": "lora", **row.given})
+
+
 MERGE_OF_THREE = {"merge.method": "ties"}
 ROWS = [
     Row("download.source", {"kind": "folder", "path": "other-pictures"}),
@@ -187,6 +197,18 @@ ROWS = [
     Row("train_dreambooth.instance_prompt", "zebra"),
     Row("train_dreambooth.class_prompt", "a zebra"),
     Row("train_dreambooth.clip_skip", 1),
+    *of("train_textual_inversion", {name: _of_a_lora(row) for name, row in TRAINING.items() if name not in OF_NO_WORD}),
+    Row("train_textual_inversion.tuned", "lora"),
+    Row("train_textual_inversion.lr_scheduler", "cosine"),
+    Row("train_textual_inversion.lr_warmup_steps", 2, given={"train_textual_inversion.lr_scheduler": "constant_with_warmup"}),
+    Row("train_textual_inversion.prior_loss_weight", 1.0, "refused"),
+    Row("train_textual_inversion.rank", 3, given={"train_textual_inversion.tuned": "lora"}),
+    Row("train_textual_inversion.placeholder_token", "<zebra>"),
+    Row("train_textual_inversion.replaces", "picture", given={"train_textual_inversion.templates": "captions"}),
+    Row("train_textual_inversion.initializer", "zebra"),
+    Row("train_textual_inversion.templates", "style"),
+    Row("train_textual_inversion.embedding_learning_rate", 0.1, given={"train_textual_inversion.tuned": "lora"}),
+    Row("train_textual_inversion.clip_skip", 1),
     Row("generate.subject_prompts", ["a zebra"]),
     Row("generate.other_prompts", ["a zebra"]),
     Row("generate.seeds", [5]),
@@ -194,7 +216,7 @@ ROWS = [
     Row("embed.clip", local("other-clip")),
     Row("embed.dino", local("other-dino")),
     Row("compare.title", "another title"),
-    *(Row(f"compare.names.{kind}", "another name") for kind in ("theta0", "theta1", "merge", "text2img", "dreambooth")),
+    *(Row(f"compare.names.{kind}", "another name") for kind in vars(NAMES)),
     Row("compare.primary", "leak"),
     Row("compare.contrasts", [["text2img", "dreambooth"]]),
     Row("compare.images_per_cell", 2),

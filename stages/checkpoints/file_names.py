@@ -6,6 +6,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """diffusers' name for the file of a LoRA."""
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 """diffusers' name for the weights of a UNet, which a full fine-tuning writes instead."""
+EMBEDDING_FILE = "learned_embeds.safetensors"
+"""diffusers' name for the file of a textual inversion."""
 WEIGHTS = {"unet": UNET_FILE, "vae": UNET_FILE, "text_encoder": "model.safetensors"}
 """The file with the weights of each part of a model in the diffusers layout."""
 LORA_METADATA_KEY = "lora_adapter_metadata"
@@ -31,6 +33,16 @@ def lora_file(path: Path) -> Path:
         if file.is_file():
             return file
     raise FileNotFoundError(f"{files[0]}: no such LoRA file: give a LoRA's file, or the directory that a training wrote")
+
+
+def trained_file(folder: Path) -> Path:
+    """The file with what was trained in the directory of a training: its LoRA or its UNet, else the word that it taught.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    word = folder / EMBEDDING_FILE
+    return word if word.is_file() and not (folder / LORA_FILE).is_file() else lora_file(folder)
 
 
 def holds_whole_unet(file: Path) -> bool:

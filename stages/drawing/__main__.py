@@ -1,7 +1,7 @@
 """Say how an image was drawn, or draw it again from what its file says.
 
 Its prompt, its seed, the seeds of its batch and all settings are in the file. The weights are not: they are named with
---model and --lora, and have to be those that drew it, by their sha256.
+--model, --lora and --embedding, and have to be those that drew it, by their sha256.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from stages.pipeline.config import validate
 from stages.pipeline.outputs import atomic_file
 
 SETTINGS = tuple(SamplingConfig.__dataclass_fields__)
-WEIGHTS_DIGESTS = (*(f"{part}_sha256" for part in WEIGHTS), "lora_sha256")
+WEIGHTS_DIGESTS = (*(f"{part}_sha256" for part in WEIGHTS), "lora_sha256", "embedding_sha256")
 NEEDED = ("prompt", "seed", "batch_seeds", "unet_sha256", "device", "threads", "dtype", *SETTINGS)
 
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", type=Path, metavar="OUT", help="draw the image again, to this file")
     parser.add_argument("--model", type=Path, help="for --again: the model, in the diffusers layout")
     parser.add_argument("--lora", type=Path, help="for --again: the LoRA, if one drew it: its file, or its training's folder")
+    parser.add_argument("--embedding", type=Path, help="for --again: the word that was taught, likewise, if it drew it")
     options = parser.parse_args(argv)
     if (options.again is None) != (options.model is None):
         parser.error("--again and --model go together: the file to write, and the model that draws")
@@ -39,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.again is None:
             print(json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False))
             return
-        draw_again(options.image, recipe, options.again, options.model, options.lora)
+        draw_again(options.image, recipe, options.again, options.model, options.lora, options.embedding)
         print(f"{options.again}: {_compared(options.image, options.again)}")
 
 
-def draw_again(image: Path, recipe: Mapping[str, Any], out: Path, model: Path, lora: Path | None) -> None:
+def draw_again(
+    image: Path, recipe: Mapping[str, Any], out: Path, model: Path, lora: Path | None, embedding: Path | None
+) -> None:
     """Draw an image again, with all of its batch, because the last bits depend on it.
 
     Raises:
@@ -61,7 +64,11 @@ def draw_again(image: Path, recipe: Mapping[str, Any], out: Path, model: Path, l
     found = sampling.describe(models, config, runtime)
     if lora is not None:
         found |= sampling.describe_lora(lora, recipe.get("lora_scale", 1.0))
-    _check_weights(image, recipe, found, {"lora": lora, "model": model})
+    if embedding is not None:
+        found |= sampling.describe_word(embedding)
+    _check_weights(image, recipe, found, {"lora": lora, "embedding": embedding, "model": model})
+    if embedding is not None:
+        models = sampling.load_word(models, embedding)
     if lora is not None:
         sampling.load_lora(models, lora, recipe["lora_scale"])
     seeds = recipe["batch_seeds"]
@@ -73,7 +80,7 @@ def draw_again(image: Path, recipe: Mapping[str, Any], out: Path, model: Path, l
 def _check_weights(image: Path, recipe: Mapping[str, Any], found: Mapping[str, Any], given: Mapping[str, Path | None]) -> None:
     for name in WEIGHTS_DIGESTS:
         if found.get(name) != recipe.get(name):
-            option = "lora" if name == "lora_sha256" else "model"
+            option = {"lora_sha256": "lora", "embedding_sha256": "embedding"}.get(name, "model")
             drew = f"was drawn by {name} {recipe[name]}: give these weights" if name in recipe else "was drawn without one"
             raise ValueError(f"--{option}: given {given[option] or 'none'}, and {image} {drew}")
 

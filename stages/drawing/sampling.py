@@ -7,7 +7,7 @@ so editing one prompt leaves the bytes of the others alone.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from stages.checkpoints.adapters.lora_files import read_lora
-from stages.checkpoints.file_names import HISTORY_FILE, LORA_FILE, UNET_FILE, WEIGHTS, holds_whole_unet, lora_file
+from stages.checkpoints.file_names import (
+    EMBEDDING_FILE,
+    HISTORY_FILE,
+    LORA_FILE,
+    UNET_FILE,
+    WEIGHTS,
+    holds_whole_unet,
+    lora_file,
+)
 from stages.checkpoints.files.tensors import sha256
 from stages.drawing.config import SamplingConfig, sampling_of
 from stages.drawing.lora_loading import ADAPTER, attach, load_tuned_unet, match
@@ -29,9 +37,11 @@ from stages.drawing.recorded_unet import recorded
 from stages.encoding.data_warnings import too_long
 from stages.encoding.latents import images_together, vae_scale_factor
 from stages.encoding.prompts import embed_prompts, token_counts
+from stages.encoding.words import Learned, learned_file, read_learned
 from stages.pipeline.config import RuntimeConfig
 from stages.pipeline.recorded import Recorder
 from stages.pipeline.torch_runtime import computation
+from stages.pipeline.wording import in_place
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +57,7 @@ class Models:
         tokenizer: of the text encoder.
         folder: in diffusers layout, that they come from.
         recorder: records the UNet's steps, if they are to be recorded.
+        word: that the text encoder was taught, if it was.
     """
 
     unet: UNet2DConditionModel
@@ -55,6 +66,7 @@ class Models:
     tokenizer: CLIPTokenizer
     folder: Path
     recorder: Recorder | None = None
+    word: Learned | None = None
 
 
 def load_models(
@@ -126,6 +138,41 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
         models.unet.unload_lora()
 
 
+def load_word(models: Models, path: Path) -> Models:
+    """Teach a model a word (textual inversion), which is then read in prompts in the place of what it replaces.
+
+    Args:
+        models: their tokenizer and text encoder are changed in place.
+        path: a file of this project, of diffusers or of A1111, or the folder of a training.
+
+    Returns:
+        the models that know it.
+
+    Raises:
+        OSError: the file is missing.
+        ValueError: it is none, is for a text encoder of another width, or the tokenizer has its token already.
+    """
+    file = learned_file(path)
+    learned = read_learned(file)
+    load: Any = _pipeline(models).load_textual_inversion
+    try:
+        load({learned.token: learned.vectors}, token=learned.token)
+    except ValueError as error:
+        table: Any = models.text_encoder.get_input_embeddings()
+        width = table.weight.shape[1]
+        given = f"its vectors have {learned.vectors.shape[1]} numbers, this model's {width}"
+        raise ValueError(f"{file}: {given if learned.vectors.shape[1] != width else error}") from error
+    return replace(models, word=learned)
+
+
+def describe_word(path: Path) -> dict[str, Any]:
+    """What an image depends on of a word that was taught."""
+    file = learned_file(path)
+    learned = read_learned(file)
+    told = {"embedding": _name(file), "embedding_sha256": sha256(file), "embedding_token": learned.token}
+    return told | ({"embedding_replaces": learned.replaces} if learned.replaces else {})
+
+
 def describe(models: Models, config: SamplingConfig, runtime: RuntimeConfig) -> dict[str, Any]:
     """What an image depends on besides its prompt, its seeds and a LoRA: settings, digests of the weights, what computes."""
     digests = {f"{part}_sha256": sha256(models.folder / part / file) for part, file in WEIGHTS.items()}
@@ -144,8 +191,11 @@ def describe_lora(path: Path, lora_scale: float) -> dict[str, Any]:
 
 def lora_name(path: Path) -> str:
     """What a LoRA is called: as the folder of its training, with the step after which it was kept, or as its file."""
-    file = lora_file(path)
-    if file.name not in (LORA_FILE, UNET_FILE):
+    return _name(lora_file(path))
+
+
+def _name(file: Path) -> str:
+    if file.name not in (LORA_FILE, UNET_FILE, EMBEDDING_FILE):
         return file.stem
     folder = file.parent.parent if holds_whole_unet(file) else file.parent
     kept = (folder.parent / HISTORY_FILE).is_file()
@@ -164,6 +214,8 @@ def encode_prompt(models: Models, prompt: str, clip_skip: int = 0) -> Tensor:
     Returns:
         prompt_embeds: (1, 77, D), after the text encoder's final layer norm, on its device.
     """
+    if models.word is not None:
+        prompt = in_place(prompt, models.word.replaces, models.word.token)
     (tokens,) = token_counts(models.tokenizer, [prompt])
     for problem in too_long("prompt", {prompt: tokens}, models.tokenizer.model_max_length):
         logger.warning(problem)
@@ -228,17 +280,7 @@ def denoise(
         latents: (B, C, h, w), times the VAE's scaling factor.
     """
     of_images = generators(seeds)
-    make_pipeline: Any = StableDiffusionPipeline
-    pipeline = make_pipeline(
-        vae=models.vae,
-        text_encoder=models.text_encoder,
-        tokenizer=models.tokenizer,
-        unet=models.unet,
-        scheduler=make_noise_scheduler(models.folder, config.noise_scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = _pipeline(models, make_noise_scheduler(models.folder, config.noise_scheduler))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         prompt_embeds=prompt_embeds.expand(len(seeds), -1, -1),
@@ -251,6 +293,20 @@ def denoise(
         guidance_scale=config.guidance_scale,
         output_type="latent",
     ).images
+
+
+def _pipeline(models: Models, scheduler: Any = None) -> Any:
+    make_pipeline: Any = StableDiffusionPipeline
+    return make_pipeline(
+        vae=models.vae,
+        text_encoder=models.text_encoder,
+        tokenizer=models.tokenizer,
+        unet=models.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def make_noise_scheduler(folder: Path, name: str) -> Any:

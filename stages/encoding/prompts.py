@@ -59,14 +59,25 @@ def check_clip_skip(text_encoder: CLIPTextModel, clip_skip: int) -> None:
 
 def token_counts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[int]:
     """How many tokens each prompt has, begin and end included, before it is cut."""
-    return [len(tokens) for tokens in tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
+    return [len(tokens) for tokens in tokenizer(spelled(tokenizer, prompts), truncation=False, verbose=False).input_ids]
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     """Token numbers, (N, L), each prompt cut or padded to the tokenizer's length."""
     length = tokenizer.model_max_length
-    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    texts = spelled(tokenizer, prompts)
+    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return tokens.input_ids
+
+
+def spelled(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[str]:
+    """Prompts as the tokenizer is to read them: a word that was added with several vectors is as many tokens."""
+    if len(tokenizer) == tokenizer.vocab_size:
+        return list(prompts)
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    convert: Any = TextualInversionLoaderMixin().maybe_convert_prompt
+    return convert(list(prompts), tokenizer)
 
 
 def last_layer(text_encoder: CLIPTextModel, output: Any, clip_skip: int) -> Tensor:

@@ -34,6 +34,8 @@ class Examples:
         empty_prompt_embeds: (L, D), of the prompt ""; what a dropped caption is replaced by. Or its number.
         file_names: of the images.
         shapes: (N, 2), h and w of each image, where there are several; mean and std are then (N, 2, C, h w), padded.
+        choices: (N, K), the prompts that each image has, of which it is trained with one at random each time; prompt_embeds are
+            then (M, L, D) or (M,), of all prompts.
     """
 
     mean: Tensor
@@ -43,6 +45,7 @@ class Examples:
     empty_prompt_embeds: Tensor
     file_names: tuple[str, ...] = ()
     shapes: Tensor | None = None
+    choices: Tensor | None = None
 
     def __len__(self) -> int:
         """How many images."""
@@ -74,10 +77,18 @@ class Examples:
             self,
             mean=self.mean[picked],
             std=self.std[picked],
-            prompt_embeds=self.prompt_embeds[picked],
+            prompt_embeds=self.prompt_embeds[picked] if self.choices is None else self.prompt_embeds,
             file_names=tuple(self.file_names[number] for number in picked) if self.file_names else (),
             shapes=None if self.shapes is None else self.shapes[picked],
+            choices=None if self.choices is None else self.choices[picked],
         )
+
+    def prompt_of(self, index: int, generator: torch.Generator) -> Tensor:
+        """The embeddings, (L, D), or the number of an image's prompt; of several, one at random."""
+        if self.choices is None:
+            return self.prompt_embeds[index]
+        place = torch.randint(self.choices.shape[1], (), generator=generator)
+        return self.prompt_embeds[self.choices[index, place]]
 
 
 @dataclass(frozen=True)
@@ -251,7 +262,7 @@ def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[T
     mean, std = examples.posterior(index, mirrored)
     latents = mean + std * posterior_noise
     dropped = drop < stream.caption_dropout
-    prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_embeds[index]
+    prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_of(index, generator)
     return latents * examples.scaling_factor, noise + draws.noise_offset * shift, timestep, prompt_embeds
 
 

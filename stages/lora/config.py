@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Text, strict
@@ -23,6 +23,15 @@ def _number_or_rank(value: Any) -> Any:
 
 
 LoraAlpha = Annotated[float | Literal["rank"], BeforeValidator(_number_or_rank)]
+
+
+def _with_place(value: str) -> str:
+    if value.count("{}") != 1 or value.replace("{}", "").strip("{}") != value.replace("{}", ""):
+        raise ValueError("a template has {} once, for the word")
+    return value
+
+
+Template = Annotated[str, AfterValidator(_with_place)]
 
 
 @dataclass(frozen=True, config=strict)
@@ -127,7 +136,8 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     """One training run on a UNet.
 
     Attributes:
-        tuned: "lora" trains an adapter; "full" all weights of the UNet, and writes a whole model.
+        tuned: "lora" trains an adapter; "full" all weights of the UNet, and writes a whole model; "embedding" a word alone, in
+            the one stage that teaches words.
         train_text_encoder: give the text encoder an adapter too, of the same kind and rank; it is then in memory, and embeds
             the prompts at each step.
         num_processes: processes that share each batch, on this machine: one for each GPU, or with a share of the CPU threads.
@@ -149,7 +159,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         keep_every: optimizer steps between two LoRAs that are kept, each to be drawn like the last; null keeps the last alone.
     """
 
-    tuned: Literal["lora", "full"]
+    tuned: Literal["lora", "full", "embedding"]
     train_text_encoder: bool
     num_processes: Annotated[int, Field(ge=1, le=64)]
     train_batch_size: Count
@@ -170,8 +180,10 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         """Both halves' checks."""
         AdapterConfig.__post_init__(self)
         OptimizerConfig.__post_init__(self)
-        if self.train_text_encoder and self.tuned == "full":
+        if self.train_text_encoder and self.tuned != "lora":
             raise ValueError("train_text_encoder: given True: only with tuned=lora")
+        if self.tuned == "embedding" and not isinstance(self, TextualInversionConfig):
+            raise ValueError("tuned: given 'embedding': a word is taught by train_textual_inversion; here it is lora or full")
         if self.num_processes > self.train_batch_size:
             raise ValueError(f"num_processes: given {self.num_processes}: must be at most train_batch_size")
 
@@ -195,7 +207,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
 
         Gradient checkpointing saves states of random generators, and PEFT's LoKr and LoHa wait for their scale.
         """
-        return not self.gradient_checkpointing and (self.tuned == "full" or self.peft_type == "lora")
+        return not self.gradient_checkpointing and (self.tuned != "lora" or self.peft_type == "lora")
 
     def measures_held_out(self, step: int) -> bool:
         """Whether the loss of held-out images is measured when so many optimizer steps are done."""
@@ -235,6 +247,59 @@ class DreamboothConfig(TrainingConfig):
     instance_prompt: Text | None
     class_prompt: Text | None
     clip_skip: ClipSkip
+
+
+@dataclass(frozen=True, config=strict)
+class TextualInversionConfig(TrainingConfig):
+    """A training of a word (Gal et al. 2022, arXiv:2208.01618), alone or together with a LoRA (pivotal tuning).
+
+    Attributes:
+        rank: of the LoRA, with `tuned: lora`.
+        placeholder_token: the word, one token for the tokenizer, such as <asuka>; null where nothing is trained.
+        replaces: the words of prompts and captions in whose place it is read; null where they have the token itself.
+        initializer: words whose vectors its own begin as, such as girl.
+        templates: the texts that images are described by, in each {} for the word: "subject" and "style" are the paper's, of
+            which each image takes one at random at each step; "captions" takes the data's own.
+        embedding_learning_rate: of the word, where a LoRA is trained beside it; null for learning_rate.
+        clip_skip: layers left out at the end of the text encoder.
+    """
+
+    rank: Count
+    placeholder_token: Annotated[str, Field(pattern=r"^\S+$")] | None
+    replaces: Text | None
+    initializer: Text
+    templates: Literal["subject", "style", "captions"] | tuple[Template, ...]
+    embedding_learning_rate: Positive | None
+    clip_skip: ClipSkip
+
+    def __post_init__(self) -> None:
+        """Refuse what trains no word, or one beside which nothing is left to be trained."""
+        TrainingConfig.__post_init__(self)
+        if self.tuned == "full":
+            raise ValueError("tuned: given 'full': here it is embedding, or lora for a LoRA together with the word")
+        if self.prior_loss_weight:
+            raise ValueError(f"prior_loss_weight: given {self.prior_loss_weight:g}: a word has no class images: set it to 0")
+        if not self.templates:
+            raise ValueError("templates: given none: name some, or take subject, style or captions")
+        if self.tuned == "embedding" and self.embedding_learning_rate is not None:
+            raise ValueError("embedding_learning_rate: only with tuned=lora: else learning_rate is the word's")
+
+    @property
+    def of_weights(self) -> dict[str, Any]:
+        """The settings that what is trained depends on; without those of a LoRA where there is none, and of class images."""
+        of_lora = ("rank", "train_text_encoder", *AdapterConfig.__dataclass_fields__)
+        unused = {"prior_loss_weight", *(of_lora if self.tuned == "embedding" else ())}
+        return {name: value for name, value in super().of_weights.items() if name not in unused}
+
+
+def check_vectors(vectors: int) -> None:
+    """Refuse a number of vectors that no word has.
+
+    Raises:
+        ValueError: it is less than 1.
+    """
+    if vectors < 1:
+        raise ValueError(f"--vectors: given {vectors}: must be at least 1")
 
 
 def check_rank(rank: int) -> None:

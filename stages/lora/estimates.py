@@ -17,7 +17,7 @@ from stages.lora.tuned_model import Tuned
 from stages.pipeline.progress import say
 from stages.pipeline.torch_runtime import synchronize
 from stages.pipeline.variants import kept_steps
-from stages.pipeline.wording import counted
+from stages.pipeline.wording import counted, sized
 
 WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = {"adamw_fused": 8, "adamw": 8, "adamw_8bit": 2, "prodigy": 16}
@@ -38,7 +38,7 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
         f"each image is seen about {counted(max(1, round(epochs)), 'time')}{held_out}\n"
         f"{describe_adapter(tuned, config, run.rank)}: {trained:,} of {total:,} weights are trained "
         f"({trained / total:.2%}); {'their' if config.tuned == 'full' else 'the'} file will have about "
-        f"{WEIGHT_BYTES * trained / 1e6:.2f} MB",
+        f"{sized(WEIGHT_BYTES * trained)}",
         flush=True,
     )
     if said := describe_loaders(tuned, config):
@@ -87,14 +87,26 @@ def describe_adapter(tuned: Tuned, config: TrainingConfig, rank: int) -> str:
     """What is trained, in words."""
     if config.tuned == "full":
         return "full fine-tuning"
+    if config.tuned == "embedding":
+        return _describe_word(tuned)
     kind = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}[config.peft_type]
     kind = "DoRA" if config.use_dora else f"rs{kind}" if config.use_rslora else kind
     lora_alpha = rank if config.lora_alpha == "rank" else config.lora_alpha
-    return f"{kind} of rank {rank}, alpha {lora_alpha:g}, on {' and '.join(tuned.parts)}"
+    with_word = "" if tuned.vectors is None else f", and {_describe_word(tuned)}"
+    return f"{kind} of rank {rank}, alpha {lora_alpha:g}, on {' and '.join(tuned.parts)}{with_word}"
+
+
+def _describe_word(tuned: Tuned) -> str:
+    count = 0 if tuned.vectors is None else len(tuned.vectors)
+    return f"textual inversion, a word of {counted(count, 'vector')}"
 
 
 def describe_loaders(tuned: Tuned, config: TrainingConfig) -> str:
     """Who reads the file, where that is not everybody who reads LoRAs; nothing where it is."""
+    if config.tuned == "embedding":
+        return (
+            "diffusers' load_textual_inversion reads the file; A1111 and ComfyUI read it as a word that is called as the file"
+        )
     if config.tuned == "lora" and config.peft_type != "lora":
         kind = {"lokr": "LoKr", "loha": "LoHa"}[config.peft_type]
         return (
@@ -142,7 +154,7 @@ def say_summary(lora: Path, config: TrainingConfig, seconds: float, device: torc
     """Print size, pace and memory of a finished run."""
     pace = config.max_train_steps * config.effective_batch_size / seconds
     print(
-        f"{lora}: {lora.stat().st_size / 1e6:.2f} MB; {seconds:.1f} s of training, {pace:.1f} images/s, "
+        f"{lora}: {sized(lora.stat().st_size)}; {seconds:.1f} s of training, {pace:.1f} images/s, "
         f"peak memory {peak_memory(device) / 2**30:.2f} GiB",
         flush=True,
     )

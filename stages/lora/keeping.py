@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.checkpoints.adapters.kohya_metadata import TRAINING
 from stages.lora.run import Run
-from stages.lora.tuned_model import Tuned, weights_file, write_rest, write_weights
+from stages.lora.tuned_model import Tuned, weights_files, write_rest, write_weights
 from stages.pipeline.seals import sealed_file
 from stages.pipeline.variants import kept_folder, kept_steps
 
@@ -33,18 +33,20 @@ class Keeper:
 
     def __call__(self, step: int) -> None:
         """Keep what is trained, after so many steps; training goes on as if this had not been."""
-        file = self.folder / kept_folder(step) / Path(weights_file(self.run.config)).name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with sealed_file(file) as part:
-            write_weights(self.tuned, _at(step, self.base()), part)
+        for name in weights_files(self.run):
+            file = self.folder / kept_folder(step) / Path(name).name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with sealed_file(file) as part:
+                write_weights(self.run, self.tuned, _at(step, self.base()), name, part)
 
     def hand_over(self, out: Path) -> None:
         """Write all that was kept into the folder of the result, each into a folder of its own, as the result itself is."""
         config = self.run.config
         for step in kept_steps(config.keep_every, config.max_train_steps):
-            target = out / kept_folder(step) / weights_file(config)
-            target.parent.mkdir(parents=True)
-            shutil.copyfile(self.folder / kept_folder(step) / target.name, target)
+            for name in weights_files(self.run):
+                target = out / kept_folder(step) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / kept_folder(step) / target.name, target)
             if config.tuned == "full":
                 write_rest(self.run.model, out / kept_folder(step))
 

@@ -52,7 +52,7 @@ class TrainingState:
         weights = list(self.parameters.values())
         self.max_grad_norm, self.recorder = config.max_grad_norm, recorder
         recorded = recorder if recorder is not None and records(config, scale_gradients) else None
-        self.optimizer = make_optimizer(weights, config, capturable=recorded is not None)
+        self.optimizer = make_optimizer(self.parameters, config, capturable=recorded is not None)
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
         self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=scale_gradients)
         self.step = 0

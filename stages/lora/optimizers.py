@@ -1,6 +1,6 @@
 """Optimizers and learning rate schedules by their names in the settings."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
-from stages.lora.config import OPTIMIZER_PACKAGES, OptimizerConfig
+from stages.lora.config import OPTIMIZER_PACKAGES, OptimizerConfig, TextualInversionConfig
+from stages.lora.text_encoder import VECTORS
 
 
 def records(config: OptimizerConfig, scale_gradients: bool) -> bool:
@@ -16,11 +17,13 @@ def records(config: OptimizerConfig, scale_gradients: bool) -> bool:
     return config.optimizer == "adamw_fused" or (config.optimizer == "adamw" and not scale_gradients)
 
 
-def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig, capturable: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(
+    weights: Mapping[str, nn.Parameter], config: OptimizerConfig, capturable: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer that the settings name.
 
     Args:
-        weights: that it updates.
+        weights: that it updates, by name; those of a word may have a rate of their own.
         config: the settings.
         capturable: make it one whose step a CUDA graph can hold (`records`).
 
@@ -41,7 +44,16 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: OptimizerConfig, cap
         # As diffusers' scripts have it: with a warm-up, the estimated rate must not grow while the schedule is near 0.
         "prodigy": {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
     }
-    return make(list(weights), **shared, **own[config.optimizer])
+    return make(_groups(weights, config), **shared, **own[config.optimizer])
+
+
+def _groups(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[Any]:
+    """The weights, in groups of one learning rate where there are several; the first has the one that the history shows."""
+    rate = config.embedding_learning_rate if isinstance(config, TextualInversionConfig) else None
+    if rate is None:
+        return list(weights.values())
+    others = [weight for name, weight in weights.items() if name != VECTORS]
+    return [{"params": others}, {"params": [weights[VECTORS]], "lr": rate}]
 
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -76,9 +76,10 @@ def prompt_embedder(run: Run, tuned: nn.Module, clip_skip: int) -> Callable[[], 
         ValueError: as many layers would be left out as the text encoder has.
     """
     prompts = ["", *run.config.preview_prompts]
-    tokenizer, text_encoder = load_text_encoder(run.model, torch.device("cpu"))
-    if isinstance(tuned, UNetWithTextEncoder):
-        text_encoder = tuned.text_encoder
+    if isinstance(tuned, UNetWithTextEncoder) and run.trained_prompts is not None:
+        tokenizer, text_encoder = tuned.tokenizer, tuned.text_encoder
+        prompts = [run.trained_prompts.read(prompt) for prompt in prompts]
         return lambda: embed_prompts(tokenizer, text_encoder, prompts, clip_skip, batch_size=1)
+    tokenizer, text_encoder = load_text_encoder(run.model, torch.device("cpu"))
     embeds = embed_prompts(tokenizer, text_encoder, prompts, clip_skip, batch_size=1)
     return lambda: embeds

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stages.encoding.words import NewWord
 from stages.lora.batches import Examples, Stream
 from stages.lora.config import TrainingConfig
 from stages.pipeline.config import HousekeepingConfig
@@ -18,15 +19,21 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class TrainedPrompts:
-    """The prompts of a run that trains its text encoder.
+    """The prompts of a run that trains its text encoder, or a word that this reads.
 
     Attributes:
         prompts: the n-th is what the number n in `Batch.encoder_hidden_states` stands for.
         clip_skip: layers left out at the end of the text encoder.
+        word: whose vectors are trained; None for none.
     """
 
     prompts: Sequence[str]
     clip_skip: int
+    word: NewWord | None = None
+
+    def read(self, prompt: str) -> str:
+        """A prompt with the word that is trained in the place of what it replaces."""
+        return prompt if self.word is None else self.word.read(prompt)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Run:
         dtype: of frozen weights and activations; trained weights are always float32.
         cuda_graphs: on a CUDA device, record the steps and launch them whole.
         folder: for checkpoints, previews and what is kept on the way until the end; without one there is none of them.
-        trained_prompts: where the text encoder is trained too.
+        trained_prompts: where the text encoder, or a word that it reads, is trained too.
         previews: how previews are drawn, if there are any.
         held_out: images like those of the first stream that are never trained on: their loss shows over-fitting.
         data: what is said of the images and captions in the LoRA's file: `resolution` (pixels of a side), `clip_skip`, and

@@ -1,16 +1,19 @@
 """A UNet trained together with the text encoder that it listens to."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from stages.encoding.prompts import check_clip_skip, last_layer, load_text_encoder, tokenize
+from stages.encoding.words import add_word
 from stages.lora.run import TrainedPrompts
+from stages.lora.token_vectors import train_vectors
 
+VECTORS = "vectors"
+"""The name of the parameter of a word that is trained."""
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The text encoder's attention; what diffusers' DreamBooth script trains."""
 
@@ -18,13 +21,22 @@ TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 class UNetWithTextEncoder(nn.Module):
     """Called as a UNet is, with numbers of prompts in place of embeddings; on a CPU each that is asked for is embedded once."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, input_ids: Tensor, clip_skip: int) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        prompts: TrainedPrompts,
+        vectors: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.vectors = vectors  # of a word that is trained, within the text encoder
         self.input_ids: Tensor
-        self.register_buffer("input_ids", input_ids, persistent=False)
-        self.clip_skip = clip_skip
+        self.register_buffer("input_ids", tokenize(tokenizer, prompts.prompts), persistent=False)
+        self.clip_skip = prompts.clip_skip
 
     def forward(
         self, sample: Tensor, timestep: Tensor, prompt_numbers: Tensor, return_dict: bool = False
@@ -50,12 +62,15 @@ class UNetWithTextEncoder(nn.Module):
 
 
 def with_text_encoder(unet: UNet2DConditionModel, model: Path, prompts: TrainedPrompts) -> UNetWithTextEncoder:
-    """Put the text encoder of a model before its UNet; both frozen, on the CPU.
+    """Put the text encoder of a model before its UNet; both frozen, but for the vectors of a word, on the CPU.
 
     Raises:
-        ValueError: as many layers would be left out as the text encoder has.
+        ValueError: as many layers would be left out as the text encoder has, or the word cannot be taught.
     """
     tokenizer, text_encoder = load_text_encoder(model, torch.device("cpu"))
     check_clip_skip(text_encoder, prompts.clip_skip)
-    input_ids: Any = tokenize(tokenizer, prompts.prompts)
-    return UNetWithTextEncoder(unet, text_encoder, input_ids, prompts.clip_skip)
+    if prompts.word is None:
+        return UNetWithTextEncoder(unet, text_encoder, tokenizer, prompts)
+    first = len(tokenizer)
+    vectors = train_vectors(text_encoder, add_word(tokenizer, text_encoder, prompts.word), first)
+    return UNetWithTextEncoder(unet, text_encoder, tokenizer, prompts, vectors)

@@ -2,9 +2,11 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,10 +21,11 @@ from stages.lora.previews import make_previewer
 from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.run import Run
 from stages.lora.tuned_model import (
+    Tuned,
     base_metadata,
     load_noise_scheduler,
     prepare_model,
-    weights_file,
+    weights_files,
     write_rest,
     write_weights,
 )
@@ -64,7 +67,7 @@ def _train(run: Run, out: Path) -> None:
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1) as pool:  # a model of several GB takes seconds
         prediction_type = noise_scheduler.config["prediction_type"]
-        future = pool.submit(base_metadata, run, prediction_type) if config.tuned == "lora" and speaks else None
+        future = pool.submit(base_metadata, run, prediction_type) if config.tuned != "full" and speaks else None
         keeper = make_keeper(run, tuned, lambda: future.result() if future else None) if speaks else None
 
         def after_step(step: int) -> None:
@@ -81,17 +84,21 @@ def _train(run: Run, out: Path) -> None:
     if not speaks:
         return
     with atomic_directory(out) as folder:
-        result = folder / weights_file(config)
-        result.parent.mkdir(exist_ok=True)
-        write_weights(tuned, future.result() if future else None, result)
-        if config.tuned == "full":
-            write_rest(run.model, folder)
+        _write(run, tuned, future.result() if future else None, folder)
         if keeper is not None:
             keeper.hand_over(folder)
         write_history(history, run.steps_per_epoch, folder / HISTORY_FILE)
         if previewer is not None and previewer.folder.is_dir():
             shutil.copytree(previewer.folder, folder / PREVIEWS, ignore=shutil.ignore_patterns(".*"))
-    say_summary(out / weights_file(config), config, seconds, run.device)
+    say_summary(out / weights_files(run)[0], config, seconds, run.device)
+
+
+def _write(run: Run, tuned: Tuned, base: Mapping[str, Any] | None, folder: Path) -> None:
+    for name in weights_files(run):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_weights(run, tuned, base, name, folder / name)
+    if run.config.tuned == "full":
+        write_rest(run.model, folder)
 
 
 def explain_divergence(error: DivergedError, run: Run) -> str:

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.checkpoints.adapters.kohya_metadata import TRAINING
-from stages.checkpoints.file_names import LORA_FILE, UNET_FILE
+from stages.checkpoints.file_names import EMBEDDING_FILE, LORA_FILE, UNET_FILE, WEIGHTS
 from stages.checkpoints.files.tensors import sha256
+from stages.encoding.words import Learned, NewWord, write_learned
 from stages.lora.adapters import add_adapter, write_lora
 from stages.lora.batches import Examples
-from stages.lora.config import TrainingConfig
 from stages.lora.fused import fuse_linear_layers
 from stages.lora.run import Run
 from stages.lora.text_encoder import TARGET_MODULES, with_text_encoder
@@ -31,12 +31,14 @@ class Tuned:
     Attributes:
         model: what is called: the UNet, or the UNet with its text encoder.
         parts: "unet" and, where it is trained, "text_encoder".
-        first_weights: what `add_adapter` returned, by part; nothing where all weights of the UNet are trained.
+        first_weights: what `add_adapter` returned, by part; nothing where no adapter is trained.
+        vectors: (n, D), of the word that is trained; None for none.
     """
 
     model: nn.Module
     parts: Mapping[str, nn.Module]
     first_weights: Mapping[str, Mapping[str, Tensor]]
+    vectors: nn.Parameter | None = None
 
 
 def load_unet(model: Path) -> UNet2DConditionModel:
@@ -74,13 +76,20 @@ def _with_trained_weights(run: Run) -> Tuned:
     if config.tuned == "full":
         unet.requires_grad_(True)
         return Tuned(unet, {"unet": unet}, {})
+    if config.tuned == "embedding" and prompts is not None:
+        whole = with_text_encoder(unet, run.model, prompts)
+        return Tuned(whole, {"unet": unet}, {}, whole.vectors)
     first_weights = {"unet": add_adapter(unet, run.rank, config, config.target_modules, run.seed)}
     if prompts is None:
         return Tuned(unet, {"unet": unet}, first_weights)
     both = with_text_encoder(unet, run.model, prompts)
+    if not config.train_text_encoder:
+        return Tuned(both, {"unet": unet}, first_weights, both.vectors)
     plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
     first_weights["text_encoder"] = add_adapter(both.text_encoder, run.rank, plain, TARGET_MODULES, run.seed)
-    return Tuned(both, {"unet": unet, "text_encoder": both.text_encoder}, first_weights)
+    if both.vectors is not None:
+        both.vectors.requires_grad_(True)  # an adapter makes all else that there is not require one
+    return Tuned(both, {"unet": unet, "text_encoder": both.text_encoder}, first_weights, both.vectors)
 
 
 def move(model: nn.Module, device: torch.device) -> None:
@@ -169,16 +178,40 @@ def base_metadata(run: Run, prediction_type: str) -> dict[str, Any]:
         "class_images": sum(of_class),
         "prediction_type": prediction_type,
     }
-    return {"base_unet_sha256": sha256(run.model / "unet" / UNET_FILE), TRAINING: training}
+    digests = {f"base_{part}_sha256": sha256(run.model / part / WEIGHTS[part]) for part in _read(run)}
+    return {**digests, TRAINING: training}
 
 
-def weights_file(config: TrainingConfig) -> str:
-    """The name of the file that holds what is trained, in the folder of a training's result."""
-    return LORA_FILE if config.tuned == "lora" else str(Path("unet") / UNET_FILE)
+def _read(run: Run) -> list[str]:
+    """The parts of the model whose weights are told by their digest: a word is one of its text encoder."""
+    return ["unet", "text_encoder"] if new_word(run) else ["unet"]
 
 
-def write_weights(tuned: Tuned, base: Mapping[str, Any] | None, path: Path) -> None:
-    """Write what is trained, as it is now: a LoRA with the metadata `base`, or all weights of the UNet where that is None."""
+def weights_files(run: Run) -> list[str]:
+    """The names of the files that hold what is trained, in the folder of a training's result; the first is what it is about."""
+    of_unet = {"lora": [LORA_FILE], "full": [str(Path("unet") / UNET_FILE)], "embedding": []}[run.config.tuned]
+    return [*([EMBEDDING_FILE] if new_word(run) else []), *of_unet]
+
+
+def new_word(run: Run) -> NewWord | None:
+    """The word that a run trains, if it does."""
+    return run.trained_prompts.word if run.trained_prompts is not None else None
+
+
+def write_weights(run: Run, tuned: Tuned, base: Mapping[str, Any] | None, name: str, path: Path) -> None:
+    """Write what is trained, as it is now: a word, a LoRA, or all weights of the UNet.
+
+    Args:
+        run: whose it is.
+        tuned: what is trained.
+        base: what a LoRA's or a word's metadata say besides; None for a whole UNet.
+        name: which of `weights_files`.
+        path: of the file.
+    """
+    word = new_word(run)
+    if name == EMBEDDING_FILE and word is not None and tuned.vectors is not None:
+        write_learned(Learned(word.token, tuned.vectors, word.replaces, base or {}), path)
+        return
     if base is not None:
         write_lora(tuned.parts, path, tuned.first_weights, base)
         return

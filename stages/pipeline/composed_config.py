@@ -28,7 +28,7 @@ class VariantCell:
 
     model: Path
     trained: Path
-    lora: dict[Literal["lora", "lora-scale"], str | float]
+    lora: dict[Literal["lora", "lora-scale", "embedding"], str | float]
 
 
 @dataclass(frozen=True, config=strict)
@@ -46,6 +46,7 @@ class CellsConfig:
     alpha: tuple[Alpha, ...]
     rank: tuple[int, ...]
     dreambooth_rank: tuple[int, ...]
+    vectors: tuple[int, ...]
     seed: tuple[int, ...]
     variants: dict[str, VariantCell]
     embedded: dict[str, Path]
@@ -69,5 +70,6 @@ class InputsConfig:
     captioner: Watched
     base: dict[Literal["theta0", "theta1", "theta2"], OriginalInputs]
     vae: Watched
+    described: Path  # made by another stage, or the fingerprint
     clip: Watched
     dino: Watched

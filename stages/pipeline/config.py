@@ -172,6 +172,7 @@ class SweepConfig:
         alpha: merge weights of theta1, in [0, 1]; 0 is theta0 alone, 1 is theta1 alone.
         rank: LoRA ranks of the text-to-image LoRA.
         dreambooth_rank: LoRA ranks of the DreamBooth LoRA; an empty list leaves DreamBooth out.
+        vectors: of the words of textual inversion; an empty list leaves it out.
         seed: of the trainings: the adapters' first weights, the order of the images, noise, timesteps and augmentation. What is
             to be said of a method, and not of one file, takes several.
         lora_scale: factors on what the LoRAs add to their merge, in the images; 0 is the merge without them.
@@ -182,14 +183,15 @@ class SweepConfig:
     alpha: Annotated[tuple[Alpha, ...], Field(min_length=1)]
     rank: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
     dreambooth_rank: tuple[Annotated[int, Field(ge=1, le=1024)], ...]
+    vectors: tuple[Annotated[int, Field(ge=1, le=75)], ...]
     seed: Annotated[tuple[Seed, ...], Field(min_length=1)]
     lora_scale: Annotated[tuple[Annotated[float, Field(ge=-10, le=10)], ...], Field(min_length=1)]
-    kept_steps: dict[Literal["text2img", "dreambooth"], tuple[Count, ...]]
+    kept_steps: dict[Literal["text2img", "dreambooth", "textual_inversion"], tuple[Count, ...]]
     bases: tuple[Literal["theta0", "theta1"], ...]
 
     def __post_init__(self) -> None:
         """Refuse a value that stands twice: its stages would have the same name."""
-        ranks = {"rank": self.rank, "dreambooth_rank": self.dreambooth_rank}
+        ranks = {"rank": self.rank, "dreambooth_rank": self.dreambooth_rank, "vectors": self.vectors}
         steps = {f"kept_steps.{kind}": of_kind for kind, of_kind in self.kept_steps.items()}
         refuse_twice(alpha=self.alpha, **ranks, seed=self.seed, lora_scale=self.lora_scale, bases=self.bases, **steps)
 

@@ -58,6 +58,7 @@ def _trainings(configs: Configs) -> list[Training]:
     return [
         Training("train_text2img", configs["train_text2img"], "sweep.rank", sweep.rank),
         Training("train_dreambooth", configs["train_dreambooth"], "sweep.dreambooth_rank", sweep.dreambooth_rank),
+        Training("train_textual_inversion", configs["train_textual_inversion"], "sweep.vectors", sweep.vectors),
     ]
 
 
@@ -75,6 +76,7 @@ def _sweep_is_composed(configs: Configs) -> Iterator[Finding]:
         "alpha": (sweep.alpha, cells.alpha),
         "rank": (sweep.rank, cells.rank),
         "dreambooth_rank": (sweep.dreambooth_rank, cells.dreambooth_rank),
+        "vectors": (sweep.vectors, cells.vectors),
         "seed": (sweep.seed, cells.seed),
     }
     for name, (given, used) in pairs.items():
@@ -173,6 +175,22 @@ def _instance_prompt(configs: Configs) -> Iterator[Finding]:
         yield _no("train_dreambooth.instance_prompt: is null: name the subject, or set sweep.dreambooth_rank to []")
 
 
+def _word(configs: Configs) -> Iterator[Finding]:
+    """A word that nothing names, or that no prompt would have."""
+    config = configs["train_textual_inversion"]
+    if not configs["sweep"].vectors:
+        return
+    if config.placeholder_token is None:
+        yield _no(
+            "train_textual_inversion.placeholder_token: is null: name the word, such as <asuka>, or set sweep.vectors to []"
+        )
+        return
+    words = [each.casefold() for each in (config.placeholder_token, config.replaces) if each]
+    prompts = configs["generate"].subject_prompts
+    if without := [prompt for prompt in prompts if not any(word in prompt.casefold() for word in words)]:
+        yield _note(f"generate.subject_prompts: {without[0]!r} has neither {' nor '.join(words)}: no word stands there")
+
+
 def _optimizers(configs: Configs) -> Iterator[Finding]:
     for stage, config, _, ranks in _trainings(configs):
         package = OPTIMIZER_PACKAGES.get(config.optimizer)
@@ -184,6 +202,8 @@ def _optimizers(configs: Configs) -> Iterator[Finding]:
 
 def _ranks(configs: Configs) -> Iterator[Finding]:
     for stage, config, setting, of_sweep in _trainings(configs):
+        if stage == "train_textual_inversion":
+            setting, of_sweep = f"{stage}.rank", [config.rank]
         if config.peft_type == "lora" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
             for name, ranks in ((setting, of_sweep), (f"{stage}.rank_pattern", config.rank_pattern.values())):
                 if odd := [rank for rank in ranks if rank % 2]:
@@ -263,6 +283,7 @@ CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _sweep_is_composed,
     _trigger,
     _instance_prompt,
+    _word,
     _compared,
     _kept_steps,
     _originals,

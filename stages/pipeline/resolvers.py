@@ -22,6 +22,7 @@ def register() -> None:
     """Make the resolvers known to OmegaConf, and take away the one that would write secrets into params.yaml."""
     resolvers = {
         "conf_digest": digest_of_conf,
+        "described": described,
         "embedded": embedded,
         "exports": exports,
         "kept": kept,
@@ -32,6 +33,7 @@ def register() -> None:
         "model_name": model_name,
         "oc.env": refuse_environment,
         "originals": originals,
+        "placeholder": placeholder,
         "values_digest": digest_of_values,
         "variants": variants,
     }
@@ -98,14 +100,17 @@ def exports(sweep: Any) -> DictConfig:
 
 def _swept(sweep: Any) -> list[Variant]:
     """The variants of a sweep, so far as its values are such as may stand in names: the shell sees these."""
-    names = ("rank", "dreambooth_rank", "seed", "alpha", "lora_scale", "bases")
+    names = ("rank", "dreambooth_rank", "vectors", "seed", "alpha", "lora_scale", "bases")
     values = {name: list(listed(sweep.get(name))) if isinstance(sweep, DictConfig) else [] for name in names}
-    alphas, scales = ([value for value in values[name] if isinstance(value, int | float)] for name in names[3:5])
-    ranks, dreambooth_ranks, seeds = ([value for value in values[name] if isinstance(value, int)] for name in names[:3])
+    alphas, scales = ([value for value in values[name] if isinstance(value, int | float)] for name in names[4:6])
+    ranks, dreambooth_ranks, vectors, seeds = (
+        [value for value in values[name] if isinstance(value, int)] for name in names[:4]
+    )
     bases: list[Kind] = [name for name in ("theta0", "theta1") if name in values["bases"]]
     trainings: dict[Kind, Trainings] = {
         "text2img": Trainings(ranks, seeds, _kept(sweep, "text2img")),
         "dreambooth": Trainings(dreambooth_ranks, seeds, _kept(sweep, "dreambooth")),
+        "textual_inversion": Trainings(vectors, seeds, _kept(sweep, "textual_inversion")),
     }
     return variants_of(bases, alphas, trainings, scales)
 
@@ -122,6 +127,17 @@ def kept(training: Any) -> ListConfig:
     ]
     keep_every, steps = (value if isinstance(value, int) and value > 0 else None for value in of_training)
     return OmegaConf.create(kept_steps(keep_every, steps or 0))
+
+
+def described(training: Any) -> str:
+    """What a word is described by, as DVC watches it: captions, or else the stage's fingerprint, on which it depends anyway."""
+    by_captions = isinstance(training, DictConfig) and training.get("templates") == "captions"
+    return "data/dataset" if by_captions else f"{FINGERPRINTS}/train_textual_inversion"
+
+
+def placeholder(trigger: Any) -> str | None:
+    """The token that stands for a trigger: one word in angle brackets."""
+    return f"<{'-'.join(trigger.split())}>" if isinstance(trigger, str) and trigger.split() and trigger != MANDATORY else None
 
 
 def model_name(base: Any, original: str) -> str:

@@ -5,22 +5,24 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-Kind = Literal["theta0", "theta1", "merge", "text2img", "dreambooth"]
-LORA_KINDS: tuple[Kind, ...] = ("text2img", "dreambooth")
+from stages.pipeline.wording import counted
+
+Kind = Literal["theta0", "theta1", "merge", "text2img", "dreambooth", "textual_inversion"]
+TRAINED_KINDS: tuple[Kind, ...] = ("text2img", "dreambooth", "textual_inversion")
 DATASET = "dataset"
 """What the embeddings are called of the images that are learnt from, and of those held out."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An original, a merge, or a merge with a LoRA.
+    """An original, a merge, or a merge with a LoRA or with a word that it was taught (textual inversion).
 
     Attributes:
         kind: what it is.
         alpha: weight of theta1 in the merge; None for an original.
-        rank: of the LoRA; None without one.
-        seed: of the LoRA's training; None without one.
-        step: optimizer steps after which the LoRA was kept; None for the end of its training.
+        rank: of the LoRA, or of a word the number of its vectors: how much there is to be trained; None without either.
+        seed: of the training; None without one.
+        step: optimizer steps after which what is trained was kept; None for the end of its training.
         lora_scale: the factor on what the LoRA adds.
     """
 
@@ -41,7 +43,20 @@ class Variant:
             return merge
         step = "" if self.step is None else f"-step{self.step}"
         scale = "" if self.lora_scale == 1 else f"-x{in_full(self.lora_scale)}"
-        return f"{self.kind}-{merge}-r{self.rank}-s{self.seed}{step}{scale}"
+        letter = "v" if self.is_word else "r"
+        return f"{self.kind}-{merge}-{letter}{self.rank}-s{self.seed}{step}{scale}"
+
+    @property
+    def is_word(self) -> bool:
+        """Whether it was taught a word."""
+        return self.kind == "textual_inversion"
+
+    @property
+    def size(self) -> str:
+        """Its rank or its vectors, in words; "" without a training."""
+        if self.rank is None:
+            return ""
+        return counted(self.rank, "vector") if self.is_word else f"rank {self.rank}"
 
     @property
     def key(self) -> str:
@@ -85,10 +100,10 @@ def in_full(number: float) -> str:
 
 @dataclass(frozen=True)
 class Trainings:
-    """The trainings of one kind of LoRA in a sweep.
+    """The trainings of one kind in a sweep.
 
     Attributes:
-        ranks: of the LoRAs.
+        ranks: of the LoRAs; of words, the numbers of their vectors.
         seeds: of the trainings.
         steps: after which LoRAs are kept, beside the end.
     """
@@ -111,7 +126,10 @@ def kept_steps(keep_every: int | None, max_train_steps: int) -> list[int]:
 def variants_of(
     bases: Iterable[Kind], alphas: Sequence[float], trainings: Mapping[Kind, Trainings], lora_scales: Sequence[float]
 ) -> list[Variant]:
-    """All variants: originals, merges, and of each kind of LoRA one for each alpha, rank, seed, kept step and strength."""
+    """All variants: originals, merges, and of each kind that is trained one for each alpha, rank, seed, kept step and strength.
+
+    A word has no strength.
+    """
     return [
         *map(Variant, bases),
         *(Variant("merge", alpha) for alpha in alphas),
@@ -119,13 +137,15 @@ def variants_of(
             Variant(kind, alpha, rank, seed, step, scale)
             for kind, of_kind in trainings.items()
             for alpha, rank, seed in product(alphas, of_kind.ranks, of_kind.seeds)
-            for step, scale in product((*of_kind.steps, None), lora_scales)
+            for step, scale in product((*of_kind.steps, None), (1.0,) if kind == "textual_inversion" else lora_scales)
         ),
     ]
 
 
 def variant_cell(variant: Variant) -> dict[str, Any]:
-    """What dvc.yaml's stage generate takes of a variant: folders, and the options that its LoRA adds to a command."""
+    """What dvc.yaml's stage generate takes of a variant: folders, and the options that what was trained adds to a command."""
+    if variant.is_word:
+        return {"model": variant.model, "trained": variant.trained, "lora": {"embedding": variant.trained}}
     lora = {} if variant.rank is None else {"lora": variant.trained, "lora-scale": variant.lora_scale}
     return {"model": variant.model, "trained": variant.trained, "lora": lora}
 

@@ -1,5 +1,7 @@
 """How numbers are said in messages."""
 
+import re
+
 PROGRAM = "sd-merge-lora"
 """The name of this program."""
 
@@ -7,3 +9,13 @@ PROGRAM = "sd-merge-lora"
 def counted(count: int, noun: str) -> str:
     """A number with its noun: 1 image, 2 images."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def in_place(prompt: str, words: str, token: str) -> str:
+    """A prompt with a token in the place of words, wherever these stand as words of their own; in any case of letters."""
+    return re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", lambda _: token, prompt, flags=re.IGNORECASE) if words else prompt
+
+
+def sized(size: float) -> str:
+    """A number of bytes: in MB, or in kB where it is less than a hundredth of that."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e4 else f"{size / 1e3:.1f} kB"

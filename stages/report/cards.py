@@ -1,6 +1,7 @@
 """Model cards, one for each LoRA, in Hugging Face's format: what `publish` puts on the hub beside its file."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 from stages.pipeline.variants import Variant
+from stages.pipeline.wording import in_place
 from stages.report.contents import Comparison
 from stages.report.explorer import said
 from stages.report.rendering import template
@@ -57,6 +59,8 @@ def render_card(comparison: Comparison, variant: Variant) -> str:
         title=f"{comparison.config.title}: {comparison.namer.label(variant)}",
         variant=variant,
         whole=settings["tuned"] == "full",
+        token=settings.get("placeholder_token"),
+        with_lora=settings["tuned"] == "lora",
         namer=comparison.namer,
         examples=examples(comparison, variant),
         levels=levels,
@@ -64,15 +68,21 @@ def render_card(comparison: Comparison, variant: Variant) -> str:
         sentences=[*sentences, *comparison.findings.limits],
         settings=[(name.replace("_", " "), said(value)) for name, value in settings.items()],
         instance_prompt=settings.get("instance_prompt"),
-        prompt=results.prompts[comparison.subject_prompts[0]],
+        prompt=_read(settings, results.prompts[comparison.subject_prompts[0]]),
         held_out=results.dataset.held_out,
     )
+
+
+def _read(settings: Mapping[str, Any], prompt: str) -> str:
+    """A prompt as a program has to be given it that knows nothing of what a word replaces."""
+    token, replaces = settings.get("placeholder_token"), settings.get("replaces")
+    return in_place(prompt, replaces, token) if token and replaces else prompt
 
 
 def head(comparison: Comparison, variant: Variant) -> ModelCardData:
     """The head of a card, as model sites read it."""
     card, settings = comparison.config.card, comparison.training_of(variant)
-    kind = "full-finetune" if settings["tuned"] == "full" else settings["peft_type"]
+    kind = {"full": "full-finetune", "embedding": "textual-inversion"}.get(settings["tuned"]) or settings["peft_type"]
     merged = ["merge"] if {"theta0", "theta1"} <= set(comparison.results.sweep.bases) else []
     images: Any = [{"text": image["prompt"], "output": {"url": image["place"]}} for image in examples(comparison, variant)]
     return ModelCardData(

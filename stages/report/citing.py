@@ -1,6 +1,6 @@
 """How the experiment is told of in a paper: a paragraph for its section Methods, and a reference; from the settings alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -42,12 +42,13 @@ def _merge(comparison: Comparison) -> str:
 
 def _training(comparison: Comparison, kind: Kind) -> str:
     sweep, settings = comparison.results.sweep, comparison.trainings[kind]
-    ranks = sorted({variant.rank or 0 for variant in sweep.trained if variant.kind == kind})
+    sizes = sorted({variant.rank or 0 for variant in sweep.trained if variant.kind == kind})
+    vectors, ranks = (sizes, [settings["rank"]]) if "rank" in settings else ([], sizes)
     batch = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
     parts = [
-        f"{_tuned(settings, ranks)}, trained for {settings['max_train_steps']} steps "
+        f"{_tuned(settings, ranks)}{_with_word(vectors)}, trained for {settings['max_train_steps']} steps "
         f"on {counted(comparison.training.count, 'image')} in batches of {batch}",
-        f"class images of weight {in_full(settings['prior_loss_weight'])}" if settings["prior_loss_weight"] else "",
+        f"class images of weight {in_full(settings['prior_loss_weight'])}" if settings.get("prior_loss_weight") else "",
         f"by {_optimizer(settings)}",
         f"at a learning rate of {in_full(settings['learning_rate'])} ({settings['lr_scheduler'].replace('_', ' ')})",
         f"{settings['lr_warmup_steps']} steps of warm-up" if settings["lr_warmup_steps"] else "",
@@ -60,11 +61,17 @@ def _training(comparison: Comparison, kind: Kind) -> str:
 def _tuned(settings: Mapping[str, Any], ranks: Iterable[int]) -> str:
     if settings["tuned"] == "full":
         return "all weights of the UNet"
+    if settings["tuned"] == "embedding":
+        return f"a word of {_listed(ranks)} vectors, begun as “{settings['initializer']}” (textual inversion)"
     adapter = "DoRA" if settings["use_dora"] else ADAPTERS[settings["peft_type"]]
     alpha = "the rank" if settings["lora_alpha"] == "rank" else in_full(settings["lora_alpha"])
     also = " and of the text encoder" if settings["train_text_encoder"] else ""
     layers = _listed(settings["target_modules"])
     return f"{adapter} of rank {_listed(ranks)} (alpha: {alpha}) on the layers {layers} of the UNet{also}"
+
+
+def _with_word(vectors: Sequence[int]) -> str:
+    return f", and a word of {_listed(vectors)} vectors (pivotal tuning)" if vectors else ""
 
 
 def _optimizer(settings: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Names:
         merge: their merge, or the one checkpoint that is trained on where nothing is merged.
         text2img: the LoRA trained on captions.
         dreambooth: the LoRA trained on one instance prompt.
+        textual_inversion: the word that was taught.
     """
 
     theta0: Text
@@ -36,6 +37,7 @@ class Names:
     merge: Text
     text2img: Text
     dreambooth: Text
+    textual_inversion: Text
 
     def of(self, kind: Kind) -> str:
         """The name of a kind of variant."""

@@ -31,6 +31,7 @@ COLOURS: dict[Kind, str] = {
     "merge": "#6366f1",
     "text2img": "#0d9488",
     "dreambooth": "#ea580c",
+    "textual_inversion": "#be185d",
 }
 
 
@@ -184,8 +185,9 @@ class Comparison:
         return f"The LoRAs learnt from {images}"
 
     def training_of(self, variant: Variant) -> dict[str, Any]:
-        """How a LoRA was trained: its rank and its seed, how many images, and the settings of its kind."""
-        return {"rank": variant.rank, "seed": variant.seed, "images": self.training.count, **self.trainings[variant.kind]}
+        """How something was trained: its rank or vectors and its seed, how many images, and the settings of its kind."""
+        size = {"vectors" if variant.is_word else "rank": variant.rank}
+        return {**size, "seed": variant.seed, "images": self.training.count, **self.trainings[variant.kind]}
 
     def pictures(self, variant: Variant, prompt_index: int) -> list[Path]:
         """The pictures in a cell of a grid: one variant, one prompt, and as many seeds as a cell shows."""

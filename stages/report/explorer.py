@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.pipeline.variants import LORA_KINDS, Variant, in_full
+from stages.pipeline.variants import TRAINED_KINDS, Variant, in_full
 from stages.report.contents import Comparison
 
 METRICS = {"dino_similarity": "to the subject", "prompt_similarity": "to the prompt"}
@@ -68,7 +68,10 @@ def axes(comparison: Comparison) -> list[Axis]:
     trained = [variant for variant in sweep.variants if variant.rank is not None]
     leading = sweep.leading[-1]
     leading_ranks = {sweep.leading_lora(kind).rank for kind in sweep.kinds}
-    ranks = [[rank, f"rank {rank}"] for rank in sorted({variant.rank or 0 for variant in trained})]
+    sizes: dict[int, dict[str, None]] = {}  # a rank and as many vectors are one choice
+    for variant in trained:
+        sizes.setdefault(variant.rank or 0, {})[variant.size] = None
+    ranks = [[rank, ", ".join(names)] for rank, names in sorted(sizes.items())]
     several = [["first", "the first of each"]] if len(leading_ranks) > 1 else []
     steps = sorted({variant.step for variant in trained if variant.step is not None})
     return [
@@ -105,7 +108,7 @@ def recipe(comparison: Comparison, variant: Variant) -> list[tuple[str, str]]:
     """What the images of a variant have in common, by name: how they were drawn, and how its LoRA was trained."""
     of_image = comparison.recipes[variant]
     facts = [(name, said(of_image[key])) for key, name in RECIPE.items() if key in of_image]
-    if variant.kind in LORA_KINDS:
+    if variant.kind in TRAINED_KINDS:
         settings = comparison.training_of(variant)
         facts += [(f"Training: {name.replace('_', ' ')}", said(value)) for name, value in settings.items()]
     return facts
@@ -113,7 +116,8 @@ def recipe(comparison: Comparison, variant: Variant) -> list[tuple[str, str]]:
 
 def draw_again(variant: Variant) -> str:
     """The command that draws one of a variant's images again; {file} stands for the name of the image's file."""
-    lora = f" --lora {variant.trained}" if variant.rank is not None else ""
+    option = "embedding" if variant.is_word else "lora"
+    lora = f" --{option} {variant.trained}" if variant.rank is not None else ""
     return f"python -m stages.drawing {variant.images}/{{file}} --again again.png --model {variant.model}{lora}"
 
 

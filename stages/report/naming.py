@@ -27,7 +27,7 @@ class Namer:
             return name, variant.kind
         if variant.rank is None:
             return name, self.formula(variant)
-        return f"+ {name}", ", ".join(filter(None, (f"rank {variant.rank}", _way(variant))))
+        return f"+ {name}", ", ".join(filter(None, (variant.size, _way(variant))))
 
     def column(self, table: str, variant: Variant) -> tuple[str, str]:
         """Title and subtitle of a column of one of `Sweep.tables`, whose rows say the rest."""
@@ -35,7 +35,7 @@ class Namer:
         if variant.rank is None:
             return "no LoRA", name
         end = "the end" if variant.step is None else f"step {variant.step}"
-        return {"sweep": f"rank {variant.rank}", "strength": end, "seed": f"seed {variant.seed}"}[table], name
+        return {"sweep": variant.size, "strength": end, "seed": f"seed {variant.seed}"}[table], name
 
     def row(self, table: str, variants: Sequence[Variant]) -> str:
         """Heading of a row of one of `Sweep.tables`, which begins with the merge without a LoRA."""
@@ -59,7 +59,7 @@ class Namer:
         if variant.rank is None:
             return alpha
         seed = f"seed {variant.seed}" if len(self.sweep.seed) > 1 else ""
-        return ", ".join(filter(None, (alpha, f"rank {variant.rank}", _way(variant), seed)))
+        return ", ".join(filter(None, (alpha, variant.size, _way(variant), seed)))
 
     def formula(self, merge: Variant) -> str:
         """The merge as a sum where both originals are shown, else what tells it from the other merges."""

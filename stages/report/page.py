@@ -11,8 +11,9 @@ from typing import Any
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from stages.measures.comparing import difference
+from stages.measures.comparing import BY_KEY, Measure, difference
 from stages.measures.likeness import ENOUGH_FOR_COPIES
+from stages.measures.statistics import Interval
 from stages.pipeline.variants import Kind, Variant
 from stages.report.citing import BIBTEX, methods
 from stages.report.contents import COLOURS, Comparison
@@ -85,6 +86,7 @@ def render_page(comparison: Comparison, pictures: PageFiles) -> str:
         differences=differences(comparison),
         comparisons=[(names, list(each)) for names, each in groupby(comparison.findings.contrasts, lambda each: each.names)],
         costs=costs(comparison),
+        reached=reached(comparison),
         copies=copies(comparison),
         enough_for_copies=ENOUGH_FOR_COPIES,
         trainings=[training(comparison, kind) for kind in sweep.kinds],
@@ -157,6 +159,18 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
         ]
         tables.append({"reference": reference, "measures": measures, "rows": rows})
     return tables
+
+
+def reached(comparison: Comparison) -> tuple[list[Measure], dict[str, list[Interval | None]]]:
+    """What each training reached, by its name, beside what it cost: likeness and leak, of all of its seeds together."""
+    results = comparison.results
+    measures = [each for each in (BY_KEY["subject_fidelity"], BY_KEY["leak"]) if each in results.measures]
+    first_of = {variant: first for first, variants in results.arms.items() for variant in variants}
+    found = {}
+    for variant in comparison.files:
+        first = first_of.get(variant)  # none where no image is drawn at full strength
+        found[variant.name] = [None if first is None else results.levels[first][each.key] for each in measures]
+    return measures, found
 
 
 def copies(comparison: Comparison) -> dict[str, Any]:

@@ -155,17 +155,19 @@ def _radius(comparison: Comparison, first: Variant) -> float | None:
 def trends(comparison: Comparison) -> list[TrendChart]:
     """How the main measures go with the rank, and with alpha, at the other leading values; none of an axis with one value."""
     results, sweep = comparison.results, comparison.results.sweep
-    axes = {
-        "rank": sorted({variant.rank for variant in sweep.variants if variant.rank is not None}),
-        "alpha": sorted(sweep.alpha),
-    }
+    words: list[Kind] = [kind for kind in sweep.kinds if kind == "textual_inversion"]
+    loras: list[Kind] = [kind for kind in sweep.kinds if kind not in words]
+    axes: list[tuple[str, str, list[Kind], list[Any]]] = [
+        ("rank", "rank", loras, sorted({each.rank for each in sweep.variants if each.rank is not None and not each.is_word})),
+        ("vectors", "rank", words, sorted(sweep.vectors)),
+        ("alpha", "alpha", sweep.kinds, sorted(sweep.alpha)),
+    ]
     charts = []
-    for axis, values in axes.items():
+    for axis, field, kinds, values in axes:
         if len(values) < 2:
             continue
         arms: dict[Kind, list[Variant]] = {
-            kind: [replace(sweep.leading_lora(kind), **{axis: value}) for value in values]  # pyright: ignore[reportArgumentType]
-            for kind in sweep.kinds
+            kind: [replace(sweep.leading_lora(kind), **{field: value}) for value in values] for kind in kinds
         }
         for measure in (BY_KEY[key] for key in dict.fromkeys([comparison.config.primary, *TREND_MEASURES])):
             if measure not in results.measures:

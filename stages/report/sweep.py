@@ -6,7 +6,7 @@ from dataclasses import replace
 from pydantic.dataclasses import dataclass
 
 from stages.pipeline.config import SweepConfig, strict
-from stages.pipeline.variants import LORA_KINDS, Kind, Trainings, Variant, variants_of
+from stages.pipeline.variants import TRAINED_KINDS, Kind, Trainings, Variant, variants_of
 
 
 @dataclass(frozen=True, config=strict)
@@ -15,8 +15,8 @@ class Sweep(SweepConfig):
 
     @property
     def kinds(self) -> list[Kind]:
-        """The kinds of LoRA that are compared."""
-        return [kind for kind in LORA_KINDS if self._ranks(kind)]
+        """The kinds of training that are compared."""
+        return [kind for kind in TRAINED_KINDS if self._ranks(kind)]
 
     @property
     def has_several_values(self) -> bool:
@@ -48,8 +48,9 @@ class Sweep(SweepConfig):
         return [*map(Variant, self.bases), Variant("merge", self.alpha[0]), *map(self.leading_lora, self.kinds)]
 
     def leading_lora(self, kind: Kind) -> Variant:
-        """The LoRA of one kind at the leading values."""
-        return Variant(kind, self.alpha[0], self._ranks(kind)[0], self.seed[0], None, self.lora_scale[0])
+        """The LoRA, or the word, of one kind at the leading values."""
+        scale = 1.0 if kind == "textual_inversion" else self.lora_scale[0]
+        return Variant(kind, self.alpha[0], self._ranks(kind)[0], self.seed[0], None, scale)
 
     def ranked(self, kind: Kind) -> list[Variant]:
         """The LoRAs of one kind that differ in nothing but the rank, rising, at the other leading values."""
@@ -73,10 +74,10 @@ class Sweep(SweepConfig):
             ]
         }
         steps = (*self.kept_steps[kind], None)  # pyright: ignore[reportArgumentType]
-        if len(steps) > 1 or len(self.lora_scale) > 1:
+        scales = (1.0,) if first.is_word else self.lora_scale
+        if len(steps) > 1 or len(scales) > 1:
             tables["strength"] = [
-                [first.merge, *(replace(first, step=step, lora_scale=scale) for step in steps)]
-                for scale in sorted(self.lora_scale)
+                [first.merge, *(replace(first, step=step, lora_scale=scale) for step in steps)] for scale in sorted(scales)
             ]
         if len(self.seed) > 1:
             tables["seed"] = [[first.merge, *(replace(first, seed=seed) for seed in self.seed)]]
@@ -89,4 +90,4 @@ class Sweep(SweepConfig):
         }
 
     def _ranks(self, kind: Kind) -> tuple[int, ...]:
-        return {"text2img": self.rank, "dreambooth": self.dreambooth_rank}.get(kind, ())
+        return {"text2img": self.rank, "dreambooth": self.dreambooth_rank, "textual_inversion": self.vectors}.get(kind, ())

@@ -8,7 +8,7 @@ from stages.checkpoints.file_names import LORA_FILE, UNET_FILE
 from stages.lora.adapters import trained_parameters
 from stages.lora.keeping import make_keeper
 from stages.lora.run import TrainedPrompts
-from stages.lora.tuned_model import prepare_model, write_weights
+from stages.lora.tuned_model import prepare_model, weights_files, write_weights
 from stages.pipeline.seals import is_whole
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import make_run
@@ -66,7 +66,7 @@ def test_each_step_hands_over_the_weights_as_they_were_then(model, tmp_path, kin
     for step in (4, 8):
         shake(tuned.model)
         keeper(step)
-        write_weights(tuned, base_of(run), tmp_path / f"then-{step}")
+        write_weights(run, tuned, base_of(run), weights_files(run)[0], tmp_path / f"then-{step}")
     shake(tuned.model)
     (tmp_path / "out").mkdir()
     keeper.hand_over(tmp_path / "out")
@@ -103,7 +103,7 @@ def test_a_step_that_is_made_again_is_kept_again(model, tmp_path):
     keeper(4)
     shake(tuned.model)
     keeper(4)
-    write_weights(tuned, BASE, tmp_path / "now")
+    write_weights(run, tuned, BASE, LORA_FILE, tmp_path / "now")
     (kept,) = tmp_path.rglob(f"step-4/{LORA_FILE}")
     assert kept.read_bytes() == (tmp_path / "now").read_bytes()
     assert is_whole(kept)

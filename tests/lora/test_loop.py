@@ -156,7 +156,7 @@ def test_every_schedule_warms_up_where_it_can(name):
     changes: dict[str, Any] = {"lr_step_rules": "1:3,0.5"} if name == "piecewise_constant" else {}
     changes |= {"lr_warmup_steps": 2} if warms_up else {}
     config = training_config(lr_scheduler=name, learning_rate=1e-3, max_train_steps=8, **changes)
-    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], config)
+    optimizer = make_optimizer({"weight": torch.nn.Parameter(torch.zeros(1))}, config)
     lr_scheduler = make_lr_scheduler(optimizer, config)
     rates = []
     for _ in range(8):
@@ -172,7 +172,7 @@ def test_every_schedule_warms_up_where_it_can(name):
 def test_optimizer_without_its_package_is_one_line(optimizer, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, OPTIMIZER_PACKAGES[optimizer], None)
     with pytest.raises(ValueError, match=f"optimizer: given '{optimizer}': pip install {OPTIMIZER_PACKAGES[optimizer]}"):
-        make_optimizer([torch.nn.Parameter(torch.zeros(1))], training_config(optimizer=optimizer))
+        make_optimizer({"weight": torch.nn.Parameter(torch.zeros(1))}, training_config(optimizer=optimizer))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZER_PACKAGES)

@@ -61,12 +61,14 @@ def test_source_takes_a_commit_or_a_branch_with_a_digest():
 
 
 def sweep(**values):
-    plain = {"alpha": [0.5], "rank": [4], "dreambooth_rank": [], "seed": [0], "lora_scale": [1.0], "bases": ["theta0"]}
-    return plain | {"kept_steps": {"text2img": [], "dreambooth": []}} | values
+    ranks = {"rank": [4], "dreambooth_rank": [], "vectors": []}
+    plain = {"alpha": [0.5], **ranks, "seed": [0], "lora_scale": [1.0], "bases": ["theta0"]}
+    return plain | {"kept_steps": {"text2img": [], "dreambooth": [], "textual_inversion": []}} | values
 
 
 WRONG = [
     *({"alpha": [1.1]}, {"alpha": []}, {"alpha": [0.5, 0.5]}),
+    *({"vectors": [0]}, {"vectors": [2, 2]}, {"vectors": [76]}),
     *({"rank": [0]}, {"rank": []}, {"rank": [4, 4]}, {"bases": ["theta2"]}),
     *({"seed": []}, {"seed": [0, 0]}, {"seed": [-1]}, {"seed": 0}),
     *({"lora_scale": []}, {"lora_scale": [1, 1.0]}, {"lora_scale": [11]}, {"lora_scale": 1.0}),
@@ -80,8 +82,8 @@ def test_sweep_refuses_by_the_name_of_the_axis(values):
 
 
 def test_a_sweep_keeps_steps_of_both_kinds_of_lora_and_of_no_other():
-    validate("sweep", SweepConfig, sweep(kept_steps={"text2img": [500, 1000], "dreambooth": []}))
-    nothing_kept = message(SweepConfig, sweep(kept_steps={"text2img": [0], "dreambooth": []}))
+    validate("sweep", SweepConfig, sweep(kept_steps={"text2img": [500, 1000], "dreambooth": [], "textual_inversion": [20]}))
+    nothing_kept = message(SweepConfig, sweep(kept_steps={"text2img": [0], "dreambooth": [], "textual_inversion": []}))
     assert nothing_kept.startswith("train.kept_steps.text2img.0: given 0")
     assert message(SweepConfig, sweep(kept_steps={"merge": [1]})).startswith("train.kept_steps.merge")
 

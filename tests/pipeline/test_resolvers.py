@@ -44,9 +44,10 @@ SWEEP = {
     "alpha": [0.7],
     "rank": [4],
     "dreambooth_rank": [],
+    "vectors": [],
     "seed": [0, 3],
     "lora_scale": [1.0, 0.5],
-    "kept_steps": {"text2img": [500], "dreambooth": []},
+    "kept_steps": {"text2img": [500], "dreambooth": [], "textual_inversion": []},
     "bases": ["theta0"],
 }
 LORAS = [f"text2img-a0.7-r4-s{seed}{kept}{scale}" for seed in (0, 3) for kept in ("-step500", "") for scale in ("", "-x0.5")]
@@ -66,7 +67,7 @@ def test_the_dataset_is_embedded_and_what_each_variant_drew():
 HOSTILE = "0; touch hacked"
 
 
-@pytest.mark.parametrize("axis", ["rank", "dreambooth_rank", "seed", "alpha", "lora_scale", "bases", "kept_steps"])
+@pytest.mark.parametrize("axis", ["rank", "dreambooth_rank", "vectors", "seed", "alpha", "lora_scale", "bases", "kept_steps"])
 def test_what_is_no_number_gets_into_no_name(axis):
     hostile = {"text2img": [HOSTILE], "dreambooth": HOSTILE} if axis == "kept_steps" else [HOSTILE]
     sweep = conf(SWEEP | {axis: hostile})

@@ -95,7 +95,7 @@ def test_the_oldest_that_can_be_rebuilt_goes_and_nothing_that_is_listed_or_nobod
     assert toy.data() == data
     (toy.root / "models/input.txt").write_text("of a user's own\n")
     toy.dvc("repro")  # what went is made again
-    assert (toy.root / "data/first").read_text() == "of a user's own\n"
+    assert (toy.root / "data/first").read_text() == "OF A USER'S OWN\n"
     assert toy.ran("first") == 3
 
 

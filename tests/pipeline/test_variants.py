@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.pipeline.variants import LORA_KINDS, Kind, Trainings, Variant, export_cell, variant_cell, variants_of
+from stages.pipeline.variants import TRAINED_KINDS, Kind, Trainings, Variant, export_cell, variant_cell, variants_of
 
 AXES = {"alphas": [0.7], "ranks": [4], "seeds": [0], "steps": [], "scales": [1.0]}
 
@@ -10,7 +10,7 @@ AXES = {"alphas": [0.7], "ranks": [4], "seeds": [0], "steps": [], "scales": [1.0
 def swept(**axes) -> list[Variant]:
     values = AXES | axes
     trainings: dict[Kind, Trainings] = {
-        kind: Trainings(values["ranks"], values["seeds"], values["steps"]) for kind in LORA_KINDS
+        kind: Trainings(values["ranks"], values["seeds"], values["steps"]) for kind in TRAINED_KINDS
     }
     return variants_of(["theta0"], values["alphas"], trainings, values["scales"])
 
@@ -29,6 +29,7 @@ def swept(**axes) -> list[Variant]:
         (Variant("text2img", 0.7, 4, 0, None, 0), "text2img-a0.7-r4-s0-x0"),
         (Variant("text2img", 0.7, 4, 0, None, 0.1234567), "text2img-a0.7-r4-s0-x0.1234567"),
         (Variant("text2img", 0.7, 4, 3, 500, 0.5), "text2img-a0.7-r4-s3-step500-x0.5"),
+        (Variant("textual_inversion", 0.7, 4, 3), "textual_inversion-a0.7-v4-s3"),
     ],
 )
 def test_a_name_says_all_that_a_variant_is(variant, name):
@@ -57,8 +58,8 @@ def test_another_value_of_a_sweep_renames_nothing_and_moves_no_file(axis):
 
 def test_no_two_variants_of_a_sweep_have_one_name():
     wide = swept(alphas=[0.7, 0.3], ranks=[4, 2], seeds=[0, 1, 2], steps=[500, 1000], scales=[0.5, 1.0])
-    of_a_kind = 2 * 2 * 3 * 3 * 2  # alphas, ranks, seeds; two kept steps and the end; strengths
-    assert len(wide) == 1 + 2 + 2 * of_a_kind
+    words = 2 * 2 * 3 * 3  # alphas, ranks, seeds; two kept steps and the end
+    assert len(wide) == 1 + 2 + 2 * (2 * words) + words  # both LoRAs at two strengths, which a word does not have
     assert len({variant.name for variant in wide}) == len({variant.key for variant in wide}) == len(wide)
 
 

@@ -25,7 +25,14 @@ from stages.report.sweep import Sweep
 SUBJECT_PROMPTS = ["asuka, <green> background", "asuka, glasses", "asuka"]
 OTHER_PROMPTS = ["a portrait", "a portrait, blond hair", "a toon portrait"]
 SEEDS = [3, 5, 8]
-NAMES = Names(theta0="toon", theta1="anime", merge="merge", text2img="text2img LoRA", dreambooth="DreamBooth LoRA")
+NAMES = Names(
+    theta0="toon",
+    theta1="anime",
+    merge="merge",
+    text2img="text2img LoRA",
+    dreambooth="DreamBooth LoRA",
+    textual_inversion="textual inversion",
+)
 CONFIG = ReportConfig(
     title="Two & one",
     names=NAMES,
@@ -41,24 +48,37 @@ CONFIG = ReportConfig(
     single_file=False,
 )
 PARAMS: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
-TRAININGS: dict[Kind, dict[str, Any]] = {"text2img": PARAMS["train_text2img"], "dreambooth": PARAMS["train_dreambooth"]}
+TRAININGS: dict[Kind, dict[str, Any]] = {
+    "text2img": PARAMS["train_text2img"],
+    "dreambooth": PARAMS["train_dreambooth"],
+    "textual_inversion": PARAMS["train_textual_inversion"],
+}
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "theta0": (200, 0, 0),
     "theta1": (0, 200, 0),
     "merge": (0, 0, 200),
     "text2img": (0, 200, 200),
     "dreambooth": (200, 0, 200),
+    "textual_inversion": (100, 100, 0),
 }
-LIKENESS: dict[Kind, float] = {"theta0": 0.2, "theta1": 0.3, "merge": 0.4, "text2img": 0.5, "dreambooth": 0.7}
+LIKENESS: dict[Kind, float] = {
+    "theta0": 0.2,
+    "theta1": 0.3,
+    "merge": 0.4,
+    "text2img": 0.5,
+    "dreambooth": 0.7,
+    "textual_inversion": 0.45,
+}
 ELSEWHERE = 0.1
 """Likeness to the subject where it is not asked for."""
 SWEEP = Sweep(
     alpha=(0.7,),
     rank=(4,),
     dreambooth_rank=(4,),
+    vectors=(),
     seed=(0,),
     lora_scale=(1.0,),
-    kept_steps={"text2img": (), "dreambooth": ()},
+    kept_steps={"text2img": (), "dreambooth": (), "textual_inversion": ()},
     bases=("theta0", "theta1"),
 )
 WIDE = replace(SWEEP, alpha=(0.7, 0.3), rank=(4, 2), dreambooth_rank=())

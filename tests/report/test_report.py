@@ -14,13 +14,15 @@ from stages.measures.statistics import Interval
 from stages.pipeline.variants import Variant
 from stages.report.figures import CHART_FILES
 from stages.report.grids import draw_grid
-from stages.report.page import WORST, page_files, render_page
+from stages.report.page import WORST, page_files, reached, render_page
+from stages.report.plots import trends
 from stages.report.rendering import TEMPLATES, bounds, number, signed
 from stages.report.report import grids, main_grid, write_report
 from stages.report.results import read_results
 from tests.report.small_comparison import (
     COLOURS,
     CONFIG,
+    LIKENESS,
     NAMES,
     NARROW,
     OTHER_PROMPTS,
@@ -287,7 +289,7 @@ def test_grid_shows_every_variant(world):
     comparison = read_world(world)
     image = draw_grid(main_grid(comparison), comparison.config)
     shown = {colour for _, colour in image.getcolors(image.width * image.height) or []}
-    assert set(COLOURS.values()) <= shown
+    assert {COLOURS[variant.kind] for variant in comparison.results.sweep.leading} <= shown
 
 
 def test_our_own_headings_can_be_drawn_by_any_font(wide_world):
@@ -363,3 +365,17 @@ def test_a_preview_of_another_program_is_refused_by_its_name(tmp_path):
     Image.new("RGB", (8, 8)).save(stranger)
     with pytest.raises(ValueError, match=r"p7-step000001\.png: does not say its prompt"):
         read_world(root)
+
+
+def test_a_word_is_shown_beside_the_loras(tmp_path):
+    sweep = replace(SWEEP, vectors=(4, 1))
+    comparison = read_world(write_world(tmp_path, sweep), sweep)
+    page = page_html(comparison)
+    assert "textual inversion, 4 vectors" in page and "textual inversion, 1 vector" in page
+    assert "rank 4, 4 vectors" in page, "a choice of sizes for both"
+    assert [chart.title for chart in trends(comparison) if "vectors" in chart.title]
+    assert not [chart.title for chart in trends(comparison) if "by rank" in chart.title], "one rank is no axis"
+    measures, found = reached(comparison)
+    word = found["textual_inversion-a0.7-v4-s0"][0]
+    assert measures[0].key == "subject_fidelity" and word is not None
+    assert word.mean == pytest.approx(LIKENESS["textual_inversion"] + 0.01 + 16 / 3000, abs=1e-6)

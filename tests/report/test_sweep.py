@@ -7,7 +7,8 @@ from stages.report.sweep import Sweep
 from tests.report.small_comparison import NAMES, SWEEP
 
 WIDE = replace(SWEEP, alpha=(0.7, 0.3), rank=(8, 2))
-FULL = replace(WIDE, seed=(3, 1), lora_scale=(1.0, 0.5), kept_steps={"text2img": (100, 200), "dreambooth": ()})
+KEPT = {"text2img": (100, 200), "dreambooth": (), "textual_inversion": ()}
+FULL = replace(WIDE, seed=(3, 1), lora_scale=(1.0, 0.5), kept_steps=KEPT)
 """Several values of each axis."""
 
 
@@ -17,10 +18,11 @@ def test_names_are_those_of_the_dag():
         "alpha": [0, 0.5, 1.0],
         "rank": [4],
         "dreambooth_rank": [2],
+        "vectors": [],
         "seed": [7],
         "bases": ["theta0"],
         "lora_scale": [1.0],
-        "kept_steps": {"text2img": [], "dreambooth": []},
+        "kept_steps": {"text2img": [], "dreambooth": [], "textual_inversion": []},
     }
     names = [variant.name for variant in validate("sweep", Sweep, values).variants]
     assert names[:4] == ["theta0", "a0", "a0.5", "a1.0"]
@@ -106,3 +108,18 @@ def test_nothing_is_said_of_alpha_where_nothing_is_merged():
     namer = Namer(NAMES, replace(SWEEP, alpha=(0,), dreambooth_rank=(), bases=()))
     assert namer.heading(Variant("merge", 0)) == ("merge", "")
     assert namer.label(Variant("text2img", 0, 4, 0)) == "text2img LoRA, rank 4"
+
+
+def test_a_word_has_vectors_for_a_rank_and_one_strength():
+    sweep = replace(SWEEP, vectors=(4, 1), lora_scale=(0.5, 1.0), bases=())
+    names = [variant.name for variant in sweep.variants if variant.is_word]
+    assert names == ["textual_inversion-a0.7-v1-s0", "textual_inversion-a0.7-v4-s0"]
+    leading = sweep.leading_lora("textual_inversion")
+    assert (leading.rank, leading.lora_scale) == (4, 1.0)
+    assert set(sweep.tables("textual_inversion")) == {"sweep"}
+    namer = Namer(NAMES, sweep)
+    assert namer.heading(leading) == ("+ textual inversion", "4 vectors")
+    assert [namer.column("sweep", each)[0] for each in sweep.tables("textual_inversion")["sweep"][0][1:]] == [
+        "1 vector",
+        "4 vectors",
+    ]

@@ -29,6 +29,8 @@ TEXT2IMG: dict[str, Any] = {
     "seed": 0,
 }
 DREAMBOOTH: dict[str, Any] = {name: value for name, value in TEXT2IMG.items() if name != "captions"}
+WORD = {"placeholder_token": "<asuka>", "replaces": "asuka", "initializer": "a portrait", "clip_skip": 0}
+TEXTUAL_INVERSION: dict[str, Any] = {"images": "images.safetensors", "model": "model", "vectors": 2, "seed": 0}
 TRAININGS = {"train_text2img": TEXT2IMG, "train_dreambooth": DREAMBOOTH}
 
 
@@ -45,6 +47,7 @@ def write_params(root: Path, **changes) -> None:
         ),
         "train_text2img": conf_values("train_text2img", **small),
         "train_dreambooth": conf_values("train_dreambooth", **small, **PROMPTS),
+        "train_textual_inversion": conf_values("train_textual_inversion", **small, **WORD),
     }
     for section, values in changes.items():
         for name, value in values.items():

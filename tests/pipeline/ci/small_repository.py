@@ -19,9 +19,10 @@ SWEEP = {
     "alpha": [0.7],
     "rank": [4],
     "dreambooth_rank": [4],
+    "vectors": [],
     "seed": [0],
     "lora_scale": [1.0],
-    "kept_steps": {"text2img": [], "dreambooth": []},
+    "kept_steps": {"text2img": [], "dreambooth": [], "textual_inversion": []},
     "bases": ["theta0", "theta1"],
 }
 

@@ -11,9 +11,10 @@ SWEEP = Sweep(
     alpha=(0.7,),
     rank=(4,),
     dreambooth_rank=(),
+    vectors=(),
     seed=(0,),
     lora_scale=(1.0,),
-    kept_steps={"text2img": (), "dreambooth": ()},
+    kept_steps={"text2img": (), "dreambooth": (), "textual_inversion": ()},
     bases=("theta0",),
 )
 DRAWN = ("theta0", "a0.7", "text2img-a0.7-r4-s0")
@@ -50,7 +51,9 @@ def test_what_left_the_sweep_and_what_the_comparison_does_not_read_stays_where_i
 
 
 def test_of_kept_steps_and_other_strengths_the_training_is_pulled_once_though_none_is_drawn_at_its_end_and_full_strength():
-    sweep = replace(SWEEP, seed=(0, 2), lora_scale=(0.5,), kept_steps={"text2img": (5,), "dreambooth": ()})
+    sweep = replace(
+        SWEEP, seed=(0, 2), lora_scale=(0.5,), kept_steps={"text2img": (5,), "dreambooth": (), "textual_inversion": ()}
+    )
     names = [f"text2img-a0.7-r4-s{seed}{step}-x0.5" for seed in (0, 2) for step in ("-step5", "")]
     drawn = [path for name in names for path in (f"data/images/{name}", f"data/embeddings/{name}.safetensors")]
     trained = ["data/lora/text2img-a0.7-r4-s0", "data/lora/text2img-a0.7-r4-s2"]
