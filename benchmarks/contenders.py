@@ -17,8 +17,10 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = {
     "text2img": "examples/text_to_image/train_text_to_image_lora.py",
     "dreambooth": "examples/dreambooth/train_dreambooth_lora.py",
+    "textual_inversion": "examples/textual_inversion/textual_inversion.py",
 }
 PROMPT = "asuka"
+WORD, INITIALIZER = "<asuka>", "anime"
 FORWARD, FORWARD_ADAPTERS = "forward", "forward, adapters"
 LIMIT, ALL_WEIGHTS = "forward and backward, adapters", "forward and backward, all weights"
 BY_PEFT = f"{LIMIT}, by PEFT"
@@ -117,12 +119,14 @@ def write_params(setup: Setup, folder: Path, tuned: str = "lora", compiled: bool
         },
         "housekeeping": {"checkpointing_steps": 10**6, "logging_steps": 10},
     }
-    for name in ("encode_images", "encode_captions", "train_text2img", "train_dreambooth"):
+    for name in ("encode_images", "encode_captions", *(f"train_{kind}" for kind in SCRIPTS)):
         params[name] = group_values(name, ROOT / "conf")
     params["encode_images"]["resolution"] = options.resolution
     params["encode_captions"]["clip_skip"] = 0
     params["train_text2img"] |= changes
     params["train_dreambooth"] |= changes | {"clip_skip": 0, "instance_prompt": PROMPT}
+    word = {"placeholder_token": WORD, "replaces": PROMPT, "initializer": INITIALIZER, "tuned": "embedding"}
+    params["train_textual_inversion"] |= changes | word | {"clip_skip": 0, "learning_rate": 1e-4, "lr_scheduler": "cosine"}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -139,10 +143,12 @@ def encode(setup: Setup) -> dict[str, float]:
 
 def ours(setup: Setup, kind: str, tuned: str = "lora", compiled: bool = False) -> Contender:
     """Our stage."""
-    inputs: list[str | Path] = ["--class-images", setup.work / "class_images"]
+    inputs: list[str | Path] = ["--class-images", setup.work / "class_images", "--rank", str(setup.options.rank)]
     if kind == "text2img":
         inputs += ["--captions", setup.work / "captions"]
-    common = ["--images", setup.work / "images", "--model", setup.model, "--rank", str(setup.options.rank), "--seed", "0"]
+    if kind == "textual_inversion":
+        inputs = ["--vectors", "1"]
+    common = ["--images", setup.work / "images", "--model", setup.model, "--seed", "0"]
     result = "out/*.safetensors" if tuned == "lora" else "out/unet/*.safetensors"
     return Contender("timed.py", [f"stages.train_{kind}", *inputs, *common, "--out", "out"], result, tuned, compiled)
 
@@ -155,7 +161,6 @@ def script(setup: Setup, kind: str) -> Contender:
         "resolution": options.resolution,
         "train_batch_size": options.batch_size,
         "max_train_steps": options.steps,
-        "rank": options.rank,
         "learning_rate": 1e-4,
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 0,
@@ -164,9 +169,18 @@ def script(setup: Setup, kind: str) -> Contender:
         "output_dir": "out",
         "mixed_precision": {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[options.dtype],
     }
-    data: dict[str, Any] = {"train_data_dir": setup.work / "dataset/train", "caption_column": "caption"}
-    if kind == "dreambooth":
-        data = {"instance_data_dir": setup.work / "instance", "instance_prompt": PROMPT}
+    of_kind: dict[str, dict[str, Any]] = {
+        "text2img": {"train_data_dir": setup.work / "dataset/train", "caption_column": "caption", "rank": options.rank},
+        "dreambooth": {"instance_data_dir": setup.work / "instance", "instance_prompt": PROMPT, "rank": options.rank},
+        "textual_inversion": {
+            "train_data_dir": setup.work / "instance",
+            "placeholder_token": WORD,
+            "initializer_token": INITIALIZER,
+            "repeats": 1,
+            "save_steps": 10**6,
+        },
+    }
+    data = of_kind[kind]
     flags = ["--center_crop", *(["--random_flip"] if kind == "text2img" else [])]
     words = [word for name, value in (arguments | data).items() for word in (f"--{name}", str(value))]
     return Contender("timed.py", [options.diffusers / SCRIPTS[kind], *words, *flags], "out/*.safetensors")

@@ -46,9 +46,9 @@ def center_crop(size: int) -> Transform:
     return transform
 
 
-def random_horizontal_flip() -> Transform:
-    """Mirror half of the images."""
-    return lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image
+def random_horizontal_flip(p: float = 0.5) -> Transform:
+    """Mirror a share of the images."""
+    return lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < p else image
 
 
 def to_tensor() -> Transform:

@@ -8,7 +8,8 @@ Every figure comes from a process of its own. All of a kind are alive at once an
 timed alone and all in the same minutes; a step is the median of the turns, everything included, and a ratio that of the ratios
 of turns beside each other. The start is what a process takes apart from its steps. Ours is the stage as DVC runs it; encoding
 the images and captions is a stage before it, once for a whole sweep, and is shown apart. The limit is one fixed batch, forward
-and backward, through the same UNet with the same adapters, and nothing else.
+and backward, through the same UNet with the same adapters, and nothing else; a word that is taught (textual_inversion) has no
+adapters, and its text encoder is a part of each step.
 
 --sd1 takes a model of Stable Diffusion 1.5's size with random weights, and fits the other settings to it: 512 px, batch 1 on a
 CPU, there one process after the other for want of memory, and 4 on a GPU, there in bfloat16. --compiled adds ours with
