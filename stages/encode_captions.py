@@ -44,6 +44,7 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
     splits = read_dataset(dataset)
     captions = splits[TRAIN] | splits[TEST]
 
+    from stages.encoding.choices import chosen
     from stages.encoding.data_warnings import caption_problems, say_problems
     from stages.encoding.encoded_files import EncodedCaptions, write_encoded
     from stages.encoding.prompts import embed_prompts, load_text_encoder, token_counts
@@ -51,11 +52,11 @@ def stage(config: EncodeCaptionsConfig, runtime: RuntimeConfig, dataset: Path, m
 
     tokenizer, text_encoder = load_text_encoder(model, prepare(runtime))
     texts = list(captions.values())
-    of_training = splits[TRAIN]
+    of_training = {name: chosen(caption) for name, caption in splits[TRAIN].items()}
     tokens = token_counts(tokenizer, list(of_training.values()))
     problems = caption_problems(of_training, tokens, tokenizer.model_max_length)
     say_problems(problems)
-    embeds = embed_prompts(tokenizer, text_encoder, ["", *texts], config.clip_skip, BATCH_SIZE)
+    embeds = embed_prompts(tokenizer, text_encoder, ["", *map(chosen, texts)], config.clip_skip, BATCH_SIZE)
     encoded = EncodedCaptions(list(captions), texts, embeds[1:], embeds[0], config.clip_skip, tuple(problems))
     write_encoded(encoded, out)
 

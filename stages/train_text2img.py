@@ -53,11 +53,12 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
 
     from stages.checkpoints.adapters.kohya_metadata import tag_frequency
     from stages.drawing.preview_images import draw_previews, preview_recipe
+    from stages.encoding.choices import chosen
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_captions, read_encoded_images
     from stages.lora.class_stream import read_class_images
     from stages.lora.run import Previews, Run, TrainedPrompts
-    from stages.lora.text2img import prompts_of, text2img_streams
+    from stages.lora.text2img import text2img_streams
     from stages.lora.training import train
     from stages.pipeline.resume import resumable
     from stages.pipeline.torch_runtime import prepare, weight_dtype
@@ -70,19 +71,17 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         if folder is None:
             return
         of_class, dtype = read_class_images(class_images), weight_dtype(runtime)
-        streams, held_out = text2img_streams(encoded, described, of_class, model, config, device)
-        prompts = prompts_of(described, of_class, config)
-        trained = TrainedPrompts(prompts, described.clip_skip) if config.train_text_encoder else None
+        captioned = text2img_streams(encoded, described, of_class, model, config, seed, device)
+        trained = TrainedPrompts(captioned.prompts, described.clip_skip) if captioned.prompts else None
         guidance_scale, resolution = config.preview_guidance_scale, encoded.resolution
         draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
         previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, described.clip_skip), described.clip_skip)
-        kept = [
-            text for name, text in zip(described.file_names, described.captions, strict=True) if name not in encoded.held_out
-        ]
+        captions_of = dict(zip(described.file_names, described.captions, strict=True))
+        kept = [chosen(captions_of[name]) for name in captioned.streams[0].examples.file_names]
         data = {"resolution": resolution, "clip_skip": described.clip_skip, "tag_frequency": tag_frequency(kept)}
         run = Run(
             model,
-            streams,
+            captioned.streams,
             config,
             housekeeping,
             rank,
@@ -93,7 +92,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
             folder=folder,
             trained_prompts=trained,
             previews=previews,
-            held_out=held_out,
+            held_out=captioned.held_out,
             data=data,
         )
         train(run, out)

@@ -71,7 +71,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     with resumable("train_textual_inversion", settings, [images, model], out) as folder:
         if folder is None:
             return
-        streams, held_out, prompts = textual_inversion_streams(encoded, captions, config, word)
+        streams, held_out, prompts = textual_inversion_streams(encoded, captions, config, word, seed)
         tokenizer, text_encoder = load_text_encoder(model, device)
         add_word(tokenizer, text_encoder, word)
         counts = dict(zip(prompts, token_counts(tokenizer, prompts), strict=True))

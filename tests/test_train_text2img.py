@@ -114,3 +114,22 @@ def test_wrong_inputs_are_one_line(encoded, capsys, options, message):
     assert exit.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
     assert not (encoded / "wrong").exists()
+
+
+def test_captions_that_vary_give_the_same_whether_they_are_embedded_before_or_while_training(encoded, monkeypatch, capsys):
+    import torch
+    from safetensors.torch import load_file
+
+    from stages.checkpoints.file_names import LORA_FILE
+
+    write_params(encoded, train_text2img={"shuffle_caption": True, "caption_tag_dropout": 0.3, "keep_tokens": 0})
+    run_stage("train_text2img", **TEXT2IMG, out="before")
+    assert "embedded beforehand" in capsys.readouterr().out
+    monkeypatch.setattr("stages.lora.text2img.MOST_BYTES", 0)
+    run_stage("train_text2img", **TEXT2IMG, out="while")
+    assert "embedded while training" in capsys.readouterr().out
+    write_params(encoded)
+    run_stage("train_text2img", **TEXT2IMG, out="plain")
+    before, beside, plain = (load_file(encoded / name / LORA_FILE) for name in ("before", "while", "plain"))
+    assert all(torch.allclose(before[name], beside[name], atol=1e-5) for name in before)
+    assert not all(torch.allclose(before[name], plain[name], atol=1e-4) for name in before)

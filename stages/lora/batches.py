@@ -34,8 +34,8 @@ class Examples:
         empty_prompt_embeds: (L, D), of the prompt ""; what a dropped caption is replaced by. Or its number.
         file_names: of the images.
         shapes: (N, 2), h and w of each image, where there are several; mean and std are then (N, 2, C, h w), padded.
-        choices: (N, K), the prompts that each image has, of which it is trained with one at random each time; prompt_embeds are
-            then (M, L, D) or (M,), of all prompts.
+        choices: (E, N), the prompt of each image in each epoch, which begin anew after the last; prompt_embeds are then
+            (M, L, D) or (M,), of all prompts.
     """
 
     mean: Tensor
@@ -80,15 +80,12 @@ class Examples:
             prompt_embeds=self.prompt_embeds[picked] if self.choices is None else self.prompt_embeds,
             file_names=tuple(self.file_names[number] for number in picked) if self.file_names else (),
             shapes=None if self.shapes is None else self.shapes[picked],
-            choices=None if self.choices is None else self.choices[picked],
+            choices=None if self.choices is None else self.choices[:, picked],
         )
 
-    def prompt_of(self, index: int, generator: torch.Generator) -> Tensor:
-        """The embeddings, (L, D), or the number of an image's prompt; of several, one at random."""
-        if self.choices is None:
-            return self.prompt_embeds[index]
-        place = torch.randint(self.choices.shape[1], (), generator=generator)
-        return self.prompt_embeds[self.choices[index, place]]
+    def prompt_of(self, index: int, epoch: int) -> Tensor:
+        """The embeddings, (L, D), or the number of an image's prompt in an epoch, counted from 0."""
+        return self.prompt_embeds[index if self.choices is None else self.choices[epoch % len(self.choices), index]]
 
 
 @dataclass(frozen=True)
@@ -249,7 +246,7 @@ def join(batches: Sequence[Batch]) -> AnyBatch:
 def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The latents, noise, timestep and prompt embeddings at one position of a stream."""
     examples = stream.examples
-    index = _index(stream, bucket, position, draws.seed)
+    index, epoch = _index(stream, bucket, position, draws.seed), position // len(examples.buckets[bucket])
     shape = examples.posterior(index, 0)[0].shape
     # Everything is drawn whether it is used or not: turning one thing off leaves the others as they were.
     generator = seeded_generator(draws.seed, _sequence(stream, bucket), "sample", position)
@@ -262,7 +259,7 @@ def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[T
     mean, std = examples.posterior(index, mirrored)
     latents = mean + std * posterior_noise
     dropped = drop < stream.caption_dropout
-    prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_of(index, generator)
+    prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_of(index, epoch)
     return latents * examples.scaling_factor, noise + draws.noise_offset * shift, timestep, prompt_embeds
 
 

@@ -228,9 +228,18 @@ class Text2imgConfig(TrainingConfig):
 
     Attributes:
         caption_dropout: share of the images that are trained with the empty caption, for classifier-free guidance.
+        shuffle_caption: put the tags of captions, which stand between commas, in another order each epoch (kohya's name, as the
+            following).
+        keep_tokens: how many tags at the beginning stay where they are, and are never left out.
+        caption_tag_dropout: share of the other tags that are left out, each by itself.
+        caption_dropout_every_n_epochs: train with the empty caption in every so manieth epoch; null for never.
     """
 
     caption_dropout: Fraction
+    shuffle_caption: bool
+    keep_tokens: Step
+    caption_tag_dropout: Fraction
+    caption_dropout_every_n_epochs: Count | None
 
 
 @dataclass(frozen=True, config=strict)

@@ -1,12 +1,17 @@
 """What a word is trained on: images, each under texts that hold the word (Gal et al. 2022, section 4.2, arXiv:2208.01618)."""
 
+import math
+import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from stages.encoding.choices import chosen
 from stages.encoding.encoded_files import EncodedImages
 from stages.encoding.words import TEMPLATES, NewWord
-from stages.lora.batches import Examples, Stream, split_held_out
+from stages.lora.batches import HELD_OUT_SEED, HELD_OUT_TIMESTEPS, Examples, Stream, seeded_number, split_held_out
 from stages.lora.config import TextualInversionConfig
 
 
@@ -22,7 +27,7 @@ def word_of(config: TextualInversionConfig, vectors: int) -> NewWord:
 
 
 def textual_inversion_streams(
-    images: EncodedImages, captions: Mapping[str, str], config: TextualInversionConfig, word: NewWord
+    images: EncodedImages, captions: Mapping[str, str], config: TextualInversionConfig, word: NewWord, seed: int
 ) -> tuple[list[Stream], Examples | None, list[str]]:
     """The images under the templates or under their captions; the held-out images come apart.
 
@@ -31,6 +36,7 @@ def textual_inversion_streams(
         captions: by file name, where `config.templates` is "captions": each names the word, or begins with it then.
         config: the run's settings.
         word: that is taught.
+        seed: of the run; each image has a text of its own in each epoch, which depends on it and the image's name.
 
     Returns:
         the stream, the held-out images, and the prompts in the order of their numbers.
@@ -38,15 +44,25 @@ def textual_inversion_streams(
     Raises:
         ValueError: an image has no caption.
     """
-    if config.templates == "captions":
-        if without := [name for name in images.file_names if name not in captions]:
-            raise ValueError(f"{without[0]} has no caption: run caption again, or set templates to subject")
-        prompts = [_naming(word, captions[name]) for name in images.file_names]
-        choices = torch.arange(len(prompts))[:, None]
-    else:
-        templates = TEMPLATES[config.templates] if isinstance(config.templates, str) else config.templates
-        prompts = [template.replace("{}", word.token) for template in templates]
-        choices = torch.arange(len(prompts)).expand(len(images.file_names), -1)
+    without = [name for name in images.file_names if name not in captions]
+    if without and config.templates == "captions":
+        raise ValueError(f"{without[0]} has no caption: run caption again, or set templates to subject")
+    numbered: dict[str, int] = {}
+
+    def choices(of_seed: int, epochs: int) -> Tensor:
+        rows = [
+            [
+                numbered.setdefault(_text(config, word, captions.get(name, ""), of_seed, epoch, name), len(numbered))
+                for name in images.file_names
+            ]
+            for epoch in range(epochs)
+        ]
+        return torch.tensor(rows)
+
+    seen = config.max_train_steps * config.effective_batch_size
+    epochs = math.ceil(seen / len(images.file_names)) + config.train_batch_size + 1  # a rare shape may be ahead of the others
+    of_training, of_held_out = choices(seed, epochs), choices(HELD_OUT_SEED, HELD_OUT_TIMESTEPS)
+    prompts = list(numbered)
     numbers = torch.arange(len(prompts))
     examples = Examples(
         images.mean,
@@ -56,10 +72,20 @@ def textual_inversion_streams(
         numbers[0],  # none is dropped
         tuple(images.file_names),
         images.shapes,
-        choices,
+        of_training,
     )
-    kept, held_out = split_held_out(examples, images.held_out)
+    kept, _ = split_held_out(examples, images.held_out)
+    _, held_out = split_held_out(replace(examples, choices=of_held_out), images.held_out)
     return [Stream("instance", kept)], held_out, prompts
+
+
+def _text(config: TextualInversionConfig, word: NewWord, caption: str, seed: int, epoch: int, name: str) -> str:
+    """What an image is described by in an epoch."""
+    draw = random.Random(seeded_number(seed, "text", epoch, name))
+    if config.templates == "captions":
+        return _naming(word, chosen(caption, draw))
+    texts = TEMPLATES[config.templates] if isinstance(config.templates, str) else config.templates
+    return draw.choice(texts).replace("{}", word.token)
 
 
 def _naming(word: NewWord, caption: str) -> str:

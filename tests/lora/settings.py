@@ -28,8 +28,7 @@ def conf_values(group: str, **changes: Any) -> dict[str, Any]:
 
 def training_config(**changes: Any) -> TrainingConfig:
     values = conf_values("train_text2img", **changes)
-    del values["caption_dropout"]
-    return TrainingConfig(**values)
+    return TrainingConfig(**{field.name: values[field.name] for field in fields(TrainingConfig)})
 
 
 def adapter_config(**changes: Any) -> AdapterConfig:

@@ -40,7 +40,7 @@ def instance():
 def text2img(model, folder, **changes):
     values = {"caption_dropout": 0.25, "prior_loss_weight": 0.3} | changes
     config = Text2imgConfig(**conf_values("train_text2img", **values))
-    return text2img_streams(*instance(), read_class_images(folder), model, config, CPU)[0]
+    return text2img_streams(*instance(), read_class_images(folder), model, config, 0, CPU).streams
 
 
 def dreambooth(model, folder, **changes):

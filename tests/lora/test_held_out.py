@@ -53,7 +53,8 @@ def text2img(images, class_images, model):
     embeds = torch.arange(6).float().view(-1, 1, 1).expand(-1, 77, WIDTH)
     captions = EncodedCaptions(NAMES, [f"caption of {name}" for name in NAMES], embeds, torch.zeros(77, WIDTH), 0)
     config = Text2imgConfig(**conf_values("train_text2img"))
-    return text2img_streams(images, captions, class_images, model, config, CPU)
+    captioned = text2img_streams(images, captions, class_images, model, config, 0, CPU)
+    return captioned.streams, captioned.held_out
 
 
 def dreambooth(images, class_images, model):

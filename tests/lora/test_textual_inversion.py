@@ -34,29 +34,43 @@ def numbers(streams, batches: int) -> list[int]:
 
 
 def test_each_image_has_any_of_the_templates_by_chance_and_always_the_same_at_one_place():
-    streams, held_out, prompts = textual_inversion_streams(IMAGES, {}, config_of(templates="style"), WORD)
+    config = config_of(templates="style", max_train_steps=400)
+    streams, held_out, prompts = textual_inversion_streams(IMAGES, {}, config, WORD, 0)
+    again, _, _ = textual_inversion_streams(IMAGES, {}, config, WORD, 0)
+    other, _, _ = textual_inversion_streams(IMAGES, {}, config, WORD, 1)
     assert held_out is None
-    assert prompts == [text.replace("{}", "<asuka>") for text in TEMPLATES["style"]]
+    assert sorted(prompts) == sorted(text.replace("{}", "<asuka>") for text in TEMPLATES["style"])
     drawn = numbers(streams, 400)
-    assert drawn == numbers(streams, 400)
+    assert drawn == numbers(again, 400) != numbers(other, 400)
     counts = Counter(drawn)
     assert set(counts) == set(range(17))
     assert max(counts.values()) < 2 * min(counts.values())
 
 
+def test_another_image_leaves_the_texts_of_the_others_as_they_were():
+    fewer = replace(IMAGES, file_names=NAMES[1:], mean=IMAGES.mean[1:], std=IMAGES.std[1:])
+    found = []
+    for images in (IMAGES, fewer):
+        streams, _, prompts = textual_inversion_streams(images, {}, config_of(max_train_steps=9), WORD, 0)
+        choices = streams[0].examples.choices
+        assert choices is not None
+        found.append([prompts[number] for number in choices[:5, images.file_names.index("3.png")]])
+    assert found[0] == found[1]
+
+
 def test_captions_name_the_word_in_the_place_of_what_it_replaces_or_before_all():
     captions = dict(zip(NAMES, ["asuka, glasses", "a portrait", ""], strict=True))
-    streams, _, prompts = textual_inversion_streams(IMAGES, captions, config_of(templates="captions"), WORD)
+    streams, _, prompts = textual_inversion_streams(IMAGES, captions, config_of(templates="captions"), WORD, 0)
     assert prompts == ["<asuka>, glasses", "<asuka>, a portrait", "<asuka>"]
-    assert streams[0].examples.choices is not None and streams[0].examples.choices.tolist() == [[0], [1], [2]]
+    assert streams[0].examples.choices is not None and streams[0].examples.choices[0].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match=r"3\.png has no caption"):
-        textual_inversion_streams(IMAGES, dict.fromkeys(NAMES[:2], "a"), config_of(templates="captions"), WORD)
+        textual_inversion_streams(IMAGES, dict.fromkeys(NAMES[:2], "a"), config_of(templates="captions"), WORD, 0)
 
 
 def test_held_out_images_keep_their_captions():
     images = replace(IMAGES, held_out=["2.png"])
     captions = dict(zip(NAMES, ["one", "two", "three"], strict=True))
-    streams, held_out, prompts = textual_inversion_streams(images, captions, config_of(templates="captions"), WORD)
+    streams, held_out, prompts = textual_inversion_streams(images, captions, config_of(templates="captions"), WORD, 0)
     assert held_out is not None
     (batch,) = {tuple(each.encoder_hidden_states.tolist()) for each in held_out_batches(held_out, DRAWS, 1)}
     assert [prompts[number] for number in batch] == ["<asuka>, two"]
@@ -64,8 +78,8 @@ def test_held_out_images_keep_their_captions():
 
 
 def test_noise_and_timesteps_are_those_of_a_training_with_one_prompt_an_image():
-    by_templates, _, _ = textual_inversion_streams(IMAGES, {}, config_of(), WORD)
-    by_captions, _, _ = textual_inversion_streams(IMAGES, dict.fromkeys(NAMES, "a"), config_of(templates="captions"), WORD)
+    by_templates, _, _ = textual_inversion_streams(IMAGES, {}, config_of(), WORD, 0)
+    by_captions, _, _ = textual_inversion_streams(IMAGES, dict.fromkeys(NAMES, "a"), config_of(templates="captions"), WORD, 0)
     one: Any = batch_at(by_templates, DRAWS, 2, 5)
     two: Any = batch_at(by_captions, DRAWS, 2, 5)
     assert torch.equal(one.noise, two.noise) and torch.equal(one.timesteps, two.timesteps)
