@@ -1,5 +1,6 @@
 """Model cards, one for each LoRA, in Hugging Face's format: what `publish` puts on the hub beside its file."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ def render_card(comparison: Comparison, variant: Variant) -> str:
         sentences=[*sentences, *comparison.findings.limits],
         settings=[(name.replace("_", " "), said(value)) for name, value in settings.items()],
         instance_prompt=settings.get("instance_prompt"),
-        prompt=_read(settings, results.prompts[comparison.subject_prompts[0]]),
+        prompt=Markup(json.dumps(_read(settings, results.prompts[comparison.subject_prompts[0]]), ensure_ascii=False)),
         held_out=results.dataset.held_out,
     )
 

@@ -43,7 +43,8 @@ def _merge(comparison: Comparison) -> str:
 def _training(comparison: Comparison, kind: Kind) -> str:
     sweep, settings = comparison.results.sweep, comparison.trainings[kind]
     sizes = sorted({variant.rank or 0 for variant in sweep.trained if variant.kind == kind})
-    vectors, ranks = (sizes, [settings["rank"]]) if "rank" in settings else ([], sizes)
+    pivotal = kind == "textual_inversion" and settings["tuned"] == "lora"
+    vectors, ranks = (sizes, [settings["rank"]]) if pivotal else ([], sizes)
     batch = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
     parts = [
         f"{_tuned(settings, ranks)}{_with_word(vectors)}, trained for {settings['max_train_steps']} steps "

@@ -12,6 +12,8 @@ from PIL import Image
 from stages.checkpoints.file_names import PREVIEWS
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import Variant
+from stages.report.cards import render_card
+from stages.report.citing import methods
 from stages.report.figures import CHART_FILES
 from stages.report.grids import draw_grid
 from stages.report.page import WORST, page_files, reached, render_page
@@ -379,3 +381,15 @@ def test_a_word_is_shown_beside_the_loras(tmp_path):
     word = found["textual_inversion-a0.7-v4-s0"][0]
     assert measures[0].key == "subject_fidelity" and word is not None
     assert word.mean == pytest.approx(LIKENESS["textual_inversion"] + 0.01 + 16 / 3000, abs=1e-6)
+
+
+def test_the_card_of_a_word_and_the_methods_say_how_to_use_it_and_how_it_was_taught(tmp_path):
+    sweep = replace(SWEEP, vectors=(4,))
+    comparison = read_world(write_world(tmp_path, sweep), sweep)
+    card = render_card(comparison, sweep.leading_lora("textual_inversion"))
+    assert 'pipeline.load_textual_inversion("THIS REPOSITORY", weight_name="learned_embeds.safetensors")' in card
+    assert "load_lora_weights" not in card
+    assert 'pipeline("<asuka>, <green> background")' in card
+    assert "textual-inversion" in card
+    told = "textual inversion: a word of 4 vectors, begun as “anime portrait” (textual inversion), trained for"
+    assert told in methods(comparison)
