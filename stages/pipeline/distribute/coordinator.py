@@ -136,12 +136,12 @@ class Distribution:
         running = self.running.pop(name)
         error = future.exception()
         if error is not None and is_lost(error) and running.attempt <= self.retries:
-            self.show.event("lost", name, attempt=running.attempt, why=str(error))
+            self.show.event("lost", name, attempt=running.attempt, why=self.engine.ended() or str(error))
             self._submit(name, running.attempt + 1)
             return
         if error is not None:
             times = f" {running.attempt} times" if running.attempt > 1 else ""
-            why = f"its worker was lost{times}: {error}" if is_lost(error) else _in_a_line(error)
+            why = f"its worker was lost{times}: {self.engine.ended() or error}" if is_lost(error) else _in_a_line(error)
             self._fail(name, why, [])
             return
         outcome: Outcome = future.result()

@@ -159,6 +159,13 @@ class Engine:
                 return f"Parsl's interchange has ended (status {interchange.returncode})"
         return ""
 
+    def ended(self) -> str:
+        """How the job of a worker ended that was lost; "" where that is not known."""
+        known = [each for each in self.kernel.executors.values() if getattr(each, "provider", None) is not None]
+        states = [status.state.name for executor in known for status in executor.status().values()]
+        walltimes = [getattr(executor.provider, "walltime", "") for executor in known]
+        return describe_ends(states, next(filter(None, walltimes), ""))
+
     def close(self) -> None:
         """End all workers, and what they do."""
         if self.broken():  # Parsl would wait for an answer
@@ -229,6 +236,23 @@ def unpack_and_run(parcel: tuple[str, bytes], scratch: str, task: bytes) -> Any:
     from stages.pipeline.distribute.cell import run_carried
 
     return run_carried(pickle.loads(task), code, home)
+
+
+def describe_ends(states: Sequence[str], walltime: str) -> str:
+    """What the states of jobs say of a worker that was lost; the last that says something.
+
+    Args:
+        states: as Parsl names them. A scheduler without accounting says of each job that is gone that it was completed.
+        walltime: of a job; "" where there are no jobs.
+    """
+    said = {
+        "TIMEOUT": f"the scheduler ended its job: its wall time ({walltime}) was over, or it was preempted",
+        "FAILED": "its job failed",
+        "CANCELLED": "its job was cancelled",
+        "COMPLETED": f"its job is gone: its wall time ({walltime}) may be over" if walltime else "",
+        "MISSING": "the scheduler does not know its job any more",
+    }
+    return next((text for state in reversed(states) if (text := said.get(state))), "")
 
 
 def is_lost(error: BaseException) -> bool:

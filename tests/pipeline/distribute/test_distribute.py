@@ -203,3 +203,15 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(toy):
     (toy.root / "models/input.txt").unlink()
     assert "models/input.txt: is not there, and first reads it" in toy.distribute(status=1)
     assert not Path(toy.root / "ran-first").exists()
+
+
+def test_of_two_kinds_of_workers_one_gets_what_computes_and_the_other_all_else(toy):
+    settings = yaml.safe_load((toy.root / "conf/cluster/local.yaml").read_text())
+    (one,) = settings["executors"]
+    executors = [one | {"label": label, "max_workers_per_node": 1} for label in ("cpu", "gpu")]
+    (toy.root / "conf/cluster/two.yaml").write_text(yaml.safe_dump(settings | {"executors": executors}))
+    toy.distribute("cluster=two")
+    executor_of = {event["stage"]: event["executor"] for event in toy.events("sent")}
+    assert {executor_of[f"make@{number}"] for number in (1, 2, 3)} == {"gpu"}
+    assert {executor_of[name] for name in ("first", "use@1", "all")} == {"cpu"}
+    assert (toy.root / "data/all").read_text() == "1\n2\n3\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.pipeline.distribute.engine import core_count, fill_in, gpu_count, label_for, read_cluster
+from stages.pipeline.distribute.engine import core_count, describe_ends, fill_in, gpu_count, label_for, read_cluster
 from stages.pipeline.distribute.plan import Cell, descendants, sources_of
 from stages.pipeline.distribute.remote import Carried, prepare
 from stages.pipeline.provenance import conf_digest
@@ -127,3 +127,17 @@ def test_gpus_and_cores_are_counted_without_torch(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert gpu_count() == 2
     assert core_count() >= 1
+
+
+@pytest.mark.parametrize(
+    ("states", "walltime", "said"),
+    [
+        (["RUNNING", "TIMEOUT"], "04:00:00", "its wall time (04:00:00) was over"),
+        (["TIMEOUT", "CANCELLED", "RUNNING"], "04:00:00", "cancelled"),
+        (["RUNNING", "COMPLETED", "SCALED_IN"], "04:00:00", "its wall time (04:00:00) may be over"),
+        (["COMPLETED"], "", ""),
+        ([], "", ""),
+    ],
+)
+def test_how_the_jobs_of_lost_workers_ended(states, walltime, said):
+    assert said in describe_ends(states, walltime) and bool(describe_ends(states, walltime)) == bool(said)
