@@ -40,7 +40,23 @@ Host two
 def is_there() -> bool:
     if os.geteuid() != 0 or not all(_program(name) for name in ("sshd", "ssh", "ssh-keygen", "ip", "unshare", "mount")):
         return False
-    return subprocess.run(["unshare", "-n", "-m", "true"], check=False, capture_output=True).returncode == 0
+    probe = f"probe-{os.getpid()}"
+    pair = [
+        "unshare",
+        "-n",
+        "-m",
+        "ip",
+        "link",
+        "add",
+        "probe0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "probe1",
+    ]  # gone with its namespace
+    commands = (pair, ["ip", "netns", "add", probe], ["ip", "netns", "del", probe])
+    return all(subprocess.run(words, check=False, capture_output=True).returncode == 0 for words in commands)
 
 
 def _program(name: str) -> str | None:
