@@ -64,7 +64,7 @@ def scale(folder: Path, kind: str, seconds: float, workers: Sequence[int]) -> No
     for count in workers:
         toy = make(folder / f"{kind}-{count}", kind, seconds)
         began = time.perf_counter()
-        run(toy, f"cluster.executors.0.max_workers_per_node={count}")
+        run(toy, f"cluster.executors.0.max_workers_per_node={count}", "+cluster.executors.0.cores_per_worker=0.01")
         took = time.perf_counter() - began
         done = toy.events("done")
         overhead = sum(event["overhead"] for event in done) / len(done)

@@ -88,7 +88,7 @@ def distribute(root: Path, words: Sequence[str], dry: bool) -> int:
                 return _say_plan(cells, record, cluster, local)
             courier, parsl = None, place / "parsl"
             if cluster["remote"]:
-                courier = Courier(record.repo, root, cluster["remote"], _code(cells, local))
+                courier = Courier(record.repo, repo, cluster["remote"], _code(cells, local))
                 scratch = Path(os.path.expandvars(cluster["scratch"])).expanduser().absolute()
                 remove_left(scratch / "keys" / os.uname().nodename)
                 parsl = stack.enter_context(held_folder(scratch / "keys" / os.uname().nodename, str(os.getpid())))

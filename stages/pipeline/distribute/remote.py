@@ -57,7 +57,7 @@ class Courier:
 
     Args:
         repo: DVC's view of the snapshot.
-        root: the repository.
+        real: DVC's view of the repository, whose configuration counts: paths in it are relative to its own files.
         remote: a name of `dvc remote list`.
         code: what each stage gets besides what it alone reads, relative to the snapshot.
 
@@ -65,18 +65,23 @@ class Courier:
         ValueError: there is no such remote, or it cannot be reached.
     """
 
-    def __init__(self, repo: Any, root: Path, remote: str, code: Iterable[Path]) -> None:
+    def __init__(self, repo: Any, real: Any, remote: str, code: Iterable[Path]) -> None:
         from dvc.exceptions import DvcException
 
         self.repo, self.name, self.code, self.cache = repo, remote, tuple(code), repo.cache.local
         self.snapshot, self.hashes = Path(repo.root_dir), dict[Path, Any]()
+        given = real.config["remote"].get(remote, {})
+        self.settings = {name: str(value) if isinstance(value, str) else value for name, value in given.items()}
+        repo.config["remote"][remote] = self.settings
         try:
+            if not self.settings:
+                raise ValueError(f"there is {', '.join(real.config['remote']) or 'none'}: dvc remote add {remote} URL")
             self.remote = repo.cloud.get_remote_odb(remote)
             self.remote.exists("0" * 32)
-        except (DvcException, OSError) as error:
+        except (DvcException, OSError, ValueError) as error:
             raise ValueError(f"cluster.remote: given {remote!r}: {' '.join(str(error).split())}") from error
         self.parcel = _pack(self.snapshot, self.code)
-        self.repository = sha256(str(root).encode()).hexdigest()[:16]
+        self.repository = sha256(str(real.root_dir).encode()).hexdigest()[:16]
         self.versions = _versions(read_pins(self.snapshot / LOCKED)) if (self.snapshot / LOCKED).is_file() else {}
 
     def carry(self, cell: Cell, sources: Iterable[Path], outputs: Iterable[Any]) -> Carried:
@@ -97,7 +102,7 @@ class Courier:
         return Carried(
             repository=self.repository,
             remote=self.name,
-            settings=dict(self.repo.config["remote"][self.name]),
+            settings=self.settings,
             files={path: each.value for path, each in files.items()},
             others={str(path): (self.snapshot / path).is_dir() for path in others},
             versions=self.versions,

@@ -39,6 +39,7 @@ def test_the_result_is_that_of_dvc(toy, tmp_path):
     toy.dvc("repro")
     assert toy.lock() == serial.lock()
     assert "step 1" in (toy.root / ".checkpoints/logs/make-1.log").read_text()
+    assert list((toy.root.parent / "storage").rglob("*.dir")) and not list(toy.root.rglob("storage"))
     assert toy.ran("make-1") == 0  # it notes that where the worker's folder is
     toy.distribute(*away(toy))
     assert len(toy.events("unchanged")) == 8
@@ -63,7 +64,7 @@ def test_what_dvc_has_made_goes_to_workers_and_what_they_made_into_the_cache_of_
 
 def test_a_remote_that_is_not_there_is_said_before_anything_runs(toy):
     output = toy.distribute("cluster.remote=moon", status=1)
-    assert "cluster.remote: given 'moon'" in output
+    assert "cluster.remote: given 'moon': there is storage: dvc remote add moon URL" in output
     assert not (toy.root / ".checkpoints/logs").exists()
 
 

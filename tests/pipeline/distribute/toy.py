@@ -71,7 +71,7 @@ class Toy:
 
     def add_remote(self) -> None:
         """A remote of DVC beside the repository, called storage, and the code, which workers do not have then."""
-        self.dvc("remote", "add", "storage", str(self.root.parent / "storage"))
+        self.dvc("remote", "add", "--local", "storage", "../storage")
         shutil.copytree(ROOT / "stages", self.root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
 
     def set(self, **params: Any) -> None:
