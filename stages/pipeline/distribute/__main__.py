@@ -171,7 +171,8 @@ def _say_plan(cells: Mapping[str, Cell], record: Record, cluster: Mapping[str, A
             print(f"{name}: on {label_for(labels, cell.computes)}")
     left = len(cells) - len(done)
     record.stale = False  # nothing has been made
-    print(f"{counted(left, 'stage')} of {len(cells)} would run; what depends on them may come from DVC's cache of runs")
+    more = "; what depends on them may come from DVC's cache of runs" if left else ""
+    print(f"{counted(left, 'stage')} of {len(cells)} would run{more}")
     return 0
 
 
