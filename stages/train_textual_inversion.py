@@ -53,7 +53,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     from stages.drawing.preview_images import draw_previews, preview_recipe
     from stages.encoding.data_warnings import say_problems, too_long
     from stages.encoding.encoded_files import read_encoded_images
-    from stages.encoding.prompts import load_text_encoder, token_counts
+    from stages.encoding.prompts import load_tokenizer, token_counts
     from stages.encoding.words import add_word
     from stages.lora.run import Previews, Run, TrainedPrompts
     from stages.lora.textual_inversion import textual_inversion_streams, word_of
@@ -72,11 +72,10 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         if folder is None:
             return
         streams, held_out, prompts = textual_inversion_streams(encoded, captions, config, word, seed)
-        tokenizer, text_encoder = load_text_encoder(model, device)
-        add_word(tokenizer, text_encoder, word)
+        tokenizer = load_tokenizer(model)
+        add_word(tokenizer, word)
         counts = dict(zip(prompts, token_counts(tokenizer, prompts), strict=True))
         say_problems(too_long("prompt", counts, tokenizer.model_max_length))
-        del text_encoder
         guidance_scale, resolution = config.preview_guidance_scale, encoded.resolution
         draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
         previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, config.clip_skip), config.clip_skip)

@@ -13,9 +13,14 @@ from transformers.utils.logging import disable_progress_bar
 def load_text_encoder(model: Path, device: torch.device) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Load the tokenizer and the text encoder, in float32, of a model in diffusers layout."""
     disable_progress_bar()  # loading is a flash
-    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
+    tokenizer = load_tokenizer(model)
     text_encoder: Any = CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32, local_files_only=True)
     return tokenizer, text_encoder.to(device).requires_grad_(False).eval()
+
+
+def load_tokenizer(model: Path) -> CLIPTokenizer:
+    """Load the tokenizer alone of a model in diffusers layout."""
+    return CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from stages.checkpoints.file_names import EMBEDDING_FILE
 from stages.encoding.prompts import spelled
@@ -68,11 +68,11 @@ class Learned:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def add_word(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, word: NewWord) -> Tensor:
-    """Have a tokenizer know a word, and give its first vectors; the text encoder stays as it is.
+def add_word(tokenizer: CLIPTokenizer, word: NewWord) -> list[int]:
+    """Have a tokenizer know a word.
 
     Returns:
-        (n, D): those of the initializer's tokens, which are gone through again where it has fewer.
+        the tokens that its vectors begin as: the initializer's, which are gone through again where it has fewer.
 
     Raises:
         ValueError: the tokenizer has the token already, reads several for it, or reads nothing of the initializer.
@@ -86,8 +86,7 @@ def add_word(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, word: NewWor
     spelling: Any = tokenizer(spelled(tokenizer, [word.token]), add_special_tokens=False).input_ids
     if spelling != [tokenizer.convert_tokens_to_ids(word.tokens)]:
         raise ValueError(f"placeholder_token: given {word.token!r}: the tokenizer reads it as something else: take <a-word>")
-    embedding: Any = text_encoder.get_input_embeddings()
-    return embedding.weight[[first[number % len(first)] for number in range(word.count)]].detach().clone()
+    return [first[number % len(first)] for number in range(word.count)]
 
 
 def write_learned(learned: Learned, path: Path) -> None:

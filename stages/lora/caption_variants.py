@@ -6,7 +6,7 @@ epoch and the image's name alone, so that all that a run will see is known, and 
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.encoding.choices import chosen, has_choices
 from stages.lora.batches import seeded_number
-from stages.lora.config import Text2imgConfig
+from stages.lora.config import Text2imgConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,31 @@ def variants_of(captions: Mapping[str, str], config: Text2imgConfig, seed: int) 
         config: the run's settings.
         seed: of the run.
     """
-    seen = config.max_train_steps * config.effective_batch_size
-    epochs = math.ceil(seen / len(captions)) + config.train_batch_size + 1  # images of a rare shape may be ahead of the others
-    numbers = {"": 0}
-    rows = [
-        [numbers.setdefault(caption_at(caption, config, seed, epoch, name), len(numbers)) for name, caption in captions.items()]
-        for epoch in range(epochs)
-    ]
-    return Variants(list(numbers), torch.tensor(rows))
+    numbered = {"": 0}
+    epochs = epochs_of(config, len(captions))
+    numbers = number_texts(
+        lambda epoch, name: caption_at(captions[name], config, seed, epoch, name), captions, epochs, numbered
+    )
+    return Variants(list(numbered), numbers)
+
+
+def epochs_of(config: TrainingConfig, images: int) -> int:
+    """The most epochs in which an image of a run is seen: those of a rare shape may be ahead of the others."""
+    return math.ceil(config.max_train_steps * config.effective_batch_size / images) + config.train_batch_size + 1
+
+
+def number_texts(text_at: Callable[[int, str], str], names: Iterable[str], epochs: int, numbered: dict[str, int]) -> Tensor:
+    """The numbers of the texts of images, (E, N).
+
+    Args:
+        text_at: gives the text of an image in an epoch.
+        names: of the N images.
+        epochs: how many.
+        numbered: each text with its number, those added that are new.
+    """
+    of_images = list(names)
+    rows = [[numbered.setdefault(text_at(epoch, name), len(numbered)) for name in of_images] for epoch in range(epochs)]
+    return torch.tensor(rows)
 
 
 def caption_at(caption: str, config: Text2imgConfig, seed: int, epoch: int, name: str) -> str:

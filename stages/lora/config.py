@@ -268,7 +268,7 @@ class TextualInversionConfig(TrainingConfig):
         replaces: the words of prompts and captions in whose place it is read; null where they have the token itself.
         initializer: words whose vectors its own begin as, such as girl.
         templates: the texts that images are described by, in each {} for the word: "subject" and "style" are the paper's, of
-            which each image takes one at random at each step; "captions" takes the data's own.
+            which each image takes one at random in each epoch; "captions" takes the data's own.
         embedding_learning_rate: of the word, where a LoRA is trained beside it; null for learning_rate.
         clip_skip: layers left out at the end of the text encoder.
     """

@@ -72,5 +72,5 @@ def with_text_encoder(unet: UNet2DConditionModel, model: Path, prompts: TrainedP
     if prompts.word is None:
         return UNetWithTextEncoder(unet, text_encoder, tokenizer, prompts)
     first = len(tokenizer)
-    vectors = train_vectors(text_encoder, add_word(tokenizer, text_encoder, prompts.word), first)
+    vectors = train_vectors(text_encoder, add_word(tokenizer, prompts.word), first)
     return UNetWithTextEncoder(unet, text_encoder, tokenizer, prompts, vectors)

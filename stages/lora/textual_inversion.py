@@ -1,6 +1,5 @@
 """What a word is trained on: images, each under texts that hold the word (Gal et al. 2022, section 4.2, arXiv:2208.01618)."""
 
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from stages.encoding.choices import chosen
 from stages.encoding.encoded_files import EncodedImages
 from stages.encoding.words import TEMPLATES, NewWord
 from stages.lora.batches import HELD_OUT_SEED, HELD_OUT_TIMESTEPS, Examples, Stream, seeded_number, split_held_out
+from stages.lora.caption_variants import epochs_of, number_texts
 from stages.lora.config import TextualInversionConfig
 
 
@@ -50,18 +50,13 @@ def textual_inversion_streams(
     numbered: dict[str, int] = {}
 
     def choices(of_seed: int, epochs: int) -> Tensor:
-        rows = [
-            [
-                numbered.setdefault(_text(config, word, captions.get(name, ""), of_seed, epoch, name), len(numbered))
-                for name in images.file_names
-            ]
-            for epoch in range(epochs)
-        ]
-        return torch.tensor(rows)
+        def text_at(epoch: int, name: str) -> str:
+            return _text(config, word, captions.get(name, ""), of_seed, epoch, name)
 
-    seen = config.max_train_steps * config.effective_batch_size
-    epochs = math.ceil(seen / len(images.file_names)) + config.train_batch_size + 1  # a rare shape may be ahead of the others
-    of_training, of_held_out = choices(seed, epochs), choices(HELD_OUT_SEED, HELD_OUT_TIMESTEPS)
+        return number_texts(text_at, images.file_names, epochs, numbered)
+
+    of_training = choices(seed, epochs_of(config, len(images.file_names)))
+    of_held_out = choices(HELD_OUT_SEED, HELD_OUT_TIMESTEPS)
     prompts = list(numbered)
     numbers = torch.arange(len(prompts))
     examples = Examples(

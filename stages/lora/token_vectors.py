@@ -1,5 +1,6 @@
 """A text encoder's table with rows behind it that are trained; all others stay what they were, to the bit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,15 +33,15 @@ class TokenVectors(nn.Module):
         return torch.where((input_ids >= self.first)[..., None], chosen @ self.vectors.to(frozen.dtype), frozen)
 
 
-def train_vectors(text_encoder: CLIPTextModel, vectors: Tensor, first: int) -> nn.Parameter:
+def train_vectors(text_encoder: CLIPTextModel, begin_as: Sequence[int], first: int) -> nn.Parameter:
     """Have a text encoder read trained vectors for new tokens; in place.
 
     Args:
         text_encoder: frozen.
-        vectors: (n, D), what they begin as.
+        begin_as: the tokens whose vectors they begin as.
         first: the number of the first new token.
     """
     table: Any = text_encoder.get_input_embeddings()
-    embedding = TokenVectors(table, vectors, first)
+    embedding = TokenVectors(table, table.weight[list(begin_as)].detach().clone(), first)
     text_encoder.set_input_embeddings(embedding)
     return embedding.vectors

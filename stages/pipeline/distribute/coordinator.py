@@ -135,14 +135,17 @@ class Distribution:
         """Note what became of a stage."""
         running = self.running.pop(name)
         error = future.exception()
-        if error is not None and is_lost(error) and running.attempt <= self.retries:
-            self.show.event("lost", name, attempt=running.attempt, why=self.engine.ended() or str(error))
-            self._submit(name, running.attempt + 1)
+        if error is not None and is_lost(error):
+            why = self.engine.ended() or str(error)
+            if running.attempt <= self.retries:
+                self.show.event("lost", name, attempt=running.attempt, why=why)
+                self._submit(name, running.attempt + 1)
+                return
+            times = f" {running.attempt} times" if running.attempt > 1 else ""
+            self._fail(name, f"its worker was lost{times}: {why}", [])
             return
         if error is not None:
-            times = f" {running.attempt} times" if running.attempt > 1 else ""
-            why = f"its worker was lost{times}: {self.engine.ended() or error}" if is_lost(error) else _in_a_line(error)
-            self._fail(name, why, [])
+            self._fail(name, _in_a_line(error), [])
             return
         outcome: Outcome = future.result()
         if self.courier is not None:
