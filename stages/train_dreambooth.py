@@ -15,7 +15,6 @@ whose result DVC could not note takes it from there.
 """
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from stages.lora.config import DreamboothConfig, check_rank, check_seed
@@ -51,7 +50,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     check_seed(seed)
 
     from stages.checkpoints.adapters.kohya_metadata import tag_frequency
-    from stages.drawing.preview_images import draw_previews, preview_recipe
+    from stages.drawing.preview_images import previewing
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_images
     from stages.lora.class_stream import read_class_images
@@ -71,9 +70,8 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         of_class, dtype = read_class_images(class_images, config.class_prompt), weight_dtype(runtime)
         streams, held_out = dreambooth_streams(instance, of_class, model, config, device)
         trained = TrainedPrompts(prompts_of(config, of_class), config.clip_skip) if config.train_text_encoder else None
-        guidance_scale, resolution = config.preview_guidance_scale, instance.resolution
-        draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
-        previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, config.clip_skip), config.clip_skip)
+        resolution = instance.resolution
+        previews = Previews(*previewing(model, config.preview_guidance_scale, resolution, config.clip_skip))
         tags = tag_frequency([str(config.instance_prompt)] * len(streams[0].examples))
         data = {"resolution": resolution, "clip_skip": config.clip_skip, "tag_frequency": tags}
         run = Run(

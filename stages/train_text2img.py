@@ -14,7 +14,6 @@ checkpoint in .checkpoints/ and ends with the same bytes; one whose result DVC c
 """
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from stages.lora.config import Text2imgConfig, check_rank, check_seed
@@ -52,7 +51,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     check_seed(seed)
 
     from stages.checkpoints.adapters.kohya_metadata import tag_frequency
-    from stages.drawing.preview_images import draw_previews, preview_recipe
+    from stages.drawing.preview_images import previewing
     from stages.encoding.choices import chosen
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_captions, read_encoded_images
@@ -73,9 +72,8 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         of_class, dtype = read_class_images(class_images), weight_dtype(runtime)
         captioned = text2img_streams(encoded, described, of_class, model, config, seed, device)
         trained = TrainedPrompts(captioned.prompts, described.clip_skip) if captioned.prompts else None
-        guidance_scale, resolution = config.preview_guidance_scale, encoded.resolution
-        draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
-        previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, described.clip_skip), described.clip_skip)
+        resolution = encoded.resolution
+        previews = Previews(*previewing(model, config.preview_guidance_scale, resolution, described.clip_skip))
         captions_of = dict(zip(described.file_names, described.captions, strict=True))
         kept = [chosen(captions_of[name]) for name in captioned.streams[0].examples.file_names]
         data = {"resolution": resolution, "clip_skip": described.clip_skip, "tag_frequency": tag_frequency(kept)}

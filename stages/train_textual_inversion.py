@@ -12,7 +12,6 @@ checkpoint in .checkpoints/ and ends with the same bytes; one whose result DVC c
 """
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from stages.lora.config import TextualInversionConfig, check_seed, check_vectors
@@ -50,7 +49,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         raise ValueError("--dataset: is needed with templates=captions: give the directory of the captions")
 
     from stages.dataset.metadata import TEST, TRAIN, read_dataset
-    from stages.drawing.preview_images import draw_previews, preview_recipe
+    from stages.drawing.preview_images import previewing
     from stages.encoding.data_warnings import say_problems, too_long
     from stages.encoding.encoded_files import read_encoded_images
     from stages.encoding.prompts import load_tokenizer, token_counts
@@ -76,9 +75,8 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
         add_word(tokenizer, word)
         counts = dict(zip(prompts, token_counts(tokenizer, prompts), strict=True))
         say_problems(too_long("prompt", counts, tokenizer.model_max_length))
-        guidance_scale, resolution = config.preview_guidance_scale, encoded.resolution
-        draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
-        previews = Previews(draw, preview_recipe(model, guidance_scale, resolution, config.clip_skip), config.clip_skip)
+        resolution = encoded.resolution
+        previews = Previews(*previewing(model, config.preview_guidance_scale, resolution, config.clip_skip))
         run = Run(
             model,
             streams,

@@ -1,5 +1,7 @@
 """Images of the prompts of a training, drawn by the UNet that is being trained."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,11 @@ def preview_recipe(model: Path, guidance_scale: float, resolution: int, clip_ski
         "resolution": resolution,
         "clip_skip": clip_skip,
     }
+
+
+def previewing(
+    model: Path, guidance_scale: float, resolution: int, clip_skip: int
+) -> tuple[Callable[[Path, Any, Tensor, torch.dtype], list[Image.Image]], dict[str, Any], int]:
+    """How a training draws its previews: what draws them, what they all depend on, and `clip_skip`."""
+    draw = partial(draw_previews, guidance_scale=guidance_scale, resolution=resolution)
+    return draw, preview_recipe(model, guidance_scale, resolution, clip_skip), clip_skip
