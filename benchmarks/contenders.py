@@ -124,7 +124,7 @@ def write_params(setup: Setup, folder: Path, tuned: str = "lora", compiled: bool
     params["encode_images"]["resolution"] = options.resolution
     params["encode_captions"]["clip_skip"] = 0
     params["train_text2img"] |= changes
-    params["train_dreambooth"] |= changes | {"clip_skip": 0, "instance_prompt": PROMPT}
+    params["train_dreambooth"] |= changes | {"clip_skip": 0, "instance_prompt": PROMPT, "instance_prompts": {}}
     word = {"placeholder_token": WORD, "replaces": PROMPT, "initializer": INITIALIZER, "tuned": "embedding"}
     params["train_textual_inversion"] |= changes | word | {"clip_skip": 0, "learning_rate": 1e-4, "lr_scheduler": "cosine"}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

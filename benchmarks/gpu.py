@@ -35,9 +35,10 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from stages.drawing.config import SamplingConfig  # noqa: E402
 from stages.drawing.sampling import draw, load_models  # noqa: E402
 from stages.lora.adapters import add_adapter, trained_parameters  # noqa: E402
-from stages.lora.batches import Batch, Draws, Examples, Stream, batch_at  # noqa: E402
+from stages.lora.batches import Batch, Draws, Stream, batch_at  # noqa: E402
 from stages.lora.config import TrainingConfig  # noqa: E402
 from stages.lora.estimates import peak_memory  # noqa: E402
+from stages.lora.examples import Examples  # noqa: E402
 from stages.lora.loop import fit  # noqa: E402
 from stages.lora.losses import denoising_loss  # noqa: E402
 from stages.lora.run import Run, TrainedPrompts  # noqa: E402

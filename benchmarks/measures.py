@@ -179,7 +179,7 @@ class Bench:
         clip = self.encoders["clip"]
         texts = np.asarray(embed_texts(clip, shown.prompts))
         embedded, of_before = (self._embedded(pixels, texts, shown.prompts) for pixels in (images, before))
-        found = measure(embedded, of_before, self.dataset, len(shown.prompts), SEEDS)
+        found = measure(embedded, of_before, self.dataset, [()] * len(shown.prompts), SEEDS)
         return {
             key: each.wanted * estimate(each, found.by_prompt(each.metric)[None], shown.asks).mean
             for key, each in BY_KEY.items()

@@ -86,7 +86,7 @@ def write_world(root: Path) -> int:
 def rescore(root: Path) -> None:
     """Read, measure, compare, write."""
     config = validate("compare", ReportConfig, group_values("compare", ROOT / "conf") | {"title": "made up"})
-    results = read_results(SWEEP, root / "images", root / "embeddings", root / "raw")
+    results = read_results(SWEEP, root / "images", root / "embeddings", root / "raw", config.subjects)
     comparison = Comparison(results, TrainingImages([], [], 0), {}, {}, {}, {}, {}, config, root, root)
     write_cell_tables(comparison, root)
     for write in (write_levels, write_contrasts, write_distances, write_metrics):

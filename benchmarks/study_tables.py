@@ -81,7 +81,7 @@ class Evidence:
         """The images of one training."""
         if cell not in self.known:
             embedded = read_embedded(self.study.folder / cell.name / EMBEDDINGS)
-            self.known[cell] = measure(embedded, self.base, self.dataset, len(self.asks), self.noise_seeds)
+            self.known[cell] = measure(embedded, self.base, self.dataset, [()] * len(self.asks), self.noise_seeds)
         return self.known[cell]
 
     def values(self, cells: Sequence[Cell], metric: str, seeds: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:

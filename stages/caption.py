@@ -61,8 +61,13 @@ def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path
     if len(own) < len(given):
         print(f"caption.own is ignore: captions that images came with are not used ({len(given)})", file=sys.stderr)
     written = _describe(config, runtime, images, asked) if asked else []
-    captions = dict(zip(asked, edit_captions(written, config), strict=True))
-    captions |= {name: complete_caption(caption, config) for name, caption in own.items()}
+    sets = {row.file_name: row.image_set for row in rows}
+    if strangers := sorted(config.prefixes.keys() - set(sets.values())):
+        named = ", ".join(sorted(set(sets.values()) - {""})) or "none"
+        raise ValueError(f"caption.prefixes: names {strangers[0]!r}, which is no set of these images; there are: {named}")
+    edited = edit_captions(written, config, [sets[name] for name in asked])
+    captions = dict(zip(asked, edited, strict=True))
+    captions |= {name: complete_caption(caption, config, sets[name]) for name, caption in own.items()}
     _warn(dict(zip(asked, written, strict=True)), captions)
     with atomic_directory(out) as folder:
         for split in (TRAIN, TEST):

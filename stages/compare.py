@@ -62,7 +62,7 @@ def stage(  # noqa: PLR0913
 
     trained = sweep.trained
     comparison = Comparison(
-        results=read_results(sweep, images, embeddings, raw),
+        results=read_results(sweep, images, embeddings, raw, config.subjects),
         training=read_training_images(dataset, raw, config.training_images),
         histories={variant: read_history(loras / variant.name / HISTORY_FILE) for variant in trained},
         previews={variant: read_previews(loras / variant.name / PREVIEWS) for variant in trained},

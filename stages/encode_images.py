@@ -1,7 +1,8 @@
 """Encode the images with the VAE, once for the whole sweep.
 
 Reads a folder of PNG images with manifest.csv, and a VAE. Writes one safetensors file with the mean and the standard deviation
-of the VAE's posterior for every image and for its mirror image, so that training draws from the same distribution as if it
+of the VAE's posterior for every image and for its mirror image, and where images have masks, how much of each pixel of the
+latents belongs to the subject, so that training draws from the same distribution as if it
 encoded anew at each step, and never loads the VAE.
 
 It is a stage of its own because it depends on neither alpha nor captions: all merges share one VAE, and an edited caption
@@ -47,7 +48,7 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
         vae: the directory of the VAE.
         out: the .safetensors file to write.
     """
-    from stages.dataset.metadata import TEST, read_manifest
+    from stages.dataset.metadata import MASKS, TEST, read_manifest
 
     rows = read_manifest(images)
     if not rows:
@@ -58,7 +59,7 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
     from stages.encoding.buckets import bucket_sizes, nearest_bucket
     from stages.encoding.data_warnings import say_problems, size_problems
     from stages.encoding.encoded_files import EncodedImages, write_encoded
-    from stages.encoding.latents import encode_mixed, image_size, load_vae, say_sizes, vae_scale_factor
+    from stages.encoding.latents import encode_masks, encode_mixed, image_size, load_vae, say_sizes, vae_scale_factor
     from stages.pipeline.torch_runtime import prepare
 
     autoencoder = load_vae(vae, prepare(runtime))
@@ -69,8 +70,21 @@ def stage(config: EncodeImagesConfig, runtime: RuntimeConfig, images: Path, vae:
     say_sizes(sizes)
     say_problems(problems)
     mean, std, shapes = encode_mixed(autoencoder, sizes, config.interpolation, config.batch_size)
-    names, scaling_factor = [path.name for path in paths], autoencoder.config["scaling_factor"]
-    encoded = EncodedImages(names, mean, std, scaling_factor, config.resolution, shapes, tuple(problems), held_out)
+    masks = {images / row.file_name: images / MASKS / row.file_name if row.mask_sha256 else None for row in rows}
+    repeated, in_sets = any(row.repeats != 1 for row in rows), any(row.image_set for row in rows)
+    encoded = EncodedImages(
+        [path.name for path in paths],
+        mean,
+        std,
+        autoencoder.config["scaling_factor"],
+        config.resolution,
+        shapes,
+        tuple(problems),
+        held_out,
+        encode_masks(masks, sizes, vae_scale_factor(autoencoder)),
+        tuple(row.repeats for row in rows) if repeated else (),
+        tuple(row.image_set for row in rows) if in_sets else (),
+    )
     write_encoded(encoded, out)
 
 

@@ -54,7 +54,7 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
     from stages.encoding.data_warnings import say_problems
     from stages.encoding.encoded_files import read_encoded_images
     from stages.lora.class_stream import read_class_images
-    from stages.lora.dreambooth import dreambooth_streams, prompts_of
+    from stages.lora.dreambooth import dreambooth_streams, instance_prompts, prompts_of
     from stages.lora.run import Previews, Run, TrainedPrompts
     from stages.lora.training import train
     from stages.pipeline.resume import resumable
@@ -69,10 +69,13 @@ def stage(  # noqa: PLR0913 (its parameters are the command line)
             return
         of_class, dtype = read_class_images(class_images, config.class_prompt), weight_dtype(runtime)
         streams, held_out = dreambooth_streams(instance, of_class, model, config, device)
-        trained = TrainedPrompts(prompts_of(config, of_class), config.clip_skip) if config.train_text_encoder else None
+        trained = (
+            TrainedPrompts(prompts_of(config, instance, of_class), config.clip_skip) if config.train_text_encoder else None
+        )
         resolution = instance.resolution
         previews = Previews(*previewing(model, config.preview_guidance_scale, resolution, config.clip_skip))
-        tags = tag_frequency([str(config.instance_prompt)] * len(streams[0].examples))
+        prompt_of = dict(zip(instance.file_names, instance_prompts(config, instance), strict=True))
+        tags = tag_frequency([prompt_of[name] for name in streams[0].examples.file_names])
         data = {"resolution": resolution, "clip_skip": config.clip_skip, "tag_frequency": tags}
         run = Run(
             model,

@@ -58,12 +58,13 @@ PARAMS: dict[str, Any] = {
         "bases": ["theta0", "theta1"],
     },
     "download": {
-        "source": {"kind": "folder", "path": "pictures"},
+        "source": {"kind": "folder", "path": "pictures", "masks": None},
         "on_bad": "skip",
         "min_size": 8,
         "max_pixels": 10**6,
         "min_images": 1,
         "max_images": None,
+        "alpha_mask": True,
         "held_out_images": 1,
     },
     "caption": {
@@ -74,6 +75,7 @@ PARAMS: dict[str, Any] = {
         "max_new_tokens": 8,
         "batch_size": 2,
         "prefix": "a picture",
+        "prefixes": {},
         "drop_phrases": [],
         "drop_common_phrases": None,
         "suffix": None,
@@ -119,6 +121,7 @@ PARAMS: dict[str, Any] = {
     "compare": {
         "title": "a title",
         "names": dict(vars(NAMES)),
+        "subjects": {},
         "primary": "trigger_specificity",
         "contrasts": [["text2img", "merge"]],
         "images_per_cell": 1,
@@ -203,13 +206,15 @@ def make_world(root: Path) -> None:
 
 
 def _pictures(root: Path) -> None:
-    """Pictures with captions beside them, one that is broken, and other pictures."""
+    """Pictures that are transparent towards the top, with captions beside them, one that is broken, and other pictures."""
     random = np.random.default_rng(0)
     for folder in ("pictures", "other-pictures"):
         (root / folder).mkdir()
         for number, (width, height) in enumerate(SIZES):
             pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / folder / f"{number}.png")
+            picture = Image.fromarray(pixels)
+            picture.putalpha(Image.linear_gradient("L").resize((width, height)))
+            picture.save(root / folder / f"{number}.png")
             (root / folder / f"{number}.txt").write_text(f"a portrait, number {number}")
     (root / "pictures" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 

@@ -24,6 +24,7 @@ LEAVES = {
     "max_new_tokens": 6,
     "batch_size": 2,
     "prefix": "asuka",
+    "prefixes": {},
     "drop_phrases": [],
     "drop_common_phrases": None,
     "suffix": None,
@@ -73,8 +74,9 @@ def test_a_folder_without_manifest_is_refused_before_the_model_is_loaded(tmp_pat
 
 def downloaded(source: Path, out: Path, **settings) -> Path:
     """What download makes of a folder."""
-    values = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None, "held_out_images": 0}
-    values |= {"source": {"kind": "folder", "path": str(source)}, **settings}
+    values = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
+    values |= {"alpha_mask": False, "held_out_images": 0}
+    values |= {"source": {"kind": "folder", "path": str(source), "masks": None}, **settings}
     download(validate("download", DownloadConfig, values), out)
     return out
 

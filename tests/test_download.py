@@ -15,7 +15,8 @@ from tests.dataset.loopback_hub import COMMIT, Handler, Hub, loopback_hub, servi
 from tests.dataset.pictures import encoded, noise, save_noise
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None, "held_out_images": 0}
+LEAVES = {"on_bad": "fail", "min_size": 8, "max_pixels": 10_000, "min_images": 1, "max_images": None}
+LEAVES |= {"alpha_mask": False, "held_out_images": 0}
 
 
 CARD = b"---\nlicense: cc-by-4.0\n---\nDrawings."
@@ -35,7 +36,7 @@ def config(source: dict, **leaves) -> DownloadConfig:
 
 
 def folder_source(path: Path) -> dict:
-    return {"kind": "folder", "path": str(path)}
+    return {"kind": "folder", "path": str(path), "masks": None}
 
 
 def test_a_folder_becomes_numbered_pngs_with_a_manifest(tmp_path):
@@ -114,7 +115,7 @@ def test_a_wrong_number_of_held_out_images_is_refused_by_name(tmp_path, value):
 @pytest.mark.parametrize(
     ("source", "leaf"),
     [
-        ({"kind": "folder", "path": "nowhere"}, "path"),
+        ({"kind": "folder", "path": "nowhere", "masks": None}, "path"),
         ({"kind": "hub_files", "repo": "noslash", "revision": COMMIT, "patterns": ["*"]}, "repo"),
         ({"kind": "hub_files", "repo": "a/b", "revision": "main", "patterns": ["*"]}, "revision"),
         ({"kind": "hub_files", "repo": "a/b", "revision": COMMIT, "patterns": []}, "patterns"),

@@ -21,7 +21,8 @@ from stages.encoding.latents import encode_images, load_vae
 from stages.encoding.prompts import embed_prompts, load_text_encoder
 from stages.lora import processes
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import Draws, Examples, Stream, batch_at
+from stages.lora.batches import Draws, Stream, batch_at
+from stages.lora.examples import Examples
 from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
 from stages.lora.run import Run, TrainedPrompts

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from stages.dataset.config import CaptionEditsConfig
+from stages.pipeline.wording import has_phrase
 
 TOKEN_LIMIT = 77
 """Positions of Stable Diffusion's CLIP text encoder, the begin and the end token included."""
@@ -43,35 +44,33 @@ def common_phrases(captions: Sequence[Sequence[str]], share: float) -> set[str]:
     return {phrase for phrase, count in counts.items() if count >= share * len(captions)}
 
 
-def edit_captions(captions: Sequence[str], config: CaptionEditsConfig) -> list[str]:
+def edit_captions(captions: Sequence[str], config: CaptionEditsConfig, sets: Sequence[str] = ()) -> list[str]:
     """Turn a captioner's captions into training captions.
 
     Args:
         captions: as the captioner wrote them.
         config: what to do to them.
+        sets: the name of the image set of each; () where there are none.
 
     Returns:
         As many captions, phrases joined by ", ", no phrase twice. One with no phrase left is "".
     """
     kept = [drop_phrases(split_phrases(caption), config.drop_phrases) for caption in captions]
     common = common_phrases(kept, config.drop_common_phrases) if config.drop_common_phrases is not None else set()
-    front, back = split_phrases(config.prefix or ""), split_phrases(config.suffix or "")
+    fronts = [split_phrases(config.prefix_of(name)) for name in sets or [""] * len(captions)]
+    back = split_phrases(config.suffix or "")
     pruned = ([phrase for phrase in phrases if phrase.casefold() not in common] for phrases in kept)
-    return [", ".join(distinct_phrases([*front, *phrases, *back])) for phrases in pruned]
+    return [", ".join(distinct_phrases([*front, *phrases, *back])) for front, phrases in zip(fronts, pruned, strict=True)]
 
 
-def complete_caption(caption: str, config: CaptionEditsConfig) -> str:
+def complete_caption(caption: str, config: CaptionEditsConfig, image_set: str = "") -> str:
     """A caption that a user wrote, as it is, with those phrases of prefix and suffix that it does not hold yet.
 
     A phrase is held where its words stand, also inside of another phrase: "a photo of asuka" holds "asuka".
     """
-    front = [phrase for phrase in split_phrases(config.prefix or "") if not _holds(caption, phrase)]
-    back = [phrase for phrase in split_phrases(config.suffix or "") if not _holds(caption, phrase)]
+    front = [phrase for phrase in split_phrases(config.prefix_of(image_set)) if not has_phrase(caption, phrase)]
+    back = [phrase for phrase in split_phrases(config.suffix or "") if not has_phrase(caption, phrase)]
     return ", ".join([*front, caption, *back])
-
-
-def _holds(caption: str, phrase: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, flags=re.IGNORECASE) is not None
 
 
 def likely_tokens(caption: str) -> int:

@@ -16,10 +16,16 @@ Seconds = Annotated[int, Field(ge=1, le=600)]
 
 @dataclass(frozen=True, config=strict)
 class FolderSource:
-    """A local folder and its subfolders; manifest.csv in it may say where the images come from, text files what they show."""
+    """A local folder and its subfolders; manifest.csv in it may say where the images come from, text files what they show.
+
+    Attributes:
+        path: the folder.
+        masks: a folder of pictures that are white where the image of the same name shows the subject; null for none.
+    """
 
     kind: Literal["folder"]
     path: DirectoryPath
+    masks: DirectoryPath | None
 
     def __post_init__(self) -> None:
         """Name the files for which `dvc repro` would fail without saying which; `sync` checks this before DVC looks at them."""
@@ -105,6 +111,7 @@ class CollectionConfig:
         max_pixels: most pixels of an image; at most the limit beyond which Pillow speaks of decompression bombs.
         min_images: fewer usable images than this are refused.
         max_images: later images of the source are not read; null for all.
+        alpha_mask: whether what is transparent in an image is left out of what is learnt from it, as its mask says.
         held_out_images: how many are kept out of every training, so that likeness to them is no copying; which ones depends on
             what they show alone, and neither on names nor on order. 0 for none.
     """
@@ -114,6 +121,7 @@ class CollectionConfig:
     max_pixels: Annotated[int, Field(ge=1, le=89_478_485)]
     min_images: Count
     max_images: Count | None
+    alpha_mask: bool
     held_out_images: Annotated[int, Field(ge=0)]
 
     def __post_init__(self) -> None:
@@ -153,12 +161,18 @@ class CaptionEditsConfig:
 
     Attributes:
         prefix: phrases put in front of every caption, such as a trigger word; null for none.
+        prefixes: of several subjects, by the names of their image sets; sets that are not named have `prefix`.
         drop_phrases: shell patterns of the phrases (what stands between commas) to leave out of the model's captions.
         drop_common_phrases: leave out phrases that stand in at least this share of the model's captions; null keeps them.
         suffix: phrases put behind every caption; null for none.
     """
 
     prefix: Text | None
+    prefixes: dict[Text, Text]
     drop_phrases: tuple[Text, ...]
     drop_common_phrases: Annotated[float, Field(gt=0, le=1)] | None
     suffix: Text | None
+
+    def prefix_of(self, image_set: str) -> str:
+        """The phrases in front of the captions of a set; "" for none."""
+        return self.prefixes.get(image_set) or self.prefix or ""

@@ -42,9 +42,10 @@ def list_images(files: Mapping[str, Path]) -> dict[str, Path]:
     return images
 
 
-def count_images(folder: Path) -> int:
-    """How many pictures a folder holds; nothing is said of what is left out."""
-    return sum(not path.name.startswith(".") and _is_image(path) for path in _walk([folder]))
+def image_names(folder: Path) -> list[str]:
+    """The paths of the pictures in a folder; nothing is said of what is left out."""
+    found = (path for path in _walk([folder]) if not path.name.startswith(".") and _is_image(path))
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def _is_image(path: Path) -> bool:

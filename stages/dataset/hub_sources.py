@@ -13,7 +13,7 @@ from stages.dataset.candidates import Candidate
 from stages.dataset.config import HubDatasetSource, HubFilesSource
 from stages.dataset.folders import CAPTION_SUFFIXES, list_images, visible_files
 from stages.dataset.images import RefusedImageError
-from stages.dataset.own_captions import CAPTION_COLUMNS, TABLES, own_captions, tidy
+from stages.dataset.own_captions import CAPTION_COLUMNS, TABLES, image_sets, own_captions, tidy
 from stages.pipeline.hub.client import damage, fetch_if_there, hub_access
 from stages.pipeline.hub.repositories import check, snapshot
 
@@ -45,8 +45,10 @@ def hub_file_candidates(source: HubFilesSource) -> list[Candidate]:
 
     def candidate(name: str, path: Path) -> Candidate:
         load = partial(_read_blob, path)
-        return Candidate(f"{source.repo}: {name}", f"{address}/{name}", licence, None, load, captions.get(name, ""))
+        called = f"{source.repo}: {name}", f"{address}/{name}"
+        return Candidate(*called, licence, None, load, captions.get(name, ""), sets[name])
 
+    sets = image_sets(images, source.repo.partition("/")[2])
     return [candidate(name, path) for name, path in images.items()]
 
 

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
-from PIL import ExifTags, Image
+import numpy as np
+from PIL import ExifTags, Image, ImageChops
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Raster formats that Pillow decodes by itself; EPS, PDF and the like would start other programs."""
+
+DARK = 16
+"""Of 255: a mask that is nowhere brighter holds the numbers of labels (0, 1), or nothing."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,10 +34,13 @@ class RefusedImageError(ValueError):
     """A picture that cannot be used; the message says why."""
 
 
-def decode(data: bytes, min_size: int, max_pixels: int) -> Image.Image:
+def decode(data: bytes, min_size: int, max_pixels: int) -> tuple[Image.Image, Image.Image | None]:
     """Decode the bytes of an image file to RGB: upright by its EXIF orientation, transparency over white, first frame.
 
     Nothing else of the metadata matters: a picture is not refused for a wrong tag, or for long text.
+
+    Returns:
+        The picture, and its alpha channel (mode L, 255 is opaque), if any of it is transparent.
 
     Args:
         data: a whole file of one of `FORMATS`.
@@ -48,7 +55,8 @@ def decode(data: bytes, min_size: int, max_pixels: int) -> Image.Image:
         image = _open(data)  # verify() leaves its image unusable
         _check_size(image, min_size, max_pixels)
         image.load()
-        return _to_rgb(_upright(image))
+        upright = _upright(image)
+        return _to_rgb(upright), _alpha(upright)
     except (RefusedImageError, MemoryError):
         raise
     except Exception as error:  # a decoder raises whatever its format's library does, RuntimeError for a damaged AVIF
@@ -56,6 +64,28 @@ def decode(data: bytes, min_size: int, max_pixels: int) -> Image.Image:
         if bare != data:
             return decode(bare, min_size, max_pixels)
         raise RefusedImageError(f"cannot be decoded as an image ({_reason(error)})") from error
+
+
+def decode_mask(data: bytes, size: tuple[int, int], max_pixels: int) -> Image.Image:
+    """Decode the bytes of a mask: mode L, 255 where the picture shows the subject; what is transparent in it counts as black.
+
+    Args:
+        data: as for `decode`.
+        size: of its picture; a mask of another size and the same shape is resized to it.
+        max_pixels: as for `decode`.
+
+    Raises:
+        RefusedImageError: as `decode`; or its shape is another, or nothing in it is white.
+    """
+    picture, alpha = decode(data, 1, max_pixels)
+    mask = ImageChops.multiply(picture.convert("L"), alpha) if alpha is not None else picture.convert("L")
+    (width, height), (mask_width, mask_height) = size, mask.size
+    if abs(width * mask_height - height * mask_width) > max(size) + max(mask.size):
+        raise RefusedImageError(f"is {mask_width}x{mask_height}, and its picture {width}x{height}: give it the same shape")
+    brightest = int(np.asarray(mask).max())
+    if brightest < DARK:
+        raise RefusedImageError(f"is black, its highest value is {brightest} of 255: the subject has to be white")
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
 def looks_like_image(file: bytes | Path) -> bool:
@@ -75,7 +105,7 @@ def pixel_digest(image: Image.Image) -> str:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write an image as PNG with fixed settings and nothing but pixels, so that equal images give equal bytes."""
+    """Write an image, or a mask, as PNG with fixed settings and nothing but pixels, so that equal images give equal bytes."""
     bare = image.copy()
     bare.info.clear()
     bare.save(path, format="PNG", compress_level=6, optimize=False)
@@ -140,6 +170,13 @@ def _check_size(image: Image.Image, min_size: int, max_pixels: int) -> None:
         raise RefusedImageError(f"is {image.width}x{image.height}; min_size is {min_size}")
     if image.width * image.height > max_pixels:
         raise RefusedImageError(f"is {image.width}x{image.height}; max_pixels is {max_pixels}")
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema()[0] == 255 else alpha
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

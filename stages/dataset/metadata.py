@@ -1,7 +1,7 @@
 """The tables that travel with images: manifest.csv (where they come from), skipped.csv, and metadata.csv (what they show)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,8 @@ METADATA_COLUMNS = ("file_name", "caption")
 SKIPPED = "skipped.csv"
 """What was found and not taken, with the reason, beside the manifest."""
 SKIPPED_COLUMNS = ("name", "why")
+MASKS = "masks"
+"""The folder of the masks beside the images: mode L, 255 where an image shows the subject, under the image's name."""
 
 Split = Literal["train", "test"]
 TRAIN: Split = "train"
@@ -34,6 +36,9 @@ class ManifestRow:
         height: pixels.
         split: whether it is trained on, or held out.
         caption: what the source says that it shows; empty where it says nothing.
+        mask_sha256: digest of its mask's file in `MASKS`; empty where it has none.
+        image_set: the name of the set that it belongs to; empty where it belongs to none.
+        repeats: how often an epoch shows it.
     """
 
     file_name: str
@@ -45,13 +50,20 @@ class ManifestRow:
     height: int
     split: Split = TRAIN
     caption: str = ""
+    mask_sha256: str = ""
+    image_set: str = ""
+    repeats: int = 1
+
+
+OPTIONAL = {"caption": "", "mask_sha256": "", "image_set": "", "repeats": 1}
+"""Columns of the manifest that it has only where an image has something else there than this."""
 
 
 def write_manifest(folder: Path, rows: Sequence[ManifestRow]) -> None:
-    """Write manifest.csv into a folder of images; it has a column `caption` if any image has one."""
-    columns = [field.name for field in fields(ManifestRow)]
-    width = len(columns) if any(row.caption for row in rows) else len(columns) - 1
-    write_table(folder / MANIFEST, columns[:width], (astuple(row)[:width] for row in rows))
+    """Write manifest.csv into a folder of images; it has those columns of `OPTIONAL` in which any image has something."""
+    used = {name for name, empty in OPTIONAL.items() if any(getattr(row, name) != empty for row in rows)}
+    columns = [field.name for field in fields(ManifestRow) if field.name not in OPTIONAL or field.name in used]
+    write_table(folder / MANIFEST, columns, ([getattr(row, column) for column in columns] for row in rows))
 
 
 def read_manifest(folder: Path) -> list[ManifestRow]:
@@ -59,7 +71,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
     Raises:
         FileNotFoundError: no manifest, or an image that it names is not there.
-        ValueError: a column other than `caption` is missing, or a split is none.
+        ValueError: a column that is not of `OPTIONAL` is missing, or a split is none.
     """
     texts = ("file_name", "source", "source_sha256", "sha256", "licence")
     rows = [
@@ -69,12 +81,17 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
             height=int(row["height"]),
             split=_split(folder, row["split"]),
             caption=row.get("caption", ""),
+            mask_sha256=row.get("mask_sha256", ""),
+            image_set=row.get("image_set", ""),
+            repeats=int(row.get("repeats", 1)),
         )
         for row in read_table(folder / MANIFEST, (*texts, "width", "height", "split"))
     ]
     for row in rows:
         if not (folder / row.file_name).is_file():
             raise FileNotFoundError(f"{folder / MANIFEST} names {row.file_name}, which is not there")
+        if row.mask_sha256 and not (folder / MASKS / row.file_name).is_file():
+            raise FileNotFoundError(f"{folder / MANIFEST} speaks of the mask of {row.file_name}, which is not in {MASKS}")
     return rows
 
 

@@ -3,13 +3,14 @@
 They are read as the field's tools read them: `a.txt` or `a.caption` beside `a.png` (kohya's sd-scripts, A1111; the first
 line counts), metadata.csv or metadata.jsonl with `file_name` and `caption` or `text` (imagefolder of Hugging Face's
 datasets; the table of a subfolder speaks of that subfolder), and for what has neither the name of its folder without the
-repeats, such as `10_mychar 1girl` (sd-scripts).
+repeats, such as `10_mychar 1girl` (sd-scripts), which also says how often an epoch shows its images.
 """
 
 import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from stages.dataset.file_paths import printable, say
@@ -21,6 +22,35 @@ CAPTION_COLUMNS = ("caption", "text")
 """What tables call a caption; the first of them that a table has."""
 
 _REPEATED = re.compile(r"(\d{1,3})_(.+)")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that belong together.
+
+    Attributes:
+        name: such as the name of the subject; "" where they have none.
+        repeats: how often an epoch shows each of them.
+    """
+
+    name: str = ""
+    repeats: int = 1
+
+
+NO_SET = ImageSet()
+
+
+def image_sets(images: Iterable[str], folder: str) -> dict[str, ImageSet]:
+    """The set of each image, by the name of its folder, as sd-scripts has it: `10_mychar` is the set mychar, shown ten times.
+
+    Images of a folder without such a number belong to none.
+
+    Args:
+        images: their paths in the folder.
+        folder: its own name, which counts for images that lie in no subfolder.
+    """
+    found = {image: _REPEATED.fullmatch(PurePosixPath(folder, image).parent.name) for image in images}
+    return {image: ImageSet(printable(tidy(name[2])), int(name[1])) if name else NO_SET for image, name in found.items()}
 
 
 def own_captions(files: Mapping[str, Path], images: Collection[str], folder: str) -> dict[str, str]:
@@ -39,9 +69,7 @@ def own_captions(files: Mapping[str, Path], images: Collection[str], folder: str
     """
     beside = _beside(files, images)
     listed = {name: text for name, text in _listed(files).items() if name in images}
-    folders = {name: PurePosixPath(folder, name).parent.name for name in images}
-    repeated = {name: found for name, parent in folders.items() if (found := _REPEATED.fullmatch(parent))}
-    named = {name: " ".join(found[2].split()) for name, found in repeated.items()}
+    named = {name: of_folder.name for name, of_folder in image_sets(images, folder).items() if of_folder.name}
     found = {**named, **listed, **beside}
     if found:
         kinds = {
@@ -51,7 +79,6 @@ def own_captions(files: Mapping[str, Path], images: Collection[str], folder: str
         }
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         print(f"images with a caption of their own: {counts}; without: {len(images) - len(found)}", file=sys.stderr)
-    _say_repeats({folders[name]: int(match[1]) for name, match in repeated.items()}, len(repeated) < len(images))
     return found
 
 
@@ -133,15 +160,3 @@ def _read_jsonl(path: Path) -> list[dict[str, object]]:
 
 
 _READERS: dict[str, Callable[[Path], list]] = {".csv": _read_csv, ".jsonl": _read_jsonl}
-
-
-def _say_repeats(repeats: Mapping[str, int], others: bool) -> None:
-    """Say that the repeats in the names of folders are not used, and what to do instead."""
-    values = {*repeats.values(), *([1] if others else [])}
-    if values <= {1}:
-        return
-    if len(values) == 1:
-        advice = f"for as many steps, set max_train_steps to images x {values.pop()} x epochs / train_batch_size"
-    else:
-        advice = "no setting weighs images; to keep the balance, leave out images of the folders with fewer repeats"
-    say(sorted(repeats), "repeats in the names of folders are not used, every image counts once an epoch", advice)

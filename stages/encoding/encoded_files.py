@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class EncodedImages:
             made one dimension and padded with zeros.
         problems: what was found to be wrong with the images.
         held_out: names of the images that are held out from every training.
+        masks: (N, h, w) in [0, 1], how much of each pixel of the latents belongs to the subject; (N, L), padded with zeros,
+            where there are several shapes. 1 everywhere for an image without a mask; None where none has one.
+        repeats: how often an epoch shows each image; () where each is shown once.
+        image_sets: the name of the set that each image belongs to; () where there are none.
     """
 
     file_names: list[str]
@@ -40,6 +44,23 @@ class EncodedImages:
     shapes: Tensor | None = None
     problems: Sequence[str] = ()
     held_out: Sequence[str] = ()
+    masks: Tensor | None = None
+    repeats: Sequence[int] = ()
+    image_sets: Sequence[str] = ()
+
+    def chosen(self, numbers: Sequence[int]) -> "EncodedImages":
+        """Some of the images, by their numbers."""
+        picked = list(numbers)
+        return replace(
+            self,
+            file_names=[self.file_names[number] for number in picked],
+            mean=self.mean[picked],
+            std=self.std[picked],
+            shapes=None if self.shapes is None else self.shapes[picked],
+            masks=None if self.masks is None else self.masks[picked],
+            repeats=[self.repeats[number] for number in picked] if self.repeats else (),
+            image_sets=[self.image_sets[number] for number in picked] if self.image_sets else (),
+        )
 
 
 @dataclass(frozen=True)

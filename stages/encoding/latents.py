@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from stages.encoding.buckets import Size, cover
 from stages.pipeline.progress import track
@@ -74,12 +75,57 @@ def load_image(path: Path, size: Size, interpolation: str) -> Tensor:
             image = file.convert("RGB")
     except OSError as error:
         raise OSError(f"{path}: cannot be decoded as an image: {error}") from error
+    pixels = torch.from_numpy(np.array(_covering(image, size, interpolation))).permute(2, 0, 1).float()
+    return (pixels / 255 - 0.5) / 0.5
+
+
+def _covering(image: Image.Image, size: Size, interpolation: str) -> Image.Image:
+    """An image resized until it just covers a size, and its middle."""
     resized = cover(image.size, size)
     image = image.resize(resized, Image.Resampling[interpolation.upper()])
     left, top = round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)
-    image = image.crop((left, top, left + size[0], top + size[1]))
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-    return (pixels / 255 - 0.5) / 0.5
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def load_mask(path: Path, size: Size, scale_factor: int) -> Tensor:
+    """Load a mask as `load_image` does its image, and average it over what a pixel of the latents covers.
+
+    Args:
+        path: an image file of mode L, 255 where the image shows the subject.
+        size: width and height of the image as it is encoded.
+        scale_factor: pixels of the image for each pixel of the latents, along one side.
+
+    Returns:
+        (h, w) in [0, 1].
+    """
+    with Image.open(path) as file:
+        mask = _covering(file.convert("L"), size, "bilinear")
+    width, height = size[0] // scale_factor, size[1] // scale_factor
+    blocks = np.asarray(mask, dtype=np.float32).reshape(height, scale_factor, width, scale_factor)
+    return torch.from_numpy(blocks.mean(axis=(1, 3)) / 255)
+
+
+def encode_masks(masks: Mapping[Path, Path | None], sizes: Mapping[Path, Size], scale_factor: int) -> Tensor | None:
+    """The masks of images at the size of their latents.
+
+    Args:
+        masks: of each image; None for one that has none, which is all the subject.
+        sizes: of each image as it is encoded.
+        scale_factor: see `load_mask`.
+
+    Returns:
+        (N, h, w) in [0, 1], or (N, L), padded with zeros, where sizes differ; None where no image has a mask.
+    """
+    if not any(masks.values()):
+        return None
+    shapes = [(size[1] // scale_factor, size[0] // scale_factor) for size in sizes.values()]
+    each = [
+        torch.ones(shape) if path is None else load_mask(path, size, scale_factor)
+        for shape, path, size in zip(shapes, masks.values(), sizes.values(), strict=True)
+    ]
+    if len(set(shapes)) == 1:
+        return torch.stack(each)
+    return pad_sequence([mask.flatten() for mask in each], batch_first=True)
 
 
 @torch.inference_mode()

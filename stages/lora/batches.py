@@ -6,86 +6,20 @@ it had never stopped, and processes that share a batch need not talk about it.
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stages.pipeline.wording import counted
+from stages.lora.examples import Examples
 
 HELD_OUT_SEED = 0
 """Of the noise that held-out images are looked at with: the same for every training, so that trainings compare."""
 HELD_OUT_TIMESTEPS = 4
 """At how many timesteps each held-out image is looked at: the loss depends on them more than on the image."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Encoded images with encoded descriptions.
-
-    Attributes:
-        mean: (N, 2, C, h, w), of the VAE's posterior; index 1 of the second dimension is the mirror image.
-        std: (N, 2, C, h, w), of the same.
-        scaling_factor: what the VAE's latents are multiplied by before the UNet sees them.
-        prompt_embeds: (N, L, D); or (N,), numbers of prompts, where the text encoder is trained.
-        empty_prompt_embeds: (L, D), of the prompt ""; what a dropped caption is replaced by. Or its number.
-        file_names: of the images.
-        shapes: (N, 2), h and w of each image, where there are several; mean and std are then (N, 2, C, h w), padded.
-        choices: (E, N), the prompt of each image in each epoch, which begin anew after the last; prompt_embeds are then
-            (M, L, D) or (M,), of all prompts.
-    """
-
-    mean: Tensor
-    std: Tensor
-    scaling_factor: float
-    prompt_embeds: Tensor
-    empty_prompt_embeds: Tensor
-    file_names: tuple[str, ...] = ()
-    shapes: Tensor | None = None
-    choices: Tensor | None = None
-
-    def __len__(self) -> int:
-        """How many images."""
-        return len(self.mean)
-
-    @cached_property
-    def buckets(self) -> dict[str, list[int]]:
-        """The numbers of the images of each shape, by what the shape is called: "" where there is but one."""
-        if self.shapes is None:
-            return {"": list(range(len(self)))}
-        numbers: dict[str, list[int]] = {}
-        for number, (height, width) in enumerate(self.shapes.tolist()):
-            numbers.setdefault(f"{width}x{height}", []).append(number)
-        return dict(sorted(numbers.items()))
-
-    def posterior(self, index: int, mirrored: int) -> tuple[Tensor, Tensor]:
-        """Mean and std, (C, h, w), of an image or of its mirror image."""
-        mean, std = self.mean[index, mirrored], self.std[index, mirrored]
-        if self.shapes is None:
-            return mean, std
-        height, width = self.shapes[index].tolist()
-        length, shape = height * width, (-1, height, width)
-        return mean[:, :length].view(shape), std[:, :length].view(shape)
-
-    def chosen(self, numbers: Sequence[int]) -> "Examples":
-        """Some of the images, by their numbers."""
-        picked = list(numbers)
-        return replace(
-            self,
-            mean=self.mean[picked],
-            std=self.std[picked],
-            prompt_embeds=self.prompt_embeds[picked] if self.choices is None else self.prompt_embeds,
-            file_names=tuple(self.file_names[number] for number in picked) if self.file_names else (),
-            shapes=None if self.shapes is None else self.shapes[picked],
-            choices=None if self.choices is None else self.choices[:, picked],
-        )
-
-    def prompt_of(self, index: int, epoch: int) -> Tensor:
-        """The embeddings, (L, D), or the number of an image's prompt in an epoch, counted from 0."""
-        return self.prompt_embeds[index if self.choices is None else self.choices[epoch % len(self.choices), index]]
 
 
 @dataclass(frozen=True)
@@ -134,6 +68,7 @@ class Batch:
         timesteps: (B,), whole numbers.
         encoder_hidden_states: (B, L, D); or (B,), numbers of prompts, where the text encoder is trained.
         weights: (B,), of each sample in the loss.
+        pixel_weights: (B, 1, h, w), of each pixel in its sample's loss; None where all count alike.
     """
 
     latents: Tensor
@@ -141,10 +76,11 @@ class Batch:
     timesteps: Tensor
     encoder_hidden_states: Tensor
     weights: Tensor
+    pixel_weights: Tensor | None = None
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """A batch of what a function makes of each tensor."""
-        return Batch(*map(function, tensors_of(self)))
+        return Batch(*map(function, tensors_of(self)))  # what may be missing stands last
 
     def samples(self, chosen: slice) -> "Batch":
         """A batch of some of the samples, each with the weight that it has."""
@@ -180,7 +116,8 @@ AnyBatch = Batch | MixedBatch
 def tensors_of(batch: AnyBatch) -> list[Tensor]:
     """All tensors of a batch, in an order of their own."""
     parts = batch.parts if isinstance(batch, MixedBatch) else (batch,)
-    return [getattr(part, field.name) for part in parts for field in fields(Batch)]
+    values = (getattr(part, field.name) for part in parts for field in fields(Batch))
+    return [value for value in values if value is not None]
 
 
 def batch_at(streams: Sequence[Stream], draws: Draws, batch_size: int, number: int) -> AnyBatch:
@@ -196,7 +133,7 @@ def names_at(streams: Sequence[Stream], seed: int, batch_size: int, number: int)
     names = []
     for stream in streams:
         bucket, positions = turn_at(stream, seed, batch_size, number)
-        names += [stream.examples.file_names[_index(stream, bucket, position, seed)] for position in positions]
+        names += [stream.examples.file_names[_shown(stream, bucket, position, seed)[0]] for position in positions]
     return names
 
 
@@ -232,21 +169,27 @@ def even_turns(buckets: tuple[tuple[str, int], ...]) -> list[str]:
 def make_batch(stream: Stream, positions: range, draws: Draws, bucket: str = "") -> Batch:
     """A batch of the images at `positions` of a bucket's sequence, where epoch n is [n * images, (n + 1) * images)."""
     samples = [_sample(stream, bucket, position, draws) for position in positions]
-    latents, noise, timesteps, prompt_embeds = (torch.stack(parts) for parts in zip(*samples, strict=True))
-    return Batch(latents, noise, timesteps, prompt_embeds, torch.full((len(samples),), stream.weight / len(samples)))
+    latents, noise, timesteps, prompt_embeds, *pixel_weights = (torch.stack(parts) for parts in zip(*samples, strict=True))
+    weights = torch.full((len(samples),), stream.weight / len(samples))
+    return Batch(latents, noise, timesteps, prompt_embeds, weights, *pixel_weights)
 
 
 def join(batches: Sequence[Batch]) -> AnyBatch:
     """One batch of several; where their shapes differ, a `MixedBatch` of them."""
     if len({batch.latents.shape[1:] for batch in batches}) > 1:
         return MixedBatch(tuple(batches))
-    return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
+    if any(batch.pixel_weights is not None for batch in batches):
+        batches = [
+            batch if batch.pixel_weights is not None else replace(batch, pixel_weights=torch.ones_like(batch.latents[:, :1]))
+            for batch in batches
+        ]
+    return Batch(*map(torch.cat, zip(*map(tensors_of, batches), strict=True)))
 
 
-def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The latents, noise, timestep and prompt embeddings at one position of a stream."""
+def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[Tensor, ...]:
+    """The latents, noise, timestep and prompt embeddings at one position of a stream, and what its pixels weigh, if they do."""
     examples = stream.examples
-    index, epoch = _index(stream, bucket, position, draws.seed), position // len(examples.buckets[bucket])
+    index, time = _shown(stream, bucket, position, draws.seed)
     shape = examples.posterior(index, 0)[0].shape
     # Everything is drawn whether it is used or not: turning one thing off leaves the others as they were.
     generator = seeded_generator(draws.seed, _sequence(stream, bucket), "sample", position)
@@ -259,15 +202,22 @@ def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[T
     mean, std = examples.posterior(index, mirrored)
     latents = mean + std * posterior_noise
     dropped = drop < stream.caption_dropout
-    prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_of(index, epoch)
-    return latents * examples.scaling_factor, noise + draws.noise_offset * shift, timestep, prompt_embeds
+    prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_of(index, time)
+    sample = latents * examples.scaling_factor, noise + draws.noise_offset * shift, timestep, prompt_embeds
+    pixel_weights = examples.weights_of_pixels(index, mirrored)
+    return sample if pixel_weights is None else (*sample, pixel_weights)
 
 
-def _index(stream: Stream, bucket: str, position: int, seed: int) -> int:
-    """The number of the image at a position of a bucket's sequence."""
+def _shown(stream: Stream, bucket: str, position: int, seed: int) -> tuple[int, int]:
+    """The number of the image at a position of a bucket's sequence, and the number of its showing, counted from 0.
+
+    An image that is repeated k times has the showings k n to k n + k - 1 in epoch n.
+    """
     images = stream.examples.buckets[bucket]
     epoch, place = divmod(position, len(images))
-    return images[epoch_order(seed, _sequence(stream, bucket), epoch, len(images))[place]]
+    entry = epoch_order(seed, _sequence(stream, bucket), epoch, len(images))[place]
+    index = images[entry]
+    return index, epoch * stream.examples.repeats_of(index) + entry - images.index(index)
 
 
 def _sequence(stream: Stream, bucket: str) -> str:
@@ -290,22 +240,6 @@ def seeded_number(seed: int, *names: str | int) -> int:
     """A whole number of 64 bits that depends on the seed and the names alone."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def split_held_out(examples: Examples, names: Collection[str]) -> tuple[Examples, Examples | None]:
-    """Split examples into those to train on, and those whose names are held out; None where none is.
-
-    Raises:
-        ValueError: none would be left to train on.
-    """
-    held = [number for number, name in enumerate(examples.file_names) if name in names]
-    if not held:
-        return examples, None
-    if len(held) == len(examples):
-        total = counted(len(examples), "image")
-        raise ValueError(f"all of {total} are held out from training (download.held_out_images): some must be left to train on")
-    kept = sorted(set(range(len(examples))) - set(held))
-    return examples.chosen(kept), examples.chosen(held)
 
 
 def held_out_batches(examples: Examples, draws: Draws, batch_size: int) -> list[Batch]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stages.drawing.image_files import read_image_recipe
 from stages.encoding.latents import encode_images, load_vae
-from stages.lora.batches import Examples, Stream
+from stages.lora.batches import Stream
+from stages.lora.examples import Examples
 from stages.pipeline.progress import track
 
 BATCH_SIZE = 8

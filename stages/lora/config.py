@@ -146,6 +146,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         snr_gamma: min-SNR loss weighting (Hang et al. 2023 recommend 5); null weights all timesteps alike.
         noise_offset: strength of a shift of the noise that a whole channel shares; 0 for none, 0.1 is usual.
         random_flip: show half of the images as their mirror images.
+        unmasked_weight: of what the masks of images leave out, in the loss: 0 leaves it out, 1 makes masks count for nothing.
         prior_loss_weight: of the class images in the loss, where there are any; 1 counts them as much as the subject, 0 leaves
             them out.
         gradient_checkpointing: compute activations twice instead of keeping them: slower, and less memory.
@@ -167,6 +168,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     snr_gamma: Positive | None
     noise_offset: NonNegative
     random_flip: bool
+    unmasked_weight: Fraction
     prior_loss_weight: NonNegative
     gradient_checkpointing: bool
     compile: bool
@@ -247,13 +249,16 @@ class DreamboothConfig(TrainingConfig):
     """A training on images of one subject, under one prompt.
 
     Attributes:
-        instance_prompt: names the subject; the only prompt that its images are trained with. Null where nothing is trained.
+        instance_prompt: names the subject; the only prompt that its images are trained with. Null where nothing is trained, or
+            where each image set has one of its own.
+        instance_prompts: of several subjects, by the names of their image sets; sets that are not named have instance_prompt.
         class_prompt: names the class; null for the prompts that class images were made with. With one prompt for all of
             them, as in the paper, it is the name alone that tells subject and class apart, and no other word of a prompt.
         clip_skip: layers left out at the end of the text encoder.
     """
 
     instance_prompt: Text | None
+    instance_prompts: dict[Text, Text]
     class_prompt: Text | None
     clip_skip: ClipSkip
 

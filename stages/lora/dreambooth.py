@@ -3,25 +3,42 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stages.encoding.data_warnings import say_problems, too_long
 from stages.encoding.encoded_files import EncodedImages
 from stages.encoding.prompts import embed_prompts, load_text_encoder, token_counts
-from stages.lora.batches import Examples, Stream, split_held_out
+from stages.lora.batches import Stream
 from stages.lora.class_stream import ClassImages, ClassPrompts, class_streams
 from stages.lora.config import DreamboothConfig
+from stages.lora.examples import Examples, examples_of, split_held_out
 
 
-def prompts_of(config: DreamboothConfig, class_images: ClassImages) -> list[str]:
-    """The prompts in the order of their numbers: the instance prompt and, where there are class images that count, theirs.
+def instance_prompts(config: DreamboothConfig, instance: EncodedImages) -> list[str]:
+    """The prompt of each image: the one of its image set, or else the one of all.
 
     Raises:
-        ValueError: there is no instance prompt.
+        ValueError: an image has none, or a set is named that no image belongs to.
     """
-    if config.instance_prompt is None:
-        raise ValueError("instance_prompt: is null: name the subject")
-    return [config.instance_prompt, *(class_images.prompts if config.prior_loss_weight else ())]
+    sets = instance.image_sets or [""] * len(instance.file_names)
+    if strangers := sorted(config.instance_prompts.keys() - set(sets)):
+        named = ", ".join(sorted(set(sets) - {""})) or "none"
+        raise ValueError(f"instance_prompts: names {strangers[0]!r}, which is no set of these images; there are: {named}")
+    prompts = [config.instance_prompts.get(each) or config.instance_prompt for each in sets]
+    if None in prompts:
+        name = sets[prompts.index(None)]
+        of_set = f", and instance_prompts has none for the image set {name!r}" if name else ""
+        raise ValueError(f"instance_prompt: is null{of_set}: name the subject")
+    return [str(prompt) for prompt in prompts]
+
+
+def prompts_of(config: DreamboothConfig, instance: EncodedImages, class_images: ClassImages) -> list[str]:
+    """The prompts in the order of their numbers: those of the subjects and, where there are class images that count, theirs.
+
+    Raises:
+        ValueError: see `instance_prompts`.
+    """
+    of_subjects = dict.fromkeys(instance_prompts(config, instance))
+    return [*of_subjects, *(class_images.prompts if config.prior_loss_weight else ())]
 
 
 def dreambooth_streams(
@@ -35,11 +52,11 @@ def dreambooth_streams(
         instance: images of the subject.
         class_images: of the class; none of them leaves prior preservation out.
         model: in diffusers layout.
-        config: names the subject; where the text encoder is trained, the examples get the numbers of their prompts (instance 0,
-            those of the class from 1 on) in place of embeddings.
+        config: names the subject; where the text encoder is trained, the examples get the numbers of their prompts (those of
+            the subjects, then those of the class) in place of embeddings.
         device: to encode on.
     """
-    prompts = prompts_of(config, class_images)
+    prompts, of_images = prompts_of(config, instance, class_images), instance_prompts(config, instance)
     tokenizer, text_encoder = load_text_encoder(model, device)
     token_counts_of = dict(zip(prompts, token_counts(tokenizer, prompts), strict=True))
     say_problems(too_long("prompt", token_counts_of, tokenizer.model_max_length))
@@ -48,20 +65,11 @@ def dreambooth_streams(
         if config.train_text_encoder
         else embed_prompts(tokenizer, text_encoder, prompts, config.clip_skip, batch_size=1)
     )
-    of_class = ClassPrompts(embeds[1:], embeds[0])
-    kept, held_out = split_held_out(_under_one_prompt(instance, embeds[0]), instance.held_out)
+    subjects = list(dict.fromkeys(of_images))
+    examples = examples_of(
+        instance, embeds[[subjects.index(prompt) for prompt in of_images]], embeds[0], config.unmasked_weight
+    )
+    of_class = ClassPrompts(embeds[len(subjects) :], embeds[0])
+    kept, held_out = split_held_out(examples, instance.held_out)
     prior = class_streams(class_images, of_class, model, instance.resolution, config.prior_loss_weight, device)
     return [Stream("instance", kept), *prior], held_out
-
-
-def _under_one_prompt(images: EncodedImages, prompt_embeds: Tensor) -> Examples:
-    """Examples that all have the same prompt: its embeddings, (L, D), or its number."""
-    return Examples(
-        images.mean,
-        images.std,
-        images.scaling_factor,
-        prompt_embeds.expand(len(images.mean), *prompt_embeds.shape),
-        prompt_embeds,
-        tuple(images.file_names),
-        images.shapes,
-    )

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from stages.encoding.data_warnings import say_problems
 from stages.lora.adapters import idle_patterns, trained_parameters
 from stages.lora.config import TrainingConfig
+from stages.lora.examples import Examples
 from stages.lora.run import Run
 from stages.lora.tuned_model import Tuned
 from stages.pipeline.progress import say
@@ -23,6 +25,9 @@ WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = {"adamw_fused": 8, "adamw": 8, "adamw_8bit": 2, "prodigy": 16}
 """What an optimizer remembers of each trained weight."""
 STEPS_BEFORE_ESTIMATE = 20
+PICTURE = (16, 24)
+"""Most rows and columns that a mask is shown in."""
+SHADES = " .+#"
 
 
 def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
@@ -33,7 +38,7 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
     prior = f" and {counted(len(others[0].examples), 'class image')}" if others else ""
     held_out = f"; {counted(len(run.held_out), 'more image')} held out" if run.held_out else ""
     print(
-        f"{counted(len(first.examples), 'image')}{prior}, {config.effective_batch_size} a step: "
+        f"{counted(len(first.examples), 'image')}{_repeated(first.examples)}{prior}, {config.effective_batch_size} a step: "
         f"{run.steps_per_epoch:g} steps an epoch, {counted(config.max_train_steps, 'step')} are {epochs:.3g} epochs: "
         f"each image is seen about {counted(max(1, round(epochs)), 'time')}{held_out}\n"
         f"{describe_adapter(tuned, config, run.rank)}: {trained:,} of {total:,} weights are trained "
@@ -41,6 +46,8 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
         f"{sized(WEIGHT_BYTES * trained)}",
         flush=True,
     )
+    if said := describe_masks(first.examples, config.unmasked_weight):
+        print(said, flush=True)
     if said := describe_loaders(tuned, config):
         print(said, flush=True)
     if config.tuned == "lora":
@@ -49,6 +56,40 @@ def say_plan(run: Run, tuned: Tuned, done: int = 0) -> None:
     if left > STEPS_BEFORE_ESTIMATE:
         steps = f"{counted(left, 'step')} are left" if done else counted(left, "step")
         print(f"{steps}: after the first {STEPS_BEFORE_ESTIMATE} it is said how long they take", flush=True)
+
+
+def _repeated(examples: Examples) -> str:
+    return f", shown {examples.shown:,} times an epoch," if examples.repeats else ""
+
+
+def describe_masks(examples: Examples, unmasked_weight: float) -> str:
+    """How much of the images the masks leave, with one of them in letters: # is the subject; "" where there are none."""
+    if examples.pixel_weights is None:
+        return ""
+    shares, first = [], None
+    for index in range(len(examples)):
+        weights = examples.weights_of_pixels(index, mirrored=0)
+        assert weights is not None
+        mask = _mask_of(weights, unmasked_weight)
+        shares.append(float(mask.mean()))
+        if first is None and shares[-1] < 1:
+            first = index, mask
+    if first is None:
+        return ""
+    index, mask = first
+    masked = sum(share < 1 for share in shares)
+    rows = functional.adaptive_avg_pool2d(mask, (min(mask.shape[1], PICTURE[0]), min(mask.shape[2], PICTURE[1])))
+    picture = "\n".join("  " + "".join(2 * SHADES[round(float(part) * 3)] for part in row) for row in rows[0])
+    rest = f"the rest counts {unmasked_weight:g} times as much" if unmasked_weight else "the rest does not count"
+    return (
+        f"masks: of {masked} of {counted(len(examples), 'image')}, {sum(shares) / len(shares):.0%} of the area of all; {rest}; "
+        f"{examples.file_names[index]}:\n{picture}"
+    )
+
+
+def _mask_of(weights: Tensor, unmasked_weight: float) -> Tensor:
+    """The mask, (1, h, w) in [0, 1], that weights of mean 1 were made from, its highest value being 1."""
+    return (weights / weights.max() - unmasked_weight).clamp(min=0) / (1 - unmasked_weight)
 
 
 def describe_time(seconds: float) -> str:

@@ -42,7 +42,7 @@ def denoising_loss(
 
     With the weights of a batch of one kind, 1 / B, it is the mean. With those of a DreamBooth batch it is the mean over the
     instance images plus prior_loss_weight times the mean over the class images (Ruiz et al. 2023, equation 2,
-    arXiv:2208.12242).
+    arXiv:2208.12242). With weights of pixels it is each sample's weighted mean.
 
     Args:
         unet: called with noisy latents, timesteps, and what `batch.encoder_hidden_states` holds.
@@ -61,7 +61,10 @@ def denoising_loss(
     embeds = batch.encoder_hidden_states
     embeds = embeds.to(dtype) if embeds.is_floating_point() else embeds
     model_pred = unet(noisy_latents.to(dtype), batch.timesteps, embeds, return_dict=False)[0]
-    losses = (model_pred.float() - target.float()).square().mean(dim=(1, 2, 3))
+    errors = (model_pred.float() - target.float()).square()
+    if batch.pixel_weights is not None:
+        errors = errors * batch.pixel_weights
+    losses = errors.mean(dim=(1, 2, 3))
     weights = batch.weights
     if snr_gamma is not None:
         snr = signal_to_noise_ratio(noise_scheduler.alphas_cumprod, batch.timesteps)

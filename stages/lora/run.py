@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from stages.encoding.words import NewWord
-from stages.lora.batches import Examples, Stream
+from stages.lora.batches import Stream
 from stages.lora.config import TrainingConfig
+from stages.lora.examples import Examples
 from stages.pipeline.config import HousekeepingConfig
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -96,8 +97,8 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimizer steps in which each image of the first stream is seen once."""
-        return len(self.streams[0].examples) / self.config.effective_batch_size
+        """Optimizer steps of one epoch of the first stream."""
+        return self.streams[0].examples.shown / self.config.effective_batch_size
 
     @property
     def autocasts(self) -> bool:

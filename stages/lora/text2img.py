@@ -10,10 +10,11 @@ from torch import Tensor
 from stages.encoding.choices import chosen
 from stages.encoding.encoded_files import EncodedCaptions, EncodedImages
 from stages.encoding.prompts import embed_prompts, load_text_encoder
-from stages.lora.batches import Examples, Stream, split_held_out
+from stages.lora.batches import Stream
 from stages.lora.caption_variants import Variants, variants_of, varies
 from stages.lora.class_stream import ClassImages, ClassPrompts, class_streams
 from stages.lora.config import Text2imgConfig
+from stages.lora.examples import Examples, examples_of, split_held_out
 from stages.pipeline.wording import counted, sized
 
 VARIANTS_TOGETHER = 32
@@ -61,11 +62,11 @@ def text2img_streams(
         device: to encode on.
     """
     of_class = class_images.prompts if config.prior_loss_weight else []
-    kept, held_out = split_held_out(pair_captions(images, captions), images.held_out)
+    kept, held_out = split_held_out(pair_captions(images, captions, config.unmasked_weight), images.held_out)
     texts_of = dict(zip(captions.file_names, captions.captions, strict=True))
     variants = None
     if varies(config, captions.captions):
-        variants = variants_of({name: texts_of[name] for name in kept.file_names}, config, seed)
+        variants = variants_of({name: texts_of[name] for name in kept.file_names}, config, seed, kept.repeats)
     varying = variants.texts if variants else []
     prompts: list[str] = []
     if _embedded_while_training(config, variants, captions):
@@ -115,7 +116,7 @@ def _with_numbers(examples: Examples, captions: Mapping[str, str], numbers: Mapp
     return replace(examples, prompt_embeds=of_images, empty_prompt_embeds=torch.tensor(numbers[""]))
 
 
-def pair_captions(images: EncodedImages, captions: EncodedCaptions) -> Examples:
+def pair_captions(images: EncodedImages, captions: EncodedCaptions, unmasked_weight: float) -> Examples:
     """Put every caption to its image, by file name; images without a caption are left out.
 
     Raises:
@@ -125,13 +126,5 @@ def pair_captions(images: EncodedImages, captions: EncodedCaptions) -> Examples:
     strangers = [name for name in captions.file_names if name not in index]
     if strangers:
         raise ValueError(f"{strangers[0]} has a caption and was not encoded as an image: run encode_images again")
-    chosen = [index[name] for name in captions.file_names]
-    return Examples(
-        images.mean[chosen],
-        images.std[chosen],
-        images.scaling_factor,
-        captions.prompt_embeds,
-        captions.empty_prompt_embeds,
-        tuple(captions.file_names),
-        None if images.shapes is None else images.shapes[chosen],
-    )
+    described = images.chosen([index[name] for name in captions.file_names])
+    return examples_of(described, captions.prompt_embeds, captions.empty_prompt_embeds, unmasked_weight)

@@ -10,9 +10,10 @@ from torch import Tensor
 from stages.encoding.choices import chosen
 from stages.encoding.encoded_files import EncodedImages
 from stages.encoding.words import TEMPLATES, NewWord
-from stages.lora.batches import HELD_OUT_SEED, HELD_OUT_TIMESTEPS, Examples, Stream, seeded_number, split_held_out
-from stages.lora.caption_variants import epochs_of, number_texts
+from stages.lora.batches import HELD_OUT_SEED, HELD_OUT_TIMESTEPS, Stream, seeded_number
+from stages.lora.caption_variants import number_texts, showings_of
 from stages.lora.config import TextualInversionConfig
+from stages.lora.examples import Examples, examples_of, split_held_out
 
 
 def word_of(config: TextualInversionConfig, vectors: int) -> NewWord:
@@ -55,20 +56,11 @@ def textual_inversion_streams(
 
         return number_texts(text_at, images.file_names, epochs, numbered)
 
-    of_training = choices(seed, epochs_of(config, len(images.file_names)))
+    of_training = choices(seed, showings_of(config, len(images.file_names), images.repeats))
     of_held_out = choices(HELD_OUT_SEED, HELD_OUT_TIMESTEPS)
     prompts = list(numbered)
     numbers = torch.arange(len(prompts))
-    examples = Examples(
-        images.mean,
-        images.std,
-        images.scaling_factor,
-        numbers,
-        numbers[0],  # none is dropped
-        tuple(images.file_names),
-        images.shapes,
-        of_training,
-    )
+    examples = examples_of(images, numbers, numbers[0], config.unmasked_weight, of_training)  # no text is dropped
     kept, _ = split_held_out(examples, images.held_out)
     _, held_out = split_held_out(replace(examples, choices=of_held_out), images.held_out)
     return [Stream("instance", kept)], held_out, prompts

@@ -18,7 +18,7 @@ from stages.checkpoints.file_names import EMBEDDING_FILE, LORA_FILE, UNET_FILE, 
 from stages.checkpoints.files.tensors import sha256
 from stages.encoding.words import Learned, NewWord, write_learned
 from stages.lora.adapters import add_adapter, write_lora
-from stages.lora.batches import Examples
+from stages.lora.examples import Examples
 from stages.lora.fused import fuse_linear_layers
 from stages.lora.run import Run
 from stages.lora.text_encoder import TARGET_MODULES, with_text_encoder

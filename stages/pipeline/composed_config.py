@@ -67,6 +67,7 @@ class InputsConfig:
     """The local files and folders that DVC watches; the fingerprint of the stage that would read them stands for none."""
 
     images: Watched
+    masks: Watched
     captioner: Watched
     base: dict[Literal["theta0", "theta1", "theta2"], OriginalInputs]
     vae: Watched

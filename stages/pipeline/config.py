@@ -203,12 +203,14 @@ class ExperimentConfig:
     Attributes:
         name: of the preset, as its file in conf/experiment is called.
         trigger: what the LoRAs shall learn to show when it is named; null for none.
+        subjects: of several subjects, what each is called, by the name of its image set.
         resolution: pixels of one side, of the training images and of the generated ones, where their stages say no other.
         clip_skip: layers of the text encoder left out at its end, where stages say no other.
     """
 
     name: Text
     trigger: Text | None
+    subjects: dict[Text, Text]
     resolution: Resolution
     clip_skip: ClipSkip
 

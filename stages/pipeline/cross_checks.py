@@ -14,11 +14,12 @@ import numpy as np
 
 from stages.checkpoints.merging.methods import MERGE_METHODS
 from stages.dataset.config import held_out_problem
-from stages.dataset.folders import count_images
+from stages.dataset.folders import image_names
+from stages.dataset.own_captions import image_sets
 from stages.lora.config import OPTIMIZER_PACKAGES
 from stages.measures.comparing import BY_KEY, applies
 from stages.pipeline.variants import kept_steps
-from stages.pipeline.wording import counted
+from stages.pipeline.wording import counted, has_phrase
 
 Configs = Mapping[str, Any]
 """The checked settings by section."""
@@ -85,12 +86,12 @@ def _sweep_is_composed(configs: Configs) -> Iterator[Finding]:
 
 
 def _trigger(configs: Configs) -> Iterator[Finding]:
-    trigger = configs[""].trigger
+    trigger, subjects = configs[""].trigger, configs[""].subjects
     if trigger is None:
         return
 
     def named_in(text: str | None) -> bool:
-        return trigger.casefold() in (text or "").casefold()
+        return any(each.casefold() in (text or "").casefold() for each in (trigger, *subjects.values()))
 
     drawn = configs["generate"]
     if not any(named_in(prompt) for prompt in drawn.subject_prompts):
@@ -104,6 +105,30 @@ def _trigger(configs: Configs) -> Iterator[Finding]:
         yield _note(f"train_dreambooth.instance_prompt: {prompt!r} does not name the trigger {trigger!r}")
     if not named_in(configs["caption"].prefix):
         yield _note(f"caption.prefix: {configs['caption'].prefix!r} does not name the trigger {trigger!r}; captions should")
+
+
+def _subjects(configs: Configs) -> Iterator[Finding]:
+    """Subjects that have no images, or that nothing is said of."""
+    subjects, download = configs[""].subjects, configs["download"]
+    if not subjects:
+        return
+    if download.source.kind == "folder":
+        folder = download.source.path
+        there = {each.name for each in image_sets(image_names(folder), folder.name).values()} - {""}
+        for name in sorted(subjects.keys() - there):
+            others = ", ".join(sorted(there)) or "none"
+            yield _no(
+                f"subjects: names {name!r}, which is no image set of {folder} (a folder such as 1_{name}); there are: {others}"
+            )
+    if 0 < download.held_out_images < len(subjects):
+        few = f"download.held_out_images: given {download.held_out_images}"
+        yield _no(f"{few}: there are {len(subjects)} subjects: at least one image of each, or 0")
+    prompts = configs["generate"].subject_prompts
+    for name, trigger in subjects.items():
+        if not any(has_phrase(prompt, trigger) for prompt in prompts):
+            yield _note(f"generate.subject_prompts: none names {trigger!r} (subjects.{name}): nothing is drawn or said of it")
+    if configs["sweep"].vectors and len(subjects) > 1:
+        yield _note(f"sweep.vectors: a word is taught by the images of all {len(subjects)} subjects together")
 
 
 def _compared(configs: Configs) -> Iterator[Finding]:
@@ -171,7 +196,8 @@ def _idle_values(configs: Configs) -> Iterator[Finding]:
 
 
 def _instance_prompt(configs: Configs) -> Iterator[Finding]:
-    if configs["sweep"].dreambooth_rank and configs["train_dreambooth"].instance_prompt is None:
+    config = configs["train_dreambooth"]
+    if configs["sweep"].dreambooth_rank and config.instance_prompt is None and not config.instance_prompts:
         yield _no("train_dreambooth.instance_prompt: is null: name the subject, or set sweep.dreambooth_rank to []")
 
 
@@ -213,7 +239,7 @@ def _ranks(configs: Configs) -> Iterator[Finding]:
 def _images(configs: Configs) -> Iterator[Finding]:
     """Images that there cannot be: a folder is counted, what comes from elsewhere is not known yet."""
     download = configs["download"]
-    most = count_images(download.source.path) if download.source.kind == "folder" else None
+    most = len(image_names(download.source.path)) if download.source.kind == "folder" else None
     if most is not None and most < download.min_images:
         yield _no(f"download.min_images: given {download.min_images}: {download.source.path} holds {counted(most, 'image')}")
     most = min((limit for limit in (most, download.max_images) if limit is not None), default=None)
@@ -282,6 +308,7 @@ def _sizes(configs: Configs) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _sweep_is_composed,
     _trigger,
+    _subjects,
     _instance_prompt,
     _word,
     _compared,

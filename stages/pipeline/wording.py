@@ -1,4 +1,4 @@
-"""How numbers are said in messages."""
+"""How numbers are said in messages, and what words stand in a text."""
 
 import re
 
@@ -19,3 +19,8 @@ def in_place(prompt: str, words: str, token: str) -> str:
 def sized(size: float) -> str:
     """A number of bytes: in MB, or in kB where it is less than a hundredth of that."""
     return f"{size / 1e6:.2f} MB" if size >= 1e4 else f"{size / 1e3:.1f} kB"
+
+
+def has_phrase(text: str, phrase: str) -> bool:
+    """Whether a text has a phrase in it, as whole words; letter case does not count."""
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, flags=re.IGNORECASE) is not None

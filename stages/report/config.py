@@ -80,6 +80,8 @@ class ReportConfig(GridStyle):
     Attributes:
         title: of the page and of the main grid.
         names: what the variants are called.
+        subjects: of several subjects, what each is called in prompts, by the name of its image set; likeness is to the images
+            of those that a prompt names.
         primary: the measure that matters most: it decides the main question, and which LoRA of a sweep is the best.
         contrasts: pairs of kinds, the first compared with the second; the first pair whose kinds there are is the main
             question.
@@ -92,6 +94,7 @@ class ReportConfig(GridStyle):
 
     title: Text
     names: Names
+    subjects: dict[Text, Text]
     primary: Annotated[str, AfterValidator(_is_measure)]
     contrasts: Annotated[tuple[tuple[Kind, Kind], ...], Field(min_length=1)]
     images_per_cell: Count

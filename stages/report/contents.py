@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.dataset.metadata import (
+    MASKS,
     METADATA,
     SKIPPED,
     SKIPPED_COLUMNS,
@@ -46,12 +47,14 @@ class DataImage:
     Attributes:
         file: where it is.
         caption: what it was trained with, or would have been.
-        row: where it comes from, and whether it was held out.
+        row: where it comes from, whether it was held out, and its image set.
+        mask: the file of its mask, if it has one.
     """
 
     file: Path
     caption: str
     row: ManifestRow
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,13 @@ class TrainingImages:
         images: all of the dataset, those held out among them, in the order of their names.
         skipped: what was found and not taken, with the reason.
         shown_count: how many of those trained on are shown beside a grid; 0 shows none of the dataset anywhere.
+        raw: the folder of the images as they were fetched, and of their masks.
     """
 
     images: Sequence[DataImage]
     skipped: Sequence[tuple[str, str]]
     shown_count: int
+    raw: Path = Path()
 
     @property
     def trained_on(self) -> list[DataImage]:
@@ -209,6 +214,7 @@ def read_training_images(dataset: Path, raw: Path, count: int) -> TrainingImages
         for name, caption in captions.items():
             if name not in rows:
                 raise ValueError(f"{raw}: its manifest lacks {name}, which {dataset / split} has; run the stage caption again")
-            images.append(DataImage(dataset / split / name, caption, rows[name]))
+            mask = raw / MASKS / name if rows[name].mask_sha256 else None
+            images.append(DataImage(dataset / split / name, caption, rows[name], mask))
     skipped = [(row["name"], row["why"]) for row in read_table(raw / SKIPPED, SKIPPED_COLUMNS)]
-    return TrainingImages(sorted(images, key=lambda image: image.file.name), skipped, count)
+    return TrainingImages(sorted(images, key=lambda image: image.file.name), skipped, count, raw)

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from stages.dataset.metadata import MASKS
 from stages.measures.comparing import BY_KEY, Measure, difference
 from stages.measures.likeness import ENOUGH_FOR_COPIES
 from stages.measures.statistics import Interval
@@ -46,6 +47,7 @@ def page_files(comparison: Comparison) -> PageFiles:
     """The pictures that a page shows."""
     results = comparison.results
     roots = {results.images: "images", comparison.loras: "lora", comparison.dataset: "dataset"}
+    roots[comparison.training.raw / MASKS] = MASKS
     return PageFiles(roots, [results.images], comparison.config.single_file)
 
 

@@ -16,6 +16,7 @@ from stages.measures.likeness import Values, mmd_test
 from stages.measures.measuring import DINO, METRICS, Dataset, Measured, dataset_of, measure
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import DATASET, Variant
+from stages.pipeline.wording import has_phrase
 from stages.report.sweep import Sweep
 
 
@@ -124,7 +125,7 @@ class Results:
         return float(self.measured[variant].by_prompt(metric)[list(self.prompts).index(prompt_index)])
 
 
-def read_results(sweep: Sweep, images: Path, embeddings: Path, raw: Path) -> Results:
+def read_results(sweep: Sweep, images: Path, embeddings: Path, raw: Path, subjects: Mapping[str, str]) -> Results:
     """Read the images of the variants of the sweep and their embeddings; other files in the folders are not looked at.
 
     Args:
@@ -132,6 +133,8 @@ def read_results(sweep: Sweep, images: Path, embeddings: Path, raw: Path) -> Res
         images: the folder with a folder of images for each variant.
         embeddings: the folder with a file of embeddings for each variant, and for the dataset.
         raw: the folder of the dataset's images, and of the manifest that says which are held out.
+        subjects: of several, what each is called in prompts, by the name of its image set: a prompt that names some of them is
+            measured by their images.
 
     Raises:
         OSError: the images or the embeddings of a variant are missing.
@@ -147,17 +150,19 @@ def read_results(sweep: Sweep, images: Path, embeddings: Path, raw: Path) -> Res
             )
     rows = read_manifest(raw)
     of_dataset = _read(embeddings / f"{DATASET}.safetensors", [row.file_name for row in rows])
-    names = [cell.file_name for cell in cells]
-    embedded = {variant: _read(embeddings / f"{variant.name}.safetensors", names) for variant in sweep.variants}
+    files = [cell.file_name for cell in cells]
+    embedded = {variant: _read(embeddings / f"{variant.name}.safetensors", files) for variant in sweep.variants}
     for variant, each in embedded.items():
         if each.encoders != of_dataset.encoders:
             path = embeddings / f"{variant.name}.safetensors"
             raise ValueError(f"{path}: by other encoders than {embeddings / DATASET}.safetensors; run the stage embed again")
-    dataset = dataset_of(of_dataset, [row.file_name for row in rows if row.split == TEST])
-    prompts, seeds = len({cell.prompt for cell in cells}), len({cell.seed for cell in cells})
-    measured = {
-        variant: measure(each, _before(variant, embedded), dataset, prompts, seeds) for variant, each in embedded.items()
-    }
+    if strangers := sorted(subjects.keys() - {row.image_set for row in rows}):
+        raise ValueError(f"subjects: names {strangers[0]!r}, which is no image set of {raw}")
+    of_subject = {row.file_name: row.image_set for row in rows if row.image_set in subjects}
+    dataset = dataset_of(of_dataset, [row.file_name for row in rows if row.split == TEST], of_subject)
+    prompts, seeds = dict.fromkeys(cell.prompt for cell in cells), len({cell.seed for cell in cells})
+    asked = [[name for name, trigger in subjects.items() if has_phrase(prompt, trigger)] for prompt in prompts]
+    measured = {variant: measure(each, _before(variant, embedded), dataset, asked, seeds) for variant, each in embedded.items()}
     return Results(sweep, images, cells, dataset, measured, of_dataset.encoders)
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from stages.dataset.config import CaptionEditsConfig, CaptioningConfig, CollectionConfig, FolderSource
 
-_COLLECTION = CollectionConfig(on_bad="fail", min_size=8, max_pixels=10_000, min_images=1, max_images=None, held_out_images=0)
+_COLLECTION = CollectionConfig(
+    on_bad="fail", min_size=8, max_pixels=10_000, min_images=1, max_images=None, alpha_mask=False, held_out_images=0
+)
 _CAPTIONING = CaptioningConfig(prompt=None, num_beams=1, max_new_tokens=6, batch_size=2)
-_EDITS = CaptionEditsConfig(prefix=None, drop_phrases=(), drop_common_phrases=None, suffix=None)
+_EDITS = CaptionEditsConfig(prefix=None, prefixes={}, drop_phrases=(), drop_common_phrases=None, suffix=None)
 
 
 def collection(**changed: Any) -> CollectionConfig:
@@ -23,5 +25,5 @@ def edits(**changed: Any) -> CaptionEditsConfig:
     return replace(_EDITS, **changed)
 
 
-def folder_source(path: Path) -> FolderSource:
-    return FolderSource(kind="folder", path=path)
+def folder_source(path: Path, masks: Path | None = None) -> FolderSource:
+    return FolderSource(kind="folder", path=path, masks=masks)

@@ -11,6 +11,7 @@ from stages.dataset.candidates import Candidate
 from stages.dataset.collection import choose_held_out, collect
 from stages.dataset.images import RefusedImageError
 from stages.dataset.metadata import TEST, TRAIN, ManifestRow, read_manifest
+from stages.dataset.own_captions import ImageSet
 from tests.dataset.pictures import encoded, noise
 from tests.dataset.settings import collection
 
@@ -112,6 +113,15 @@ def test_the_lowest_digests_are_held_out():
     assert choose_held_out(["d", "a"], 0) == choose_held_out([], 0) == set()
 
 
+def test_of_several_sets_each_gives_its_share_and_none_its_last_image():
+    digests, sets = ["a1", "a2", "a3", "a4", "b1", "b2", "c1"], ["a"] * 4 + ["b"] * 2 + ["c"]
+    assert choose_held_out(digests, 2, sets) == {"a1", "b1"}
+    assert choose_held_out(digests, 3, sets) == {"a1", "a2", "b1"}
+    assert choose_held_out(digests, 4, sets) == {"a1", "a2", "a3", "b1"}
+    assert choose_held_out(digests, 5, sets) >= {"a1", "a2", "a3", "b1"}
+    assert choose_held_out(digests[::-1], 3, sets[::-1]) == {"a1", "a2", "b1"}
+
+
 @pytest.mark.parametrize(
     "others",
     [
@@ -180,3 +190,18 @@ def test_holding_out_all_images_is_refused_by_its_setting(tmp_path, candidates, 
 def test_all_images_but_one_may_be_held_out(tmp_path):
     rows = collect(PICTURES, tmp_path, collection(held_out_images=2))
     assert Counter(row.split for row in rows) == {"test": 2, "train": 1}
+
+
+def test_repeats_are_what_they_are_beside_those_of_others(tmp_path, capsys):
+    """What all have in common changes nothing: an epoch then shows each image once."""
+    sets = [ImageSet("good", 10)] * 2 + [ImageSet("other", 5)] * 2
+    rows = collect([replace(each, image_set=of) for each, of in zip(EIGHT, sets, strict=False)], tmp_path, collection())
+    assert [(row.image_set, row.repeats) for row in rows] == [("good", 2)] * 2 + [("other", 1)] * 2
+    assert read_manifest(tmp_path) == rows
+    assert "image sets: good: 2 images, 2 times an epoch; other: 2 images" in capsys.readouterr().err
+
+
+def test_images_that_are_repeated_no_times_are_left_out(tmp_path):
+    rows = collect([replace(EIGHT[0], image_set=ImageSet("out", 0)), *EIGHT[1:3]], tmp_path, collection())
+    assert [row.source for row in rows] == [each.source for each in EIGHT[1:3]]
+    assert "its folder has 0 repeats" in (tmp_path / "skipped.csv").read_text()

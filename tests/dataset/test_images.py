@@ -13,7 +13,7 @@ from tests.dataset.pictures import encoded, noise
 
 
 def decode_any(data: bytes, min_size: int = 1, max_pixels: int = 10**6) -> Image.Image:
-    return decode(data, min_size, max_pixels)
+    return decode(data, min_size, max_pixels)[0]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from stages.dataset.folders import list_images, visible_files
-from stages.dataset.own_captions import own_captions
+from stages.dataset.own_captions import ImageSet, image_sets, own_captions
 from tests.dataset.pictures import save_noise
 
 
@@ -92,27 +92,37 @@ def test_a_table_without_captions_says_so(tmp_path, capsys):
     assert "metadata.csv has no column caption or text" in capsys.readouterr().err
 
 
-def test_repeats_of_one_folder_are_named_with_the_steps_they_mean(tmp_path, capsys):
+def test_the_name_of_a_folder_is_the_caption_of_what_has_no_other(tmp_path):
     save_noise(tmp_path, "10_mychar 1girl/a.png", "10_mychar 1girl/b.png")
     write(tmp_path / "10_mychar 1girl", a__txt="mychar, smile")
     assert captions(tmp_path) == {"10_mychar 1girl/a.png": "mychar, smile", "10_mychar 1girl/b.png": "mychar 1girl"}
-    said = capsys.readouterr().err
-    assert "repeats in the names of folders are not used, every image counts once an epoch (1): 10_mychar 1girl; " in said
-    assert "set max_train_steps to images x 10 x epochs / train_batch_size" in said
     assert captions(tmp_path / "10_mychar 1girl") == {"a.png": "mychar, smile", "b.png": "mychar 1girl"}
 
 
-def test_repeats_that_differ_are_named_as_not_weighing(tmp_path, capsys):
-    save_noise(tmp_path, "10_a/a.png", "2_b/b.png")
-    captions(tmp_path)
-    assert "(2): 10_a, 2_b; no setting weighs images" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "folder", "expected"),
+    [
+        ("10_mychar 1girl/a.png", "images", ("mychar 1girl", 10)),
+        ("deep/3_cat/a.png", "images", ("cat", 3)),
+        ("1_cats/a.png", "images", ("cats", 1)),
+        ("cats/a.png", "images", ("", 1)),
+        ("a.png", "images", ("", 1)),
+        ("a.png", "10_mychar", ("mychar", 10)),
+        ("cats/a.png", "10_mychar", ("", 1)),
+        ("2023_summer/a.png", "images", ("", 1)),
+        ("a_1/a.png", "images", ("", 1)),
+        ("10/a.png", "images", ("", 1)),
+        ("0_out/a.png", "images", ("out", 0)),
+    ],
+)
+def test_a_folder_is_a_set_whose_name_may_say_how_often_it_is_shown(name, folder, expected):
+    assert image_sets([name], folder) == {name: ImageSet(*expected)}
 
 
 @pytest.mark.parametrize("folder", ["2023_summer", "a_1", "10", "1_once"])
-def test_names_that_repeat_nothing_are_quiet(tmp_path, capsys, folder):
+def test_a_name_with_repeats_alone_is_a_caption(tmp_path, folder):
     save_noise(tmp_path, f"{folder}/a.png")
     assert captions(tmp_path) == ({f"{folder}/a.png": "once"} if folder == "1_once" else {})
-    assert "repeats" not in capsys.readouterr().err
 
 
 def test_the_first_column_with_words_counts(tmp_path):

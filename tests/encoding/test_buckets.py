@@ -18,16 +18,16 @@ from stages.encoding.latents import encode_images, encode_mixed, load_vae
 from stages.lora.batches import (
     Batch,
     Draws,
-    Examples,
     MixedBatch,
     Stream,
     batch_at,
     epoch_order,
     held_out_batches,
     names_at,
-    split_held_out,
+    tensors_of,
     turn_at,
 )
+from stages.lora.examples import Examples, split_held_out
 from stages.lora.losses import denoising_loss
 from tests.drawing.tiny_models import save_tiny_checkpoint
 
@@ -146,7 +146,7 @@ def test_a_batch_depends_on_nothing_that_was_drawn_before():
         batch_at([stream], DRAWS, 3, number)
     epoch_order.cache_clear()
     again = batch_at([stream], DRAWS, 3, 40)
-    assert all(torch.equal(a, b) for a, b in zip(vars(late).values(), vars(again).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(late), tensors_of(again), strict=True))
 
 
 def test_names_are_those_of_the_batch():

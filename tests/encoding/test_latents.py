@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.encoding.latents import encode_images, load_image, load_vae
+from stages.encoding.latents import encode_images, encode_masks, load_image, load_mask, load_vae
 from tests.drawing.tiny_models import save_tiny_checkpoint
 
 
@@ -60,3 +60,34 @@ def test_nan_of_the_vae_names_the_image(vae, picture):
     with pytest.raises(ValueError, match=r"0001\.png: the VAE makes NaN"):
         encode_images(vae, [picture], (32, 32), "lanczos", batch_size=4)
     weight.data = kept
+
+
+def save_mask(path, pixels):
+    Image.fromarray(np.array(pixels, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_pixel_of_the_latents_has_the_mean_of_the_mask_over_what_it_covers(tmp_path):
+    mask = save_mask(tmp_path / "m.png", [[255, 255, 0, 0], [255, 255, 0, 255]])
+    assert load_mask(mask, (4, 2), 2).tolist() == [[1.0, 0.25]]
+
+
+def test_a_mask_is_resized_and_cropped_with_its_image(tmp_path):
+    """A picture that is white where its mask is: brought to size alike, they still say the same."""
+    pixels = np.zeros((40, 60), dtype=np.uint8)
+    pixels[10:30, 5:33] = 255
+    mask = save_mask(tmp_path / "m.png", pixels)
+    picture = load_image(mask, (32, 32), "bilinear")
+    found = load_mask(mask, (32, 32), 8)
+    expected = ((picture[0] + 1) / 2).view(4, 8, 4, 8).mean(dim=(1, 3))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    assert 0.2 < float(found.mean()) < 0.6
+
+
+def test_an_image_without_a_mask_is_all_subject_and_without_any_there_is_none(tmp_path):
+    mask = save_mask(tmp_path / "m.png", np.zeros((8, 16)))
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    assert encode_masks({a: None, b: None}, {a: (8, 8), b: (8, 8)}, 8) is None
+    found = encode_masks({a: None, b: mask}, {a: (8, 8), b: (16, 8)}, 8)
+    assert found is not None
+    assert found.tolist() == [[1.0, 0.0], [0.0, 0.0]]  # one pixel and padding; two pixels

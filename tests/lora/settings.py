@@ -23,7 +23,9 @@ def _committed(group: str) -> dict[str, Any]:
 
 
 def conf_values(group: str, **changes: Any) -> dict[str, Any]:
-    return copy.deepcopy(_committed(group)) | changes
+    values = copy.deepcopy(_committed(group))
+    of_subjects = {name: {} for name, value in values.items() if value == "${subjects}"}
+    return values | of_subjects | changes
 
 
 def training_config(**changes: Any) -> TrainingConfig:

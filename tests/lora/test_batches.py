@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from stages.lora.batches import Draws, Examples, Stream, batch_at, epoch_order, held_out_batches, make_batch, split_held_out
+from stages.lora.batches import Draws, Stream, batch_at, epoch_order, held_out_batches, make_batch, tensors_of
+from stages.lora.examples import Examples, split_held_out
 
 DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
 
@@ -24,7 +25,7 @@ def images_of(batch):
 
 
 def equal(one, other):
-    return all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+    return all(torch.equal(a, b) for a, b in zip(tensors_of(one), tensors_of(other), strict=True))
 
 
 def test_a_batch_depends_on_nothing_that_was_drawn_before():

@@ -71,7 +71,7 @@ def test_where_the_text_encoder_is_trained_prompts_are_numbers(model, folder):
     assert first.examples.prompt_embeds.tolist() == [0, 0]
     assert of_class.examples.prompt_embeds.tolist() == [1, 2, 1]
     config = DreamboothConfig(**conf_values("train_dreambooth", instance_prompt="asuka", clip_skip=0))
-    assert prompts_of(config, read_class_images(folder)) == ["asuka", "a cat", "a hat"]
+    assert prompts_of(config, instance()[0], read_class_images(folder)) == ["asuka", "a cat", "a hat"]
 
 
 def test_captions_are_numbers_too_where_the_text_encoder_is_trained(model, folder):
@@ -99,7 +99,7 @@ def test_class_images_that_weigh_nothing_are_left_out(model, folder, streams_of)
     (first,) = streams_of(model, folder, prior_loss_weight=0)
     assert first.name == "instance"
     config = DreamboothConfig(**conf_values("train_dreambooth", instance_prompt="asuka", clip_skip=0, prior_loss_weight=0))
-    assert prompts_of(config, read_class_images(folder)) == ["asuka"]
+    assert prompts_of(config, instance()[0], read_class_images(folder)) == ["asuka"]
 
 
 def test_an_image_that_does_not_say_its_prompt_is_named(folder):

@@ -19,7 +19,7 @@ def test_committed_settings_are_the_labs():
 def test_dreambooth_differs_by_its_own_settings_only():
     values = conf_values("train_dreambooth", clip_skip=0)
     config = validate("train_dreambooth", DreamboothConfig, values)
-    own = {"instance_prompt", "class_prompt", "clip_skip"}
+    own = {"instance_prompt", "instance_prompts", "class_prompt", "clip_skip"}
     assert set(vars(config)) >= own
     assert {name for name in values if name not in conf_values("train_text2img")} == own
 

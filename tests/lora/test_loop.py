@@ -9,8 +9,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import Stream, batch_at, held_out_batches, split_held_out
+from stages.lora.batches import Stream, batch_at, held_out_batches
 from stages.lora.config import OPTIMIZER_PACKAGES
+from stages.lora.examples import split_held_out
 from stages.lora.loop import DivergedError, TrainingState, fit
 from stages.lora.losses import denoising_loss
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer

@@ -1,6 +1,7 @@
 """The losses against the papers' formulas, written out sample by sample in float64."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,3 +82,21 @@ def test_zero_terminal_snr_gives_no_nan():
     assert min_snr_weights(snr, 5.0, "epsilon").item() == 1
     assert min_snr_weights(snr, 5.0, "v_prediction").item() == 0
     assert denoising_loss(unet, make_batch([999], [1.0]), noise_scheduler, 5.0).isfinite()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_pixels_count_as_their_weights_say(prediction_type):
+    """The sum over the samples of the weighted mean of the squared errors, by hand."""
+    batch = make_batch([10, 500], [0.5, 0.25])
+    pixels = torch.zeros(2, 1, 3, 3)
+    pixels[0, 0, 1, 2] = 9.0  # of the first sample one pixel alone
+    pixels[1] = 1.0
+    scheduler: Any = DDPMScheduler(prediction_type=prediction_type, **BETAS)
+    found = denoising_loss(unet, replace(batch, pixel_weights=pixels), scheduler, None)
+    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    target = batch.noise
+    if prediction_type == "v_prediction":
+        target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
+    squares = (predict(noisy, batch.timesteps, batch.encoder_hidden_states, False)[0] - target).square()
+    expected = 0.5 * squares[0, :, 1, 2].mean() + 0.25 * squares[1].mean()
+    torch.testing.assert_close(found, expected)

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 
 from stages.lora import processes
 from stages.lora.adapters import trained_parameters
-from stages.lora.batches import batch_at
+from stages.lora.batches import batch_at, tensors_of
 from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
 from tests.drawing.tiny_models import save_tiny_checkpoint
@@ -37,9 +37,8 @@ def test_shares_are_the_whole_batch(monkeypatch):
         monkeypatch.setattr(processes, "process_number", lambda number=number: number)
         shares.append(processes.own_samples(batch))
     assert [len(share.weights) for share in shares] == [2, 1]
-    for name, whole in vars(batch).items():
-        parts = torch.cat([getattr(share, name) for share in shares])
-        assert torch.equal(parts, whole[[0, 2, 1]])
+    for whole, *parts in zip(tensors_of(batch), *map(tensors_of, shares), strict=True):
+        assert torch.equal(torch.cat(parts), whole[[0, 2, 1]])
 
 
 def test_one_process_shares_with_nobody():

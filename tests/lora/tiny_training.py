@@ -8,8 +8,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from stages.lora.adapters import add_adapter, trained_parameters
-from stages.lora.batches import Draws, Examples, Stream, batch_at
+from stages.lora.batches import Draws, Stream, batch_at
 from stages.lora.config import AdapterConfig
+from stages.lora.examples import Examples
 from stages.lora.fused import fuse_linear_layers
 from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss

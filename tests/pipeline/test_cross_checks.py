@@ -49,7 +49,7 @@ ORIGINAL = {
 }
 HUB = {"path": None, "repo": "owner/name", "revision": "0" * 40, "file": None, "sha256": None}
 BING = {"kind": "bing", "query": "x", "limit": 10, "timeout": 30}
-FOREIGN = {"kind": "folder", "path": "stages"}
+FOREIGN = {"kind": "folder", "path": "stages", "masks": None}
 
 REFUSED = [
     ({"trigger": "mychar"}, "trigger: given 'mychar': no prompt of generate.subject_prompts names it"),
@@ -108,6 +108,14 @@ REFUSED = [
     ),
     ({"train_dreambooth.instance_prompt": None}, "train_dreambooth.instance_prompt: is null: name the subject"),
     ({"sweep.alpha": [0.1, 0.5], "merge.component_alpha": {"unet": 0.3, "text_encoder": 0.3}}, "merge.component_alpha leaves"),
+    (
+        {"subjects": {"rei": "rei"}},
+        "subjects: names 'rei', which is no image set of data/mini/asuka (a folder such as 1_rei)",
+    ),
+    (
+        {"subjects": {"a": "asuka", "b": "rei"}, "download.held_out_images": 1, "download.source": BING},
+        "download.held_out_images: given 1: there are 2 subjects: at least one image of each, or 0",
+    ),
     ({"cells.rank": [4]}, "cells.rank: [4] is not sweep.rank, [8]"),
     ({"cells.seed": [1, 2]}, "cells.seed: [1, 2] is not sweep.seed, [0]"),
 ]
@@ -135,6 +143,10 @@ SAID = [
     ),
     ({"generate.subject_prompts": ["asuka"]}, "generate.subject_prompts: of one prompt, nothing can be said of others"),
     ({"generate.other_prompts": ["a portrait"]}, "generate.other_prompts: of one prompt, nothing can be said of others"),
+    (
+        {"subjects": {"a": "asuka", "b": "rei"}, "download.source": BING, "caption.model": HUB},
+        "generate.subject_prompts: none names 'rei' (subjects.b): nothing is drawn or said of it",
+    ),
     ({"sweep.seed": [0, 7]}, "sweep.seed: of two trainings, intervals are very wide: take three or more, or one"),
 ]
 

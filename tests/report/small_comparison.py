@@ -36,6 +36,7 @@ NAMES = Names(
 CONFIG = ReportConfig(
     title="Two & one",
     names=NAMES,
+    subjects={},
     primary="trigger_specificity",
     contrasts=(("text2img", "dreambooth"), ("text2img", "merge"), ("dreambooth", "merge")),
     images_per_cell=2,
@@ -208,7 +209,7 @@ def rewrite(root: Path, name: str, **changes: object) -> None:
 def read_world(root: Path, sweep: Sweep = SWEEP, config: ReportConfig = CONFIG) -> Comparison:
     """Read it as the compare stage does."""
     return Comparison(
-        results=read_results(sweep, root / "images", root / "embeddings", root / "raw"),
+        results=read_results(sweep, root / "images", root / "embeddings", root / "raw", config.subjects),
         training=read_training_images(root / "dataset", root / "raw", config.training_images),
         histories={variant: read_history(root / "lora" / variant.name / HISTORY_FILE) for variant in sweep.trained},
         previews={variant: read_previews(root / "lora" / variant.name / PREVIEWS) for variant in sweep.trained},

@@ -310,7 +310,7 @@ def test_other_prompts_in_one_variant_are_refused(tmp_path):
     write_variant(tmp_path, Variant("theta0"))
     write_variant(tmp_path, Variant("merge", 0.7), seeds=[3, 5, 9])
     with pytest.raises(ValueError, match=r"a0\.7: has other prompts or seeds"):
-        read_results(NARROW, tmp_path / "images", tmp_path / "embeddings", tmp_path / "raw")
+        read_results(NARROW, tmp_path / "images", tmp_path / "embeddings", tmp_path / "raw", {})
 
 
 def test_embeddings_of_other_images_or_by_other_encoders_are_refused(tmp_path):

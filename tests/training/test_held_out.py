@@ -12,7 +12,8 @@ from stages.checkpoints.file_names import LORA_FILE
 from stages.drawing.sampling import load_lora, load_models
 from stages.encoding.encoded_files import read_encoded_captions, read_encoded_images, write_encoded
 from stages.encoding.prompts import embed_prompts, load_text_encoder
-from stages.lora.batches import Draws, Examples, held_out_batches
+from stages.lora.batches import Draws, held_out_batches
+from stages.lora.examples import Examples
 from tests.training.running import TRAININGS, held_out_losses, history_of, run_stage, write_params
 from tests.training.world import HELD_OUT, NAMES
 
