@@ -129,6 +129,18 @@ def test_captions_of_the_images_own_need_no_captioner_and_lose_nothing(tmp_path,
     assert "captions: 3 of the images' own, 0 by the captioner" in capsys.readouterr().err
 
 
+def test_the_captions_of_an_image_set_begin_with_the_name_of_its_subject(tmp_path):
+    source = save_noise(tmp_path / "mine", "3_boys/a.png", "1_girls/b.png", "c.png")
+    for name, text in (("3_boys/a", "smiling"), ("1_girls/b", "a photo of asuka"), ("c", "serious")):
+        (source / f"{name}.txt").write_text(text)
+    raw = downloaded(source, tmp_path / "raw")
+    leaves = {"model": None, "prefix": "someone", "prefixes": {"boys": "kaji", "girls": "asuka"}}
+    stage(config(tmp_path, **leaves), RUNTIME, raw, tmp_path / "dataset")
+    assert sorted(captions_of(tmp_path / "dataset").values()) == ["a photo of asuka", "kaji, smiling", "someone, serious"]
+    with pytest.raises(ValueError, match=r"caption\.prefixes: names 'cats', which is no set of these images; there are: b"):
+        stage(config(tmp_path, model=None, prefixes={"cats": "tama"}), RUNTIME, raw, tmp_path / "other")
+
+
 def test_a_captioner_that_is_not_asked_is_not_loaded(tmp_path):
     raw = written(tmp_path, a="one", b="two", c="three")
     stage(config(tmp_path), RUNTIME, raw, tmp_path / "dataset")  # the folder holds no captioner

@@ -1,5 +1,7 @@
 """Images of the class as a second stream of either training."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -72,6 +74,34 @@ def test_where_the_text_encoder_is_trained_prompts_are_numbers(model, folder):
     assert of_class.examples.prompt_embeds.tolist() == [1, 2, 1]
     config = DreamboothConfig(**conf_values("train_dreambooth", instance_prompt="asuka", clip_skip=0))
     assert prompts_of(config, instance()[0], read_class_images(folder)) == ["asuka", "a cat", "a hat"]
+
+
+def test_each_image_set_has_the_instance_prompt_of_its_subject(model, folder):
+    images = replace(instance()[0], image_sets=("boys", "girls"))
+    settings = {"instance_prompt": "asuka", "instance_prompts": {"boys": "kaji"}, "clip_skip": 1, "prior_loss_weight": 0.3}
+    config = DreamboothConfig(**conf_values("train_dreambooth", **settings, train_text_encoder=True))
+    assert prompts_of(config, images, read_class_images(folder)) == ["kaji", "asuka", "a cat", "a hat"]
+    first, of_class = dreambooth_streams(images, read_class_images(folder), model, config, CPU)[0]
+    assert first.examples.prompt_embeds.tolist() == [0, 1]
+    assert of_class.examples.prompt_embeds.tolist() == [2, 3, 2]
+    embedded = replace(config, train_text_encoder=False)
+    first, _ = dreambooth_streams(images, read_class_images(folder), model, embedded, CPU)[0]
+    tokenizer, text_encoder = load_text_encoder(model, CPU)
+    expected = embed_prompts(tokenizer, text_encoder, ["kaji", "asuka"], 1, batch_size=1)
+    torch.testing.assert_close(first.examples.prompt_embeds, expected)
+
+
+def test_an_image_set_without_a_prompt_and_one_that_is_not_there_are_named(folder):
+    images = replace(instance()[0], image_sets=("boys", "girls"))
+
+    def prompts(**settings):
+        config = DreamboothConfig(**conf_values("train_dreambooth", clip_skip=0, **settings))
+        return prompts_of(config, images, read_class_images(folder))
+
+    with pytest.raises(ValueError, match=r"instance_prompt: is null, and instance_prompts has none for the image set 'girls'"):
+        prompts(instance_prompt=None, instance_prompts={"boys": "kaji"})
+    with pytest.raises(ValueError, match=r"instance_prompts: names 'cats', which is no set of these images; there are: b"):
+        prompts(instance_prompt="asuka", instance_prompts={"cats": "tama"})
 
 
 def test_captions_are_numbers_too_where_the_text_encoder_is_trained(model, folder):
