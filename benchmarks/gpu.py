@@ -148,9 +148,9 @@ def make_run(bench: Bench, dtype: str, classes: bool = False, graphs: bool = Tru
 def train(run: Run, at_step: Callable[[int], None] = lambda step: None) -> torch.Tensor:
     """Train; the weights. `at_step` is called before each step, with how many were done before."""
     noise_scheduler, tuned = load_noise_scheduler(run.model), prepare_model(run)
-    draws = Draws(run.seed, 1000, False, 0.0)
+    draws = Draws(run.seed, 1000, False, run.config)
     dtype = torch.float32 if run.autocasts else run.dtype
-    loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=run.config.snr_gamma, dtype=dtype)
+    loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, config=run.config, dtype=dtype)
 
     def batches(number: int) -> Any:
         at_step(number)
@@ -202,7 +202,7 @@ def bare_seconds(bench: Bench, dtype: torch.dtype, batch_size: int) -> tuple[flo
     unet: Any = load_unet(bench.model)
     add_adapter(unet, run.rank, run.config, run.config.target_modules, seed=0)
     move(unet.to(dtype).train(), bench.device)
-    batch: Any = batch_at(run.streams, Draws(0, 1000, False, 0.0), batch_size, 0)
+    batch: Any = batch_at(run.streams, Draws(0, 1000, False, run.config), batch_size, 0)
     assert isinstance(batch, Batch)
     batch = batch.to(bench.device)
 

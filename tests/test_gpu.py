@@ -31,7 +31,7 @@ from stages.pipeline.config import RuntimeConfig, validate
 from stages.pipeline.recorded import make_recorder
 from stages.pipeline.torch_runtime import prepare
 from tests.drawing.small_drawing import CONFIG
-from tests.lora.settings import make_run
+from tests.lora.settings import make_run, noise_config
 from tests.runtime import CPU
 
 GPU = torch.device("cuda")
@@ -41,7 +41,7 @@ MINI = Path("data/mini")
 MODEL = MINI / "base"
 PROMPTS = ["", "asuka, green background", "a portrait, blond hair"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-DRAWS = Draws(seed=0, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
+DRAWS = Draws(seed=0, num_train_timesteps=1000, random_flip=True, config=noise_config())
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,7 +133,7 @@ def train(run: Run, dies_at: int | None = None) -> tuple[torch.Tensor, list[floa
     """The weights, and the losses."""
     tuned = prepare_model(run)
     dtype = torch.float32 if run.autocasts else run.dtype
-    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=run.config.snr_gamma, dtype=dtype)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), config=run.config, dtype=dtype)
 
     def batches(number):
         if number == dies_at:

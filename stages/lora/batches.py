@@ -13,8 +13,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from stages.lora.examples import Examples
+from stages.lora.objective import NoiseConfig
 
 HELD_OUT_SEED = 0
 """Of the noise that held-out images are looked at with: the same for every training, so that trainings compare."""
@@ -46,16 +48,27 @@ class Draws:
 
     Attributes:
         seed: of all random numbers.
-        num_train_timesteps: of the noise schedule; timesteps are uniform in [0, this).
+        num_train_timesteps: of the noise schedule; timesteps are whole numbers in [0, this).
         random_flip: show half of the images as their mirror images.
-        noise_offset: strength of a shift of the noise that a whole channel shares
-            (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
+        config: which noise, and at which timesteps.
     """
 
     seed: int
     num_train_timesteps: int
     random_flip: bool
-    noise_offset: float
+    config: NoiseConfig
+
+    def __post_init__(self) -> None:
+        """Refuse timesteps that the noise schedule has not."""
+        for name, value in (("min_timestep", self.config.min_timestep + 1), ("max_timestep", self.config.max_timestep or 0)):
+            if value > self.num_train_timesteps:
+                given = getattr(self.config, name)
+                raise ValueError(f"{name}: given {given}: the model's noise schedule has {self.num_train_timesteps} timesteps")
+
+    @property
+    def timesteps(self) -> range:
+        """Those that are trained."""
+        return range(self.config.min_timestep, self.config.max_timestep or self.num_train_timesteps)
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class Batch:
         encoder_hidden_states: (B, L, D); or (B,), numbers of prompts, where the text encoder is trained.
         weights: (B,), of each sample in the loss.
         pixel_weights: (B, 1, h, w), of each pixel in its sample's loss; None where all count alike.
+        perturbation: (B, C, h, w), noise that is added to `noise` in what the model is given; None for none.
     """
 
     latents: Tensor
@@ -77,10 +91,12 @@ class Batch:
     encoder_hidden_states: Tensor
     weights: Tensor
     pixel_weights: Tensor | None = None
+    perturbation: Tensor | None = None
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """A batch of what a function makes of each tensor."""
-        return Batch(*map(function, tensors_of(self)))  # what may be missing stands last
+        given = {field.name: getattr(self, field.name) for field in fields(Batch)}
+        return replace(self, **{name: function(value) for name, value in given.items() if value is not None})
 
     def samples(self, chosen: slice) -> "Batch":
         """A batch of some of the samples, each with the weight that it has."""
@@ -169,9 +185,8 @@ def even_turns(buckets: tuple[tuple[str, int], ...]) -> list[str]:
 def make_batch(stream: Stream, positions: range, draws: Draws, bucket: str = "") -> Batch:
     """A batch of the images at `positions` of a bucket's sequence, where epoch n is [n * images, (n + 1) * images)."""
     samples = [_sample(stream, bucket, position, draws) for position in positions]
-    latents, noise, timesteps, prompt_embeds, *pixel_weights = (torch.stack(parts) for parts in zip(*samples, strict=True))
-    weights = torch.full((len(samples),), stream.weight / len(samples))
-    return Batch(latents, noise, timesteps, prompt_embeds, weights, *pixel_weights)
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return Batch(**stacked, weights=torch.full((len(samples),), stream.weight / len(samples)))
 
 
 def join(batches: Sequence[Batch]) -> AnyBatch:
@@ -183,29 +198,69 @@ def join(batches: Sequence[Batch]) -> AnyBatch:
             batch if batch.pixel_weights is not None else replace(batch, pixel_weights=torch.ones_like(batch.latents[:, :1]))
             for batch in batches
         ]
-    return Batch(*map(torch.cat, zip(*map(tensors_of, batches), strict=True)))
+    given = (name for name, value in vars(batches[0]).items() if value is not None)
+    return Batch(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in given})
 
 
-def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> tuple[Tensor, ...]:
-    """The latents, noise, timestep and prompt embeddings at one position of a stream, and what its pixels weigh, if they do."""
+def _sample(stream: Stream, bucket: str, position: int, draws: Draws) -> dict[str, Tensor]:
+    """What a batch has of the sample at one position of a stream, but for its weight."""
     examples = stream.examples
     index, time = _shown(stream, bucket, position, draws.seed)
     shape = examples.posterior(index, 0)[0].shape
-    # Everything is drawn whether it is used or not: turning one thing off leaves the others as they were.
+    # Everything is drawn whether it is used or not, or by a generator of its own: turning one thing off leaves the others.
     generator = seeded_generator(draws.seed, _sequence(stream, bucket), "sample", position)
     noise = torch.randn(shape, generator=generator)
     posterior_noise = torch.randn(shape, generator=generator)
     shift = torch.randn((shape[0], 1, 1), generator=generator)
-    timestep = torch.randint(draws.num_train_timesteps, (), generator=generator)
+    timestep = torch.randint(draws.timesteps.start, draws.timesteps.stop, (), generator=generator)
     flip, drop = torch.rand(2, generator=generator).tolist()
     mirrored = int(draws.random_flip and flip < 0.5)
     mean, std = examples.posterior(index, mirrored)
     latents = mean + std * posterior_noise
     dropped = drop < stream.caption_dropout
     prompt_embeds = examples.empty_prompt_embeds if dropped else examples.prompt_of(index, time)
-    sample = latents * examples.scaling_factor, noise + draws.noise_offset * shift, timestep, prompt_embeds
-    pixel_weights = examples.weights_of_pixels(index, mirrored)
-    return sample if pixel_weights is None else (*sample, pixel_weights)
+    config, own = draws.config, (draws.seed, _sequence(stream, bucket))
+    if config.timestep_distribution == "logit_normal":
+        timestep = logit_normal_timestep(draws, seeded_generator(*own, "timestep", position))
+    if config.multires_noise_iterations:
+        noise = multires_noise(noise, config, seeded_generator(*own, "multires noise", position))
+    sample = {
+        "latents": latents * examples.scaling_factor,
+        "noise": noise + config.noise_offset * shift,
+        "timesteps": timestep,
+        "encoder_hidden_states": prompt_embeds,
+    }
+    if (pixel_weights := examples.weights_of_pixels(index, mirrored)) is not None:
+        sample["pixel_weights"] = pixel_weights
+    if config.input_perturbation:
+        generator = seeded_generator(*own, "input perturbation", position)
+        sample["perturbation"] = config.input_perturbation * torch.randn(shape, generator=generator)
+    return sample
+
+
+def logit_normal_timestep(draws: Draws, generator: torch.Generator) -> Tensor:
+    """A timestep, how far it is among those that are trained being logit-normal (Esser et al. 2024, equation 19)."""
+    config, allowed = draws.config, draws.timesteps
+    far = torch.sigmoid(config.logit_mean + config.logit_std * torch.randn((), generator=generator))
+    return (allowed.start + far * len(allowed)).long().clamp(max=allowed.stop - 1)
+
+
+def multires_noise(noise: Tensor, config: NoiseConfig, generator: torch.Generator) -> Tensor:
+    """Noise (C, h, w) of unit variance with layers of ever coarser noise in it (pyramid noise).
+
+    As Whitaker made it (https://wandb.ai/johnowhitaker/multires_noise/reports/Multi-Resolution-Noise-for-Diffusion-Model-Training--VmlldzozNjYyOTU2)
+    and kohya's trainers make it: layer i is 2^i to 4^i times as coarse, and multires_noise_discount^i times as strong.
+    """
+    channels, *size = noise.shape
+    total = noise
+    for layer in range(config.multires_noise_iterations):
+        factor = (2 + 2 * float(torch.rand((), generator=generator))) ** layer
+        height, width = (max(1, int(side / factor)) for side in size)
+        coarse = torch.randn((1, channels, height, width), generator=generator)
+        total = total + config.multires_noise_discount**layer * interpolate(coarse, size=size, mode="bilinear")[0]
+        if min(height, width) == 1:
+            break
+    return total / total.std()
 
 
 def _shown(stream: Stream, bucket: str, position: int, seed: int) -> tuple[int, int]:
@@ -247,8 +302,16 @@ def held_out_batches(examples: Examples, draws: Draws, batch_size: int) -> list[
 
     The batches weigh as much as they have samples, so that the mean of their losses is the mean over samples.
     """
-    fixed = replace(draws, seed=HELD_OUT_SEED, random_flip=False, noise_offset=0.0)
-    spread = [(2 * part + 1) * draws.num_train_timesteps // (2 * HELD_OUT_TIMESTEPS) for part in range(HELD_OUT_TIMESTEPS)]
+    plain = replace(
+        draws.config,
+        timestep_distribution="uniform",
+        noise_offset=0.0,
+        multires_noise_iterations=0,
+        input_perturbation=0.0,
+    )
+    fixed = replace(draws, seed=HELD_OUT_SEED, random_flip=False, config=plain)
+    trained = draws.timesteps
+    spread = [trained[(2 * part + 1) * len(trained) // (2 * HELD_OUT_TIMESTEPS)] for part in range(HELD_OUT_TIMESTEPS)]
     parts = []
     for bucket, images in examples.buckets.items():
         whole = make_batch(Stream("held out", examples), range(len(images) * HELD_OUT_TIMESTEPS), fixed, bucket)

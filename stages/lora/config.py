@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from stages.lora.objective import LossConfig, NoiseConfig
 from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Text, strict
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """What an optimizer needs besides torch."""
 
 Step = Annotated[int, Field(ge=0)]
+Block = Annotated[str, Field(pattern=r"^((IN|OUT)\d\d|M00|text_encoder)$")]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -95,6 +97,12 @@ class OptimizerConfig:
         adam_weight_decay: share of a weight that is taken off at each step, times the learning rate.
         adam_epsilon: added to the optimizer's denominator.
         max_grad_norm: gradients are scaled down to this norm, over all trained weights; null leaves them.
+        loraplus_lr_ratio: the learning rate of a LoRA's second factor, B, is so many times that of the first (LoRA+, Hayou et
+            al. 2024, arXiv:2402.12354, recommend 16); null for the same.
+        block_lr: factors on the learning rate by block of the UNet (IN00 to IN11, M00, OUT00 to OUT11, as merge.blocks), or
+            of "text_encoder"; 0 leaves it as it is.
+        ema_decay: what is drawn and written is the average of the weights over the steps, in which a step counts so many times
+            as much as the one after it; null for the weights after the last step.
     """
 
     optimizer: Literal["adamw_fused", "adamw", "adamw_8bit", "prodigy"]
@@ -118,6 +126,9 @@ class OptimizerConfig:
     adam_weight_decay: NonNegative
     adam_epsilon: Positive
     max_grad_norm: Positive | None
+    loraplus_lr_ratio: Positive | None
+    block_lr: dict[Block, NonNegative]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
 
     def __post_init__(self) -> None:
         """Refuse a warm-up that the schedule ignores or that never ends, and rules that nobody reads."""
@@ -132,7 +143,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, config=strict)
-class TrainingConfig(AdapterConfig, OptimizerConfig):
+class TrainingConfig(AdapterConfig, OptimizerConfig, LossConfig, NoiseConfig):
     """One training run on a UNet.
 
     Attributes:
@@ -143,8 +154,6 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
         num_processes: processes that share each batch, on this machine: one for each GPU, or with a share of the CPU threads.
         train_batch_size: images of one forward pass, over all processes.
         gradient_accumulation_steps: forward passes of one optimizer step. Batches run on across epochs, so none is partial.
-        snr_gamma: min-SNR loss weighting (Hang et al. 2023 recommend 5); null weights all timesteps alike.
-        noise_offset: strength of a shift of the noise that a whole channel shares; 0 for none, 0.1 is usual.
         random_flip: show half of the images as their mirror images.
         unmasked_weight: of what the masks of images leave out, in the loss: 0 leaves it out, 1 makes masks count for nothing.
         prior_loss_weight: of the class images in the loss, where there are any; 1 counts them as much as the subject, 0 leaves
@@ -165,8 +174,6 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     num_processes: Annotated[int, Field(ge=1, le=64)]
     train_batch_size: Count
     gradient_accumulation_steps: Count
-    snr_gamma: Positive | None
-    noise_offset: NonNegative
     random_flip: bool
     unmasked_weight: Fraction
     prior_loss_weight: NonNegative
@@ -179,9 +186,11 @@ class TrainingConfig(AdapterConfig, OptimizerConfig):
     keep_every: Count | None
 
     def __post_init__(self) -> None:
-        """Both halves' checks."""
-        AdapterConfig.__post_init__(self)
-        OptimizerConfig.__post_init__(self)
+        """The checks of all parts."""
+        for part in (AdapterConfig, OptimizerConfig, LossConfig, NoiseConfig):
+            part.__post_init__(self)
+        if self.loraplus_lr_ratio is not None and (self.tuned != "lora" or self.peft_type != "lora"):
+            raise ValueError("loraplus_lr_ratio: only with tuned=lora and peft_type=lora, which has the two factors")
         if self.train_text_encoder and self.tuned != "lora":
             raise ValueError("train_text_encoder: given True: only with tuned=lora")
         if self.tuned == "embedding" and not isinstance(self, TextualInversionConfig):

@@ -113,7 +113,9 @@ def check_disk(run: Run, model: nn.Module) -> None:
     checkpoints = 2 if steps < config.max_train_steps else 0
     kept = len(kept_steps(config.keep_every, config.max_train_steps))
     # What is kept lies beside the checkpoint until the end, and then in the result, too.
-    needed = trained * (checkpoints * (WEIGHT_BYTES + OPTIMIZER_BYTES[config.optimizer]) + (2 * kept + 1) * WEIGHT_BYTES)
+    average = 0 if config.ema_decay is None else WEIGHT_BYTES
+    in_checkpoint = WEIGHT_BYTES + OPTIMIZER_BYTES[config.optimizer] + average
+    needed = trained * (checkpoints * in_checkpoint + (2 * kept + 1) * WEIGHT_BYTES)
     free = shutil.disk_usage(run.folder).free
     if needed > free:
         on_the_way = f", {kept} files kept on the way (keep_every)" if kept else ""

@@ -3,13 +3,14 @@
 import math
 import signal
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -52,7 +53,8 @@ class TrainingState:
         weights = list(self.parameters.values())
         self.max_grad_norm, self.recorder = config.max_grad_norm, recorder
         recorded = recorder if recorder is not None and records(config, scale_gradients) else None
-        self.optimizer = make_optimizer(self.parameters, config, capturable=recorded is not None)
+        self.optimizer = make_optimizer(model, config, capturable=recorded is not None)
+        self.average = None if config.ema_decay is None else EMAModel(weights, decay=config.ema_decay, foreach=True)
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
         self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=scale_gradients)
         self.step = 0
@@ -72,7 +74,25 @@ class TrainingState:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.pending.append((learning_rate, loss, self._follow_gradients()))
         self.lr_scheduler.step()
+        if self.average is not None:
+            self.average.step(self.parameters.values())
         self.step += 1
+
+    @contextmanager
+    def averaged(self) -> Generator[None, None, None]:
+        """Within, the weights are their averages over the steps, where these are kept."""
+        before = [parameter.detach().clone() for parameter in self.parameters.values()] if self.average is not None else []
+        self.take_average()
+        yield
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters.values(), before, strict=self.average is not None):
+                parameter.copy_(weight)
+
+    def take_average(self) -> None:
+        """Make the weights their averages over the steps, where these are kept."""
+        if self.average is not None:
+            with torch.no_grad():
+                self.average.copy_to(self.parameters.values())
 
     def _follow(self) -> Tensor:
         """Clip the gradients, follow them, and let go of them; their norm."""
@@ -112,6 +132,7 @@ class TrainingState:
                     "optimizer": self.optimizer.state_dict(),
                     "lr_scheduler": self.lr_scheduler.state_dict(),
                     "scaler": self.scaler.state_dict(),
+                    "average": None if self.average is None else self.average.state_dict(),
                     "history": [asdict(row) for row in self.history],
                 },
                 part,
@@ -126,6 +147,8 @@ class TrainingState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
         self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
         self.step = saved["step"]
         self.history = [HistoryRow(**row) for row in saved["history"]]
 
@@ -182,6 +205,7 @@ def fit(
                 _leave(state, interruption, checkpoint)
             if speaks:
                 estimate.after(state.step)
+    state.take_average()
     return state.history
 
 
@@ -199,10 +223,12 @@ def _look(
     logs = measures or shows or step == config.max_train_steps or step % run.housekeeping.logging_steps == 0
     if logs:
         state.log()
-    if held_out_loss is not None and measures:
-        state.log(held_out_loss())
-    if after_step is not None and shows:
-        after_step(step)
+    if measures or shows:
+        with state.averaged():
+            if held_out_loss is not None and measures:
+                state.log(held_out_loss())
+            if after_step is not None and shows:
+                after_step(step)
     return logs
 
 

@@ -1,6 +1,6 @@
 """Optimizers and learning rate schedules by their names in the settings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
@@ -8,8 +8,11 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from stages.checkpoints.keys.blocks import block_names
+from stages.checkpoints.keys.key_maps import unet_specs
+from stages.lora.adapters import trained_parameters
 from stages.lora.config import OPTIMIZER_PACKAGES, OptimizerConfig, TextualInversionConfig
-from stages.lora.text_encoder import VECTORS
+from stages.lora.text_encoder import VECTORS, UNetWithTextEncoder
 
 
 def records(config: OptimizerConfig, scale_gradients: bool) -> bool:
@@ -17,18 +20,16 @@ def records(config: OptimizerConfig, scale_gradients: bool) -> bool:
     return config.optimizer == "adamw_fused" or (config.optimizer == "adamw" and not scale_gradients)
 
 
-def make_optimizer(
-    weights: Mapping[str, nn.Parameter], config: OptimizerConfig, capturable: bool = False
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: OptimizerConfig, capturable: bool = False) -> torch.optim.Optimizer:
     """The optimizer that the settings name.
 
     Args:
-        weights: that it updates, by name; those of a word may have a rate of their own.
+        model: whose trained weights it updates; blocks, a LoRA's second factors and words may have rates of their own.
         config: the settings.
         capturable: make it one whose step a CUDA graph can hold (`records`).
 
     Raises:
-        ValueError: its package is not installed.
+        ValueError: its package is not installed, or a block that the settings name is not there.
     """
     make = _optimizer_class(config.optimizer)
     shared: dict[str, Any] = {
@@ -44,16 +45,55 @@ def make_optimizer(
         # As diffusers' scripts have it: with a warm-up, the estimated rate must not grow while the schedule is near 0.
         "prodigy": {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
     }
-    return make(_groups(weights, config), **shared, **own[config.optimizer])
+    return make(_groups(model, config), **shared, **own[config.optimizer])
 
 
-def _groups(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[Any]:
+def _groups(model: nn.Module, config: OptimizerConfig) -> list[Any]:
     """The weights, in groups of one learning rate where there are several; the first has the one that the history shows."""
-    rate = config.embedding_learning_rate if isinstance(config, TextualInversionConfig) else None
-    if rate is None:
-        return list(weights.values())
-    others = [weight for name, weight in weights.items() if name != VECTORS]
-    return [{"params": others}, {"params": [weights[VECTORS]], "lr": rate}]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, rate in learning_rates(model, config).items():
+        groups.setdefault(rate, []).append(model.get_parameter(name))
+    if set(groups) == {config.learning_rate}:
+        return groups[config.learning_rate]
+    first = sorted(groups, key=lambda rate: rate != config.learning_rate)
+    return [{"params": groups[rate], "lr": rate} for rate in first]
+
+
+def learning_rates(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
+    """The highest learning rate of each trained weight, by its name.
+
+    Raises:
+        ValueError: a block that `block_lr` names is not there, or has no weight that is trained.
+    """
+    of_word = config.embedding_learning_rate if isinstance(config, TextualInversionConfig) else None
+    names = list(trained_parameters(model))
+    blocks = _blocks(model, names) if config.block_lr else {}
+    if missing := sorted(config.block_lr.keys() - set(blocks.values())):
+        there = ", ".join(sorted({block for block in blocks.values() if block}))
+        raise ValueError(f"block_lr: {missing[0]} has no weights that are trained; those that have: {there}")
+    rates = {}
+    for name in names:
+        ratio = config.loraplus_lr_ratio if config.loraplus_lr_ratio and ".lora_B." in name else 1.0
+        rates[name] = config.learning_rate * ratio * config.block_lr.get(blocks.get(name, ""), 1.0)
+        if name == VECTORS and of_word is not None:
+            rates[name] = of_word
+    return rates
+
+
+def _blocks(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """The block of each of these weights: of the UNet, "text_encoder", or "" for a word."""
+    unet: Any = model.unet if isinstance(model, UNetWithTextEncoder) else model
+    layers = {name.rpartition(".")[0]: block for name, block in block_names(unet_specs(unet.config)).items()}
+
+    def block_of(name: str) -> str:
+        if name.startswith("text_encoder."):
+            return "text_encoder"
+        path = name.removeprefix("unet.")
+        while path and path not in layers:
+            path = path.rpartition(".")[0]
+        return layers.get(path, "")
+
+    return {name: block_of(name) for name in names}
 
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

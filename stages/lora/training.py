@@ -16,7 +16,7 @@ from stages.lora.estimates import check_disk, say_plan, say_summary
 from stages.lora.history import write_history
 from stages.lora.keeping import make_keeper
 from stages.lora.loop import DivergedError, fit, steps_done
-from stages.lora.losses import denoising_loss
+from stages.lora.losses import check_weighting, denoising_loss
 from stages.lora.previews import make_previewer
 from stages.lora.processes import process_number, refuse_torchrun, run_processes
 from stages.lora.run import Run
@@ -54,8 +54,9 @@ def _train(run: Run, out: Path) -> None:
     """Do what `train` says, as the only process or as one of several, of which the first one speaks and writes."""
     config, speaks = run.config, process_number() == 0
     noise_scheduler = load_noise_scheduler(run.model)
+    check_weighting(config, noise_scheduler)
+    draws = Draws(run.seed, noise_scheduler.config["num_train_timesteps"], config.random_flip, config)
     tuned = prepare_model(run)
-    draws = Draws(run.seed, noise_scheduler.config["num_train_timesteps"], config.random_flip, config.noise_offset)
     previewer = make_previewer(run, tuned.model) if speaks else None
     held_out = [] if run.held_out is None else held_out_batches(run.held_out, draws, config.train_batch_size)
     if speaks:
@@ -63,7 +64,7 @@ def _train(run: Run, out: Path) -> None:
         check_disk(run, tuned.model)
     batches = partial(batch_at, run.streams, draws, config.train_batch_size)
     dtype = torch.float32 if run.autocasts else run.dtype
-    loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, snr_gamma=config.snr_gamma, dtype=dtype)
+    loss_fn = partial(denoising_loss, noise_scheduler=noise_scheduler, config=config, dtype=dtype)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1) as pool:  # a model of several GB takes seconds
         prediction_type = noise_scheduler.config["prediction_type"]

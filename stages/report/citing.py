@@ -1,6 +1,6 @@
 """How the experiment is told of in a paper: a paragraph for its section Methods, and a reference; from the settings alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,18 @@ FORMULAS = {
     "dare": "DARE",
     "passthrough": "taking one of them as it is",
 }
+OBJECTIVE = {
+    "snr_gamma": "with min-SNR weighting (γ = {snr_gamma})",
+    "debiased_estimation": "with debiased estimation (1/√SNR)",
+    "loss_type": "with the pseudo-Huber loss ({loss_type}, c = {huber_c}, schedule: {huber_schedule})",
+    "timestep_distribution": "at logit-normal timesteps (mean {logit_mean}, deviation {logit_std})",
+    "noise_offset": "with a noise offset of {noise_offset}",
+    "multires_noise_iterations": "with pyramid noise ({multires_noise_iterations} layers, discount {multires_noise_discount})",
+    "input_perturbation": "with input perturbation ({input_perturbation})",
+    "loraplus_lr_ratio": "the second factors at {loraplus_lr_ratio} times the rate (LoRA+)",
+    "ema_decay": "the weights averaged over the steps (decay {ema_decay})",
+}
+"""What is said of settings that are not the usual ones."""
 ADAPTERS = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}
 
 
@@ -53,10 +65,23 @@ def _training(comparison: Comparison, kind: Kind) -> str:
         f"by {_optimizer(settings)}",
         f"at a learning rate of {in_full(settings['learning_rate'])} ({settings['lr_scheduler'].replace('_', ' ')})",
         f"{settings['lr_warmup_steps']} steps of warm-up" if settings["lr_warmup_steps"] else "",
-        f"with min-SNR weighting (γ = {in_full(settings['snr_gamma'])})" if settings["snr_gamma"] else "",
+        *_objective(settings),
         f"{counted(len(sweep.seed), 'training seed')} ({_listed(sweep.seed)})",
     ]
     return f"{comparison.config.names.of(kind)}: {', '.join(filter(None, parts))}."
+
+
+def _objective(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What differs from the plain loss, from plain noise at all timesteps, and from the weights after the last step."""
+    numbers = {name: in_full(value) if isinstance(value, float) else value for name, value in settings.items()}
+    for name, words in OBJECTIVE.items():
+        if settings.get(name) not in (None, False, 0, "l2", "uniform"):
+            yield words.format_map(numbers)
+    if settings["min_timestep"] or settings["max_timestep"]:
+        yield f"at timesteps from {settings['min_timestep']} to before {settings['max_timestep'] or 'the end'}"
+    rates = [f"{block} at {in_full(factor)} times the rate" for block, factor in settings["block_lr"].items()]
+    if rates:
+        yield f"with {_listed(rates)}"
 
 
 def _tuned(settings: Mapping[str, Any], ranks: Iterable[int]) -> str:

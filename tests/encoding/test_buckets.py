@@ -30,8 +30,9 @@ from stages.lora.batches import (
 from stages.lora.examples import Examples, split_held_out
 from stages.lora.losses import denoising_loss
 from tests.drawing.tiny_models import save_tiny_checkpoint
+from tests.lora.settings import loss_config, noise_config
 
-DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
+DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, config=noise_config())
 SHAPES = [(2, 2)] * 5 + [(1, 4)] * 4 + [(4, 1)] * 2
 
 
@@ -177,7 +178,7 @@ def test_loss_of_several_shapes_is_the_sum_of_theirs():
     streams = [Stream("instance", make_examples([(1, 4)] * 3)), Stream("class", make_examples([(2, 2)] * 3), weight=0.5)]
     batch = batch_at(streams, replace(DRAWS, random_flip=False), 2, 0)
     assert isinstance(batch, MixedBatch)
-    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=5.0)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), config=loss_config(snr_gamma=5.0))
     unet: Any = lambda latents, timesteps, hidden, return_dict: (0.5 * latents,)  # noqa: E731
     loss = loss_fn(unet, batch)
     assert loss.item() == pytest.approx(sum(loss_fn(unet, part).item() for part in batch.parts))

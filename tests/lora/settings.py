@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stages.lora.config import AdapterConfig, TrainingConfig
+from stages.lora.objective import LossConfig, NoiseConfig
 from stages.lora.run import Run
 from stages.pipeline.compose import group_values
 from stages.pipeline.config import HousekeepingConfig
@@ -36,6 +37,16 @@ def training_config(**changes: Any) -> TrainingConfig:
 def adapter_config(**changes: Any) -> AdapterConfig:
     values = conf_values("train_text2img", **changes)
     return AdapterConfig(**{field.name: values[field.name] for field in fields(AdapterConfig)})
+
+
+def loss_config(**changes: Any) -> LossConfig:
+    values = conf_values("train_text2img", **changes)
+    return LossConfig(**{field.name: values[field.name] for field in fields(LossConfig)})
+
+
+def noise_config(**changes: Any) -> NoiseConfig:
+    values = conf_values("train_text2img", **changes)
+    return NoiseConfig(**{field.name: values[field.name] for field in fields(NoiseConfig)})
 
 
 def make_run(model: Path = Path(), **changes: Any) -> Run:

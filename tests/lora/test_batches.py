@@ -7,8 +7,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from stages.lora.batches import Draws, Stream, batch_at, epoch_order, held_out_batches, make_batch, tensors_of
 from stages.lora.examples import Examples, split_held_out
+from tests.lora.settings import noise_config
 
-DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
+DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, config=noise_config())
 
 
 def make_examples(count=10, std=0.0):
@@ -99,7 +100,7 @@ def test_turning_one_thing_off_leaves_the_others():
 def test_noise_offset_shifts_whole_channels():
     stream = Stream("instance", make_examples())
     plain = make_batch(stream, range(8), DRAWS)
-    offset = make_batch(stream, range(8), replace(DRAWS, noise_offset=0.1))
+    offset = make_batch(stream, range(8), replace(DRAWS, config=noise_config(noise_offset=0.1)))
     shift = offset.noise - plain.noise
     torch.testing.assert_close(shift, shift.mean(dim=(2, 3), keepdim=True).expand_as(shift))
     assert 0.05 < shift[:, :, 0, 0].std() < 0.2
@@ -137,7 +138,7 @@ def test_holding_out_all_is_refused():
 
 def test_held_out_batches_show_each_image_at_each_timestep_once():
     """As it is: neither mirrored nor with an offset, and with its own prompt."""
-    draws = replace(DRAWS, noise_offset=0.5)
+    draws = replace(DRAWS, config=noise_config(noise_offset=0.5))
     batches = held_out_batches(make_examples(3), draws, batch_size=5)
     assert [len(batch.timesteps) for batch in batches] == [5, 5, 2]
     shown = [

@@ -10,8 +10,9 @@ from stages.encoding.encoded_files import EncodedImages
 from stages.lora.batches import Batch, Draws, Stream, batch_at, held_out_batches, join, make_batch, tensors_of
 from stages.lora.estimates import describe_masks
 from stages.lora.examples import Examples, examples_of, pixel_weights, split_held_out
+from tests.lora.settings import noise_config
 
-DRAWS = Draws(seed=0, num_train_timesteps=1000, random_flip=False, noise_offset=0.0)
+DRAWS = Draws(seed=0, num_train_timesteps=1000, random_flip=False, config=noise_config())
 
 
 def encoded(masks=None, shapes=None, **changes) -> EncodedImages:

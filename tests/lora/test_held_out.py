@@ -14,10 +14,10 @@ from stages.lora.config import DreamboothConfig, Text2imgConfig
 from stages.lora.dreambooth import dreambooth_streams
 from stages.lora.text2img import text2img_streams
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
-from tests.lora.settings import conf_values
+from tests.lora.settings import conf_values, noise_config
 
 CPU = torch.device("cpu")
-DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
+DRAWS = Draws(seed=3, num_train_timesteps=1000, random_flip=True, config=noise_config())
 NAMES = [f"{number}.png" for number in range(6)]
 HELD_OUT = ["1.png", "4.png"]
 FAR = 1000.0

@@ -17,7 +17,7 @@ from stages.lora.losses import denoising_loss
 from stages.lora.optimizers import make_lr_scheduler, make_optimizer
 from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
-from tests.lora.settings import make_run, training_config
+from tests.lora.settings import loss_config, make_run, training_config
 from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train
 
 HELD_OUT = ("1.png", "3.png")
@@ -110,7 +110,7 @@ def test_dropout_is_drawn_anew_at_each_pass(model, stream):
         unet = make_unet(model, lora_dropout=0.5)
         for parameter in trained_parameters(unet).values():
             parameter.data += 0.1
-        loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=None)
+        loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), config=loss_config())
         return [row.loss for row in fit(run, unet, lambda number: fixed, loss_fn)]
 
     assert len(set(losses())) == 3
@@ -127,7 +127,7 @@ def test_accumulated_batches_are_one_large_batch(model, stream):
 def test_first_step_is_adamws(model, stream):
     """One step by hand, with clipping: m / sqrt(v) of the first step is the sign of the gradient, epsilon apart."""
     unet = make_unet(model)
-    loss = denoising_loss(unet, batch_at([stream], DRAWS, 2, 0), DDPMScheduler(), None)
+    loss = denoising_loss(unet, batch_at([stream], DRAWS, 2, 0), DDPMScheduler(), loss_config())
     loss.backward()
     gradients = [parameter.grad for parameter in trained_parameters(unet).values() if parameter.grad is not None]
     gradient = torch.cat([part.flatten() for part in gradients])
@@ -157,7 +157,7 @@ def test_every_schedule_warms_up_where_it_can(name):
     changes: dict[str, Any] = {"lr_step_rules": "1:3,0.5"} if name == "piecewise_constant" else {}
     changes |= {"lr_warmup_steps": 2} if warms_up else {}
     config = training_config(lr_scheduler=name, learning_rate=1e-3, max_train_steps=8, **changes)
-    optimizer = make_optimizer({"weight": torch.nn.Parameter(torch.zeros(1))}, config)
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
     lr_scheduler = make_lr_scheduler(optimizer, config)
     rates = []
     for _ in range(8):
@@ -173,7 +173,7 @@ def test_every_schedule_warms_up_where_it_can(name):
 def test_optimizer_without_its_package_is_one_line(optimizer, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, OPTIMIZER_PACKAGES[optimizer], None)
     with pytest.raises(ValueError, match=f"optimizer: given '{optimizer}': pip install {OPTIMIZER_PACKAGES[optimizer]}"):
-        make_optimizer({"weight": torch.nn.Parameter(torch.zeros(1))}, training_config(optimizer=optimizer))
+        make_optimizer(torch.nn.Linear(1, 1), training_config(optimizer=optimizer))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZER_PACKAGES)
@@ -284,6 +284,6 @@ def test_gradient_checkpointing_changes_nothing(model, stream):
     unet = make_unet(model)
     unet.enable_gradient_checkpointing()
     run = make_run(max_train_steps=2, train_batch_size=2)
-    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=None)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), config=loss_config())
     history = fit(run, unet, partial(batch_at, [stream], DRAWS, 2), loss_fn)
     assert history == train(model, stream, max_train_steps=2)[1]

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler
 
 from stages.lora.batches import Batch
 from stages.lora.losses import denoising_loss, min_snr_weights, signal_to_noise_ratio
+from tests.lora.settings import loss_config
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -64,7 +65,7 @@ def test_loss_and_gradient_are_those_of_the_papers(prediction_type, snr_gamma, w
     noise_scheduler = DDPMScheduler(prediction_type=prediction_type, **BETAS)
     factor = torch.tensor(0.7, requires_grad=True)
     trained: Any = partial(predict, factor=factor)
-    loss = denoising_loss(trained, batch, noise_scheduler, snr_gamma)
+    loss = denoising_loss(trained, batch, noise_scheduler, loss_config(snr_gamma=snr_gamma))
     (gradient,) = torch.autograd.grad(loss, factor)
     assert (loss.item(), gradient.item()) == pytest.approx(reference_loss(batch, prediction_type, snr_gamma), rel=5e-5)
 
@@ -81,7 +82,7 @@ def test_zero_terminal_snr_gives_no_nan():
     assert snr.item() == 0
     assert min_snr_weights(snr, 5.0, "epsilon").item() == 1
     assert min_snr_weights(snr, 5.0, "v_prediction").item() == 0
-    assert denoising_loss(unet, make_batch([999], [1.0]), noise_scheduler, 5.0).isfinite()
+    assert denoising_loss(unet, make_batch([999], [1.0]), noise_scheduler, loss_config(snr_gamma=5.0)).isfinite()
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -92,7 +93,7 @@ def test_pixels_count_as_their_weights_say(prediction_type):
     pixels[0, 0, 1, 2] = 9.0  # of the first sample one pixel alone
     pixels[1] = 1.0
     scheduler: Any = DDPMScheduler(prediction_type=prediction_type, **BETAS)
-    found = denoising_loss(unet, replace(batch, pixel_weights=pixels), scheduler, None)
+    found = denoising_loss(unet, replace(batch, pixel_weights=pixels), scheduler, loss_config())
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     target = batch.noise
     if prediction_type == "v_prediction":

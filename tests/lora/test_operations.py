@@ -15,7 +15,7 @@ from stages.lora.batches import Batch
 from stages.lora.fused import fuse_linear_layers
 from stages.lora.losses import denoising_loss
 from stages.lora.tuned_model import cast_frozen
-from tests.lora.settings import adapter_config
+from tests.lora.settings import adapter_config, loss_config
 
 WIDTH = 64
 NARROW = {"block_out_channels": [32, 64, 128, 128], "cross_attention_dim": WIDTH, "sample_size": 8}
@@ -73,7 +73,7 @@ def ours() -> Launches:
     fuse_linear_layers(unet, DTYPE)
     frozen = [parameter for parameter in unet.parameters() if not parameter.requires_grad]
     with Launches(frozen) as launches:
-        denoising_loss(unet, batch, DDPMScheduler(), None, DTYPE).backward()
+        denoising_loss(unet, batch, DDPMScheduler(), loss_config(), DTYPE).backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in unet.parameters() if parameter.requires_grad)
     return launches
 
@@ -110,7 +110,7 @@ def test_loss_and_gradients_are_those_of_float32_to_rounding(dtype):
         cast_frozen(unet, each)
         fuse_linear_layers(unet, each)
         torch.manual_seed(2)
-        loss = denoising_loss(unet, make_batch(), DDPMScheduler(), None, each)
+        loss = denoising_loss(unet, make_batch(), DDPMScheduler(), loss_config(), each)
         loss.backward()
         gradients = [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
         results.append((loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])))

@@ -13,7 +13,7 @@ from stages.lora.batches import batch_at, tensors_of
 from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
 from tests.drawing.tiny_models import save_tiny_checkpoint
-from tests.lora.settings import make_run
+from tests.lora.settings import loss_config, make_run
 from tests.lora.tiny_training import DRAWS, make_stream, make_unet
 
 SETTINGS = {"max_train_steps": 4, "train_batch_size": 3, "gradient_accumulation_steps": 2}
@@ -22,7 +22,7 @@ SETTINGS = {"max_train_steps": 4, "train_batch_size": 3, "gradient_accumulation_
 def train_and_save(model, out):
     """What each process does; the first one saves."""
     unet = make_unet(model)
-    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=5.0)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), config=loss_config(snr_gamma=5.0))
     history = fit(make_run(model, **SETTINGS), unet, partial(batch_at, [make_stream()], DRAWS, 3), loss_fn)
     weights = torch.cat([parameter.detach().flatten() for parameter in trained_parameters(unet).values()])
     torch.save({"weights": weights, "losses": [row.loss for row in history]}, f"{out}-{processes.process_number()}")

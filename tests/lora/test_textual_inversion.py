@@ -12,12 +12,12 @@ from stages.encoding.words import TEMPLATES, NewWord
 from stages.lora.batches import Draws, batch_at, held_out_batches
 from stages.lora.config import TextualInversionConfig
 from stages.lora.textual_inversion import textual_inversion_streams, word_of
-from tests.lora.settings import conf_values
+from tests.lora.settings import conf_values, noise_config
 
 WORD = NewWord("<asuka>", "asuka", "a", 2)
 NAMES = ["1.png", "2.png", "3.png"]
 IMAGES = EncodedImages(NAMES, torch.zeros(3, 2, 4, 4, 4), torch.ones(3, 2, 4, 4, 4), 1.0, 32)
-DRAWS = Draws(0, 1000, False, 0.0)
+DRAWS = Draws(0, 1000, False, noise_config())
 
 
 def config_of(**changes: Any) -> TextualInversionConfig:

@@ -13,7 +13,7 @@ from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
 from stages.lora.tuned_model import prepare_model
 from tests.drawing.tiny_models import save_tiny_checkpoint
-from tests.lora.settings import make_run
+from tests.lora.settings import loss_config, make_run
 from tests.lora.tiny_training import DRAWS, make_stream
 
 
@@ -27,7 +27,7 @@ def train(model, **settings):
     stream = make_stream()
     run = make_run(model, streams=[stream], max_train_steps=3, train_batch_size=2, learning_rate=1e-3, **settings)
     tuned = prepare_model(run)
-    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=None)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), config=loss_config())
     fit(run, tuned.model, partial(batch_at, [stream], DRAWS, 2), loss_fn)
     return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(tuned.model).values()])
 

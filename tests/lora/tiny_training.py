@@ -16,9 +16,9 @@ from stages.lora.loop import fit
 from stages.lora.losses import denoising_loss
 from stages.lora.tuned_model import cast_frozen, load_unet
 from tests.drawing.tiny_models import WIDTH
-from tests.lora.settings import adapter_config, make_run
+from tests.lora.settings import adapter_config, make_run, noise_config
 
-DRAWS = Draws(seed=0, num_train_timesteps=1000, random_flip=True, noise_offset=0.0)
+DRAWS = Draws(seed=0, num_train_timesteps=1000, random_flip=True, config=noise_config())
 ADAPTER_SETTINGS = {field.name for field in fields(AdapterConfig)}
 
 
@@ -50,7 +50,7 @@ def train(model, stream, batches=None, held_out=(), after_step=None, **changes):
         cast_frozen(unet, run.dtype)
         if dtype != torch.float32:
             fuse_linear_layers(unet, dtype)
-    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), snr_gamma=config.snr_gamma, dtype=dtype)
+    loss_fn = partial(denoising_loss, noise_scheduler=DDPMScheduler(), config=config, dtype=dtype)
     batches = batches or partial(batch_at, [stream], DRAWS, config.train_batch_size)
     history = fit(run, unet, batches, loss_fn, held_out, after_step)
     return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(unet).values()]), history

@@ -393,3 +393,21 @@ def test_the_card_of_a_word_and_the_methods_say_how_to_use_it_and_how_it_was_tau
     assert "textual-inversion" in card
     told = "textual inversion: a word of 4 vectors, begun as “anime portrait” (textual inversion), trained for"
     assert told in methods(comparison)
+
+
+def test_the_methods_say_what_of_a_training_is_not_the_usual(tmp_path):
+    plain = read_world(write_world(tmp_path, NARROW), NARROW)
+    unusual = {"loss_type": "huber", "huber_c": 0.2, "noise_offset": 0.1, "max_timestep": 800, "ema_decay": 0.99}
+    unusual |= {"block_lr": {"M00": 0.5}, "loraplus_lr_ratio": 16.0}
+    changed = replace(plain, trainings={kind: {**settings, **unusual} for kind, settings in plain.trainings.items()})
+    said = [
+        "with the pseudo-Huber loss (huber, c = 0.2, schedule: snr)",
+        "with a noise offset of 0.1",
+        "at timesteps from 0 to before 800",
+        "with M00 at 0.5 times the rate",
+        "the second factors at 16 times the rate (LoRA+)",
+        "the weights averaged over the steps (decay 0.99)",
+    ]
+    for words in said:
+        assert words in methods(changed)
+        assert words not in methods(plain)

@@ -14,11 +14,11 @@ from stages.encoding.encoded_files import read_encoded_captions, read_encoded_im
 from stages.encoding.prompts import embed_prompts, load_text_encoder
 from stages.lora.batches import Draws, held_out_batches
 from stages.lora.examples import Examples
+from tests.lora.settings import noise_config
 from tests.training.running import TRAININGS, held_out_losses, history_of, run_stage, write_params
 from tests.training.world import HELD_OUT, NAMES
 
 pytestmark = [pytest.mark.stage, pytest.mark.usefixtures("in_the_world")]
-
 CPU = torch.device("cpu")
 IMAGES = {"images": "images-held-out.safetensors"}
 PLACES = [NAMES.index(name) for name in HELD_OUT]
@@ -73,7 +73,7 @@ def test_their_loss_is_that_of_the_lora_on_them_alone(held_out, stage):
     load_lora(models, out)
     noise_scheduler: Any = DDPMScheduler.from_pretrained(held_out / "model", subfolder="scheduler")
     squares = []
-    for batch in held_out_batches(examples, Draws(0, 1000, False, 0.0), 1):
+    for batch in held_out_batches(examples, Draws(0, 1000, False, noise_config()), 1):
         noisy_latents = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.no_grad():
             model_pred = models.unet(noisy_latents, batch.timesteps, batch.encoder_hidden_states, return_dict=False)[0]
