@@ -100,6 +100,7 @@ PARAMS: dict[str, Any] = {
         "density": 0.5,
         "seed": 0,
         "text_encoder": "merged",
+        "rescale_betas_zero_snr": False,
         "dtype": "float16",
     },
     "encode_images": {"resolution": RESOLUTION, "max_aspect_ratio": 1, "interpolation": "lanczos", "batch_size": 2},

@@ -17,6 +17,7 @@ from stages.vae import stage as vae_stage
 from tests.checkpoints.configs import base_config, merge_config, vae_config
 from tests.checkpoints.tiny import (
     CONFIGS,
+    SCHEDULER,
     TEXT_ENCODER,
     WEIGHTS,
     ldm_weights,
@@ -217,3 +218,23 @@ def test_a_disk_without_room_is_said_before_the_merge(folders: Folders, tmp_path
     with pytest.raises(OSError, match="are free: make room first"):
         stage(merge_config(), *folders, 0.7, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theta0", "theta1", "vae"]
+
+
+def test_the_schedule_of_a_merge_can_be_made_to_end_in_noise_alone(tmp_path):
+    """For models that predict v; the weights are those of the same merge without it."""
+    for name, seed in (("theta0", 0), ("theta1", 1)):
+        save_diffusers(tmp_path / name, random_weights(seed), scheduler=SCHEDULER | {"prediction_type": "v_prediction"})
+    theta0, theta1 = tmp_path / "theta0", tmp_path / "theta1"
+    for name, rescaled in (("plain", False), ("rescaled", True)):
+        stage(merge_config(rescale_betas_zero_snr=rescaled), theta0, theta1, theta0 / "vae", 0.5, tmp_path / name)
+    configs = [json.loads((tmp_path / name / "scheduler/scheduler_config.json").read_text()) for name in ("plain", "rescaled")]
+    assert configs[1] == configs[0] | {"rescale_betas_zero_snr": True}
+    assert read_model(tmp_path / "rescaled", None, partial=True).prediction.markers() == ["v_pred", "ztsnr"]
+    weights = [(tmp_path / name / "unet" / Path(WEIGHTS["unet"]).name).read_bytes() for name in ("plain", "rescaled")]
+    assert weights[0] == weights[1]
+
+
+def test_a_schedule_that_ends_in_noise_alone_is_not_for_models_that_predict_noise(folders: Folders, tmp_path):
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr: given True: the models predict epsilon"):
+        stage(merge_config(rescale_betas_zero_snr=True), *folders, 0.5, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

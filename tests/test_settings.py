@@ -199,6 +199,7 @@ ROWS = [
     Row("merge.density", 0.2, given=MERGE_OF_THREE),
     Row("merge.seed", 1, given={"merge.method": "dare"}),
     Row("merge.text_encoder", "theta0"),
+    Row("merge.rescale_betas_zero_snr", True, "refused"),
     Row("merge.dtype", "float32"),
     Row("encode_images.resolution", 40),
     Row("encode_images.max_aspect_ratio", 4.0, given={"encode_images.resolution": 64}),

@@ -14,6 +14,7 @@ class NoiseScheduler(NamedTuple):
         settings: what is set beside what the checkpoint's scheduler_config.json says.
         spacings: spacings of the noise levels that it can be given, by the ends of the names that ask for them.
         spacing: the one that it is given; None for its own.
+        zero_snr: whether it can begin in noise alone (rescale_betas_zero_snr).
     """
 
     a1111: str
@@ -21,6 +22,7 @@ class NoiseScheduler(NamedTuple):
     settings: Mapping[str, Any] = MappingProxyType({})
     spacings: tuple[str, ...] = ()
     spacing: str | None = None
+    zero_snr: bool = True
 
 
 _SPACINGS = {"karras": {"use_karras_sigmas": True}, "exponential": {"use_exponential_sigmas": True}}
@@ -30,19 +32,19 @@ _BOTH = tuple(_SPACINGS)
 _NOISE_SCHEDULERS = {
     "ddim": NoiseScheduler("DDIM", "DDIMScheduler"),
     "ddpm": NoiseScheduler("DDPM", "DDPMScheduler"),
-    "deis": NoiseScheduler("DEIS", "DEISMultistepScheduler", spacings=_BOTH),
-    "dpm2": NoiseScheduler("DPM2", "KDPM2DiscreteScheduler", spacings=_BOTH),
-    "dpm2_a": NoiseScheduler("DPM2 a", "KDPM2AncestralDiscreteScheduler", spacings=_BOTH),
+    "deis": NoiseScheduler("DEIS", "DEISMultistepScheduler", spacings=_BOTH, zero_snr=False),
+    "dpm2": NoiseScheduler("DPM2", "KDPM2DiscreteScheduler", spacings=_BOTH, zero_snr=False),
+    "dpm2_a": NoiseScheduler("DPM2 a", "KDPM2AncestralDiscreteScheduler", spacings=_BOTH, zero_snr=False),
     "dpmsolver++": NoiseScheduler("DPM++ 2M", "DPMSolverMultistepScheduler", spacings=_BOTH),
-    "dpmsolver++_2s": NoiseScheduler("DPM++ 2S", "DPMSolverSinglestepScheduler", spacings=_BOTH),
+    "dpmsolver++_2s": NoiseScheduler("DPM++ 2S", "DPMSolverSinglestepScheduler", spacings=_BOTH, zero_snr=False),
     "dpmsolver++_sde": NoiseScheduler(
         "DPM++ 2M SDE", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, _BOTH
     ),
     "euler": NoiseScheduler("Euler", "EulerDiscreteScheduler", spacings=_BOTH),
     "euler_a": NoiseScheduler("Euler a", "EulerAncestralDiscreteScheduler"),
-    "heun": NoiseScheduler("Heun", "HeunDiscreteScheduler", spacings=_BOTH),
+    "heun": NoiseScheduler("Heun", "HeunDiscreteScheduler", spacings=_BOTH, zero_snr=False),
     "lcm": NoiseScheduler("LCM", "LCMScheduler"),
-    "pndm": NoiseScheduler("PLMS", "PNDMScheduler"),
+    "pndm": NoiseScheduler("PLMS", "PNDMScheduler", zero_snr=False),
     "unipc": NoiseScheduler("UniPC", "UniPCMultistepScheduler", spacings=_BOTH),
 }
 

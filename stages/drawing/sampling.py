@@ -310,12 +310,28 @@ def _pipeline(models: Models, scheduler: Any = None) -> Any:
 
 
 def make_noise_scheduler(folder: Path, name: str) -> Any:
-    """The noise scheduler called `name`, with the betas and the prediction type of the checkpoint."""
+    """The noise scheduler called `name`, with the betas and the prediction type of the checkpoint.
+
+    Where the checkpoint's noise schedule ends in noise alone, images begin there (Lin et al. 2023, section 3.3,
+    arXiv:2305.08891).
+
+    Raises:
+        ValueError: the scheduler cannot begin there.
+    """
     import diffusers
 
     found = NOISE_SCHEDULERS[name]
     make = getattr(diffusers, found.class_name)
-    return make.from_pretrained(folder, subfolder="scheduler", local_files_only=True, **found.settings)
+    config = make.load_config(folder, subfolder="scheduler", local_files_only=True)
+    settings = dict(found.settings)
+    if config.get("rescale_betas_zero_snr"):
+        if not found.zero_snr:
+            raise ValueError(
+                f"noise_scheduler: given {name!r}: {folder.name} begins in noise alone (rescale_betas_zero_snr), which "
+                f"{found.class_name} cannot: take ddim, euler or dpmsolver++"
+            )
+        settings["timestep_spacing"] = "trailing"
+    return make.from_config(config, **settings)
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from stages.checkpoints.merging.methods import MERGE_METHODS
 from stages.dataset.config import held_out_problem
 from stages.dataset.folders import image_names
 from stages.dataset.own_captions import image_sets
+from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
 from stages.lora.config import OPTIMIZER_PACKAGES
 from stages.measures.comparing import BY_KEY, applies
 from stages.pipeline.variants import kept_steps
@@ -105,6 +106,18 @@ def _trigger(configs: Configs) -> Iterator[Finding]:
         yield _note(f"train_dreambooth.instance_prompt: {prompt!r} does not name the trigger {trigger!r}")
     if not named_in(configs["caption"].prefix):
         yield _note(f"caption.prefix: {configs['caption'].prefix!r} does not name the trigger {trigger!r}; captions should")
+
+
+def _zero_snr(configs: Configs) -> Iterator[Finding]:
+    if not configs["merge"].rescale_betas_zero_snr:
+        return
+    drawn = ("class_images",) if configs["class_images"].num_class_images else ()
+    for stage in (*drawn, "generate"):
+        name = configs[stage].noise_scheduler
+        if not NOISE_SCHEDULERS[name].zero_snr:
+            yield _no(
+                f"{stage}.noise_scheduler: given {name!r}: it cannot begin in noise alone: take ddim, euler or dpmsolver++"
+            )
 
 
 def _subjects(configs: Configs) -> Iterator[Finding]:
@@ -309,6 +322,7 @@ CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _sweep_is_composed,
     _trigger,
     _subjects,
+    _zero_snr,
     _instance_prompt,
     _word,
     _compared,

@@ -1,4 +1,7 @@
+import inspect
 import itertools
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -229,3 +232,31 @@ def test_missing_or_foreign_lora_is_refused(models, tmp_path):
     save_file({"something.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no LoRA weights"):
         load_lora(models, tmp_path / "other.safetensors")
+
+
+@pytest.fixture(scope="module")
+def zero_snr(tmp_path_factory) -> Path:
+    """A model that predicts v, and whose noise schedule ends in noise alone."""
+    folder = save_tiny_checkpoint(tmp_path_factory.mktemp("zero_snr"))
+    config = folder / "scheduler/scheduler_config.json"
+    changes = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name, each in NOISE_SCHEDULERS.items() if not each.spacing])
+def test_images_of_a_model_that_ends_in_noise_alone_begin_there(zero_snr, name):
+    import diffusers
+
+    each = NOISE_SCHEDULERS[name]
+    takes = inspect.signature(getattr(diffusers, each.class_name).__init__).parameters
+    assert each.zero_snr == ("rescale_betas_zero_snr" in takes)
+    if not each.zero_snr:
+        with pytest.raises(ValueError, match=rf"noise_scheduler: given '{re.escape(name)}': .* begins in noise alone"):
+            make_noise_scheduler(zero_snr, name)
+        return
+    scheduler = make_noise_scheduler(zero_snr, name)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps[0] == 999
+    drawn = next(draw(load_models(zero_snr, CPU), ["a"], [0], replace(SAMPLING, noise_scheduler=name)))
+    assert drawn.size == (32, 32)

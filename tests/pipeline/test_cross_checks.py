@@ -116,6 +116,10 @@ REFUSED = [
         {"subjects": {"a": "asuka", "b": "rei"}, "download.held_out_images": 1, "download.source": BING},
         "download.held_out_images: given 1: there are 2 subjects: at least one image of each, or 0",
     ),
+    (
+        {"merge.rescale_betas_zero_snr": True, "generate.noise_scheduler": "heun_karras"},
+        "generate.noise_scheduler: given 'heun_karras': it cannot begin in noise alone: take ddim",
+    ),
     ({"cells.rank": [4]}, "cells.rank: [4] is not sweep.rank, [8]"),
     ({"cells.seed": [1, 2]}, "cells.seed: [1, 2] is not sweep.seed, [0]"),
 ]

@@ -37,6 +37,8 @@ class MergeConfig:
         density: Part of a difference that ties and dare keep, in (0, 1].
         seed: Of what dare drops.
         text_encoder: Merged like the UNet, or taken whole from one of the originals.
+        rescale_betas_zero_snr: Whether the merge's noise schedule is made to end in noise alone, for what is trained on it and
+            what it draws (Lin et al. 2023, arXiv:2305.08891); the weights are the same. It has to predict v.
         dtype: Of the weights written; the merge itself is computed in float32 and rounded once.
     """
 
@@ -46,6 +48,7 @@ class MergeConfig:
     density: Annotated[float, Field(gt=0, le=1)]
     seed: Seed
     text_encoder: Literal["merged", "theta0", "theta1"]
+    rescale_betas_zero_snr: bool
     dtype: Literal["float16", "float32"]
 
 
@@ -56,6 +59,7 @@ WEIGHTED_SUM = MergeConfig(
     density=1.0,
     seed=0,
     text_encoder="merged",
+    rescale_betas_zero_snr=False,
     dtype="float32",
 )
 """The plain merge of two models, all of it with one weight, for those who have no section of params.yaml."""

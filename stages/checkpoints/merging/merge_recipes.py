@@ -54,7 +54,9 @@ def read_merge_recipe(recipe: Recipe, dtype: str) -> tuple[MergeConfig, float]:
     """
     settings = {name: recipe.get(name) for name in ("method", "blocks", "density", "seed", "text_encoder")}
     alphas = {"unet": recipe.get("unet_alpha"), "text_encoder": recipe.get("text_encoder_alpha")}
-    config = validate("its recipe", MergeConfig, {**settings, "component_alpha": alphas, "dtype": dtype})
+    config = validate(
+        "its recipe", MergeConfig, {**settings, "component_alpha": alphas, "rescale_betas_zero_snr": False, "dtype": dtype}
+    )
     alpha = recipe.get("alpha")
     if not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
         raise ValueError(f"its recipe.alpha: given {alpha!r}: a number from 0 to 1")

@@ -37,7 +37,7 @@ def merge_models(theta0: Model, theta1: Model | None, config: MergeConfig, alpha
 
     Raises:
         ValueError: The models are of different architectures or predict different things, there is one too few or many for
-            the method, one lacks what is taken of it, or a block with a weight is not there.
+            the method, one lacks what is taken of it, a block with a weight is not there, or the schedule cannot be rescaled.
     """
     models = _checked([theta0, theta1, theta2], config)
     merged = {
@@ -45,7 +45,16 @@ def merge_models(theta0: Model, theta1: Model | None, config: MergeConfig, alpha
         for name in MERGED_COMPONENTS
     }
     words = models[taken_models("text_encoder", config)[0]]
-    return replace(theta0, components=merged, absent={}, tokenizer=words.tokenizer or words.directory)
+    prediction = theta0.prediction
+    if config.rescale_betas_zero_snr:
+        if prediction.type != "v_prediction":
+            raise ValueError(
+                f"rescale_betas_zero_snr: given True: the models predict {prediction.type}, which says nothing where there is "
+                "noise alone: take models that predict v, or set it to false"
+            )
+        prediction = prediction._replace(rescale_betas_zero_snr=True)
+    tokenizer = words.tokenizer or words.directory
+    return replace(theta0, components=merged, absent={}, tokenizer=tokenizer, prediction=prediction)
 
 
 def taken_models(component: str, config: MergeConfig) -> Sequence[int]:
