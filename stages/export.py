@@ -2,8 +2,8 @@
 
 Reads a model in the diffusers layout, or the directory of a trained LoRA or of a word (textual inversion). Writes one
 .safetensors file: the model in the LDM layout, with what it predicts, or the LoRA, LoHa or LoKr in kohya's keys with the alpha
-that it was trained with; DoRA and words are copied as they are. With --lora FILE the model has that adapter of any kind fused
-into its weights, --weight times as strong as it was trained. The recipe is in the file's metadata.
+that it was trained with; DoRA, words and what PEFT alone reads are copied as they are. With --lora FILE the model has that
+adapter fused into its weights, --weight times as strong as it was trained. The recipe is in the file's metadata.
 
 It is a stage of its own because no other stage reads these files: they are for tools outside of this pipeline.
 """
@@ -83,9 +83,14 @@ def _write_lora(source: Path, part: Path, dtype: str) -> None:
     from stages.checkpoints import modelspec
     from stages.checkpoints.adapters import kohya_metadata
     from stages.checkpoints.adapters.kohya import write_kohya
-    from stages.checkpoints.adapters.lora_files import read_lora
+    from stages.checkpoints.adapters.lora_files import other_adapters, read_lora
 
     lora = source / LORA_FILE
+    if others := other_adapters(lora):
+        kind = next(iter(others.values()))["peft_type"]
+        print(f"{lora}: {kind}, which no other program reads: copied as it is, for PEFT")
+        shutil.copyfile(lora, part)
+        return
     read = read_lora(lora)
     if "DoRA" in read.kinds():
         print(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stages.checkpoints.adapters.lora_factors import factors
-from stages.checkpoints.adapters.lora_files import Kind, LoraFile, LoraModule, read_lora
+from stages.checkpoints.adapters.lora_files import Kind, LoraFile, LoraModule, other_adapters, read_lora
 from stages.checkpoints.adapters.lora_matching import modules_for
 
 ADAPTER = "lora"
@@ -36,7 +36,7 @@ def load_tuned_unet(unet: nn.Module, file: Path, scale: float) -> None:
 
 
 def attach(parts: Mapping[str, Any], file: Path) -> list[str]:
-    """Add the adapters of a LoRA file to the parts of a model that it was trained beside, each layer at its own alpha / rank.
+    """Add the adapters of a file to the parts of a model that it was trained beside, a LoRA's layers at their own alpha / rank.
 
     PEFT computes them: LoRA and DoRA of any file, LoHa and LoKr of those that hold PEFT's settings. LoHa and LoKr of other
     programs have factors that PEFT's settings cannot describe; their products are attached instead.
@@ -51,6 +51,9 @@ def attach(parts: Mapping[str, Any], file: Path) -> list[str]:
     Raises:
         ValueError: the file cannot be read, or is for another model.
     """
+    if settings := other_adapters(file):
+        _attach_others(parts, file, settings)
+        return list(settings)
     lora = read_lora(file)
     matched = match(parts, lora)
     for name, modules in matched.items():
@@ -60,6 +63,21 @@ def attach(parts: Mapping[str, Any], file: Path) -> list[str]:
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: does not fit this model, or is damaged: {' '.join(str(error).split())[:300]}") from error
     return list(matched)
+
+
+def _attach_others(parts: Mapping[str, Any], file: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add adapters of the kinds that only PEFT knows."""
+    from peft import PeftConfig
+
+    tensors = load_file(file)
+    for part, values in settings.items():
+        state_dict = {key.removeprefix(f"{part}."): value for key, value in tensors.items() if key.startswith(f"{part}.")}
+        try:
+            config: Any = PeftConfig.from_peft_type(**values)
+            _attach(parts[part], config, state_dict)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(f"{file}: does not fit this model or this PEFT, or is damaged: {said}") from error
 
 
 def match(parts: Mapping[str, Any], lora: LoraFile) -> dict[str, dict[str, LoraModule]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from stages.checkpoints.adapters.lora_files import read_lora
+from stages.checkpoints.adapters.lora_files import other_adapters, read_lora
 from stages.checkpoints.file_names import (
     EMBEDDING_FILE,
     HISTORY_FILE,
@@ -126,6 +126,13 @@ def load_lora(models: Models, path: Path, lora_scale: float = 1.0) -> None:
         load_tuned_unet(models.unet, file, lora_scale)
         return
     parts = {"unet": models.unet, "text_encoder": models.text_encoder}
+    if others := other_adapters(file):
+        if lora_scale not in (0, 1):
+            kind = next(iter(others.values()))["peft_type"]
+            raise ValueError(f"{file}: {kind} has no strength: its scale is 1, or 0 for the model without it")
+        if lora_scale:
+            attach(parts, file)
+        return
     if lora_scale == 0:
         match(parts, read_lora(file))
         return

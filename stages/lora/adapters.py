@@ -3,18 +3,19 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, PeftType, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.checkpoints.adapters.lora_patterns import first_pattern
 from stages.checkpoints.file_names import LORA_METADATA_KEY
-from stages.lora.config import AdapterConfig
+from stages.lora.adapter_config import RANK, AdapterConfig
 
 
 def add_adapter(
@@ -47,15 +48,23 @@ def add_adapter(
     added: Any = model
     try:
         added.add_adapter(peft_config(rank, config, target_modules))
-    except ValueError as error:
-        raise ValueError(f"target_modules, init_lora_weights: PEFT refuses them together: {error}") from error
-    if config.peft_type != "lora" or config.init_lora_weights not in ("pissa", "olora"):
+    except (RuntimeError, TypeError, ValueError) as error:
+        settings = f"peft: PEFT refuses {dict(config.peft)} on these layers" if config.peft else ""
+        said = settings or "target_modules, init_lora_weights: PEFT refuses them together"
+        raise ValueError(f"{said}: {' '.join(str(error).split())}") from error
+    if config.peft or config.peft_type != "lora" or config.init_lora_weights not in ("pissa", "olora"):
         return {}
     return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
 
 def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str]) -> PeftConfig:
-    """The adapter in PEFT's own terms."""
+    """The adapter in PEFT's own terms.
+
+    Raises:
+        ValueError: PEFT has no such kind, or not with these settings.
+    """
+    if config.peft:
+        return _other_config(rank, config.peft, target_modules)
     lora_alpha: Any = rank if config.lora_alpha == "rank" else config.lora_alpha
     alpha_pattern: dict[str, Any] = dict(config.alpha_pattern)  # PEFT takes the first that fits, so these come first
     if config.lora_alpha == "rank":
@@ -77,6 +86,23 @@ def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str])
         init_lora_weights=first_weights,
         **shared,
     )
+
+
+def _other_config(rank: int, settings: Mapping[str, Any], target_modules: Sequence[str]) -> PeftConfig:
+    """A kind of adapter that has no settings of its own here."""
+    values = {name: rank if value == RANK else value for name, value in settings.items()}
+    kind = str(values.pop("peft_type")).upper()
+    try:
+        found = PeftConfig.from_peft_type(peft_type=kind, target_modules=list(target_modules), **values)
+        known = found.to_dict()  # from_peft_type leaves out what it does not know without a word
+        if strangers := sorted(values.keys() - known.keys()):
+            raise ValueError(f"{kind} has no {', '.join(strangers)}; it has {', '.join(sorted(known))}")
+        return found
+    except KeyError as error:
+        known = ", ".join(sorted(each.value for each in PeftType))
+        raise ValueError(f"peft: given {kind}: PEFT {version('peft')} has no such adapter; it has {known}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"peft: PEFT refuses {dict(settings)}: {' '.join(str(error).split())}") from error
 
 
 def idle_patterns(model: nn.Module, config: AdapterConfig) -> list[str]:
@@ -126,7 +152,8 @@ def write_lora(
         tensors, values = get_peft_model_state_dict(model), _settings_of(model)
         if first_weights and first_weights.get(part):
             tensors, values = _without_first_weights(tensors, first_weights[part], values)
-        weights |= {f"{part}.{name}": tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        # Some kinds share tensors between layers, which the file holds once for each.
+        weights |= {f"{part}.{name}": tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
         settings |= {f"{part}.{name}": _plain(value) for name, value in values.items()}
         settings[f"{part}.base_model_name_or_path"] = None
         if f"{part}.lora_dropout" in settings:
@@ -137,7 +164,7 @@ def write_lora(
 def _settings_of(model: Any) -> dict[str, Any]:
     """The settings of a model's only adapter, with the ranks and alphas that its layers have in place of patterns."""
     values = model.peft_config["default"].to_dict()
-    if not values["rank_pattern"] and not values["alpha_pattern"]:
+    if not values.get("rank_pattern") and not values.get("alpha_pattern"):
         return values
     alpha = "lora_alpha" if "lora_alpha" in values else "alpha"
     layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}

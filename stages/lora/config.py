@@ -1,30 +1,32 @@
 """What one training is told: the settings that both kinds of LoRA share, and those of either. Imports no torch."""
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from stages.lora.adapter_config import AdapterConfig, BelowOne
 from stages.lora.objective import LossConfig, NoiseConfig
 from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Text, strict
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """What an optimizer needs besides torch."""
+OPTIMIZER_BYTES = {"adamw_fused": 8, "adamw": 8, "adamw_8bit": 2, "prodigy": 16}
+"""What an optimizer remembers of each trained weight."""
 
 Step = Annotated[int, Field(ge=0)]
+
+
+def _is_optimizer(name: str) -> str:
+    if name not in OPTIMIZER_BYTES and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        raise ValueError(f"take one of {', '.join(OPTIMIZER_BYTES)}, or an import path such as torch.optim.Adafactor")
+    return name
+
+
+Optimizer = Annotated[str, AfterValidator(_is_optimizer)]
 Block = Annotated[str, Field(pattern=r"^((IN|OUT)\d\d|M00|text_encoder)$")]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _number_or_rank(value: Any) -> Any:
-    """Refuse other values with one message; pydantic's own has one for each half of the union."""
-    if value != "rank" and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
-        raise ValueError('give a number greater than 0, or "rank"')
-    return value
-
-
-LoraAlpha = Annotated[float | Literal["rank"], BeforeValidator(_number_or_rank)]
 
 
 def _with_place(value: str) -> str:
@@ -37,53 +39,15 @@ Template = Annotated[str, AfterValidator(_with_place)]
 
 
 @dataclass(frozen=True, config=strict)
-class AdapterConfig:
-    """What is added to the layers of a model, in PEFT's terms.
-
-    Attributes:
-        peft_type: "lora" (Hu et al. 2021, arXiv:2106.09685), "lokr" or "loha" (Yeh et al. 2023, arXiv:2309.14859).
-        lora_alpha: the adapter's output is scaled by lora_alpha / rank; "rank" keeps that at 1 for every rank.
-        use_rslora: scale by lora_alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732).
-        use_dora: learn each row's length apart from its direction (Liu et al. 2024, arXiv:2402.09353).
-        lora_dropout: share of an adapter's inputs that are dropped while training.
-        target_modules: layers that get an adapter, by the end of their names.
-        rank_pattern: other ranks for layers whose names end as the key says; of several keys that fit, the first counts.
-        alpha_pattern: other alphas, likewise; with lora_alpha "rank" they come before the ranks of rank_pattern.
-        init_lora_weights: first weights of a LoRA; the adapter begins as nothing added whichever is chosen. "pissa"
-            (Meng et al. 2024, arXiv:2404.02948) and "olora" (Büyükakyüz 2024, arXiv:2406.01775) begin with the main
-            directions of each weight and double the rank of the file; "orthogonal" takes an even rank. LoKr and LoHa have
-            first weights of their own.
-    """
-
-    peft_type: Literal["lora", "lokr", "loha"]
-    lora_alpha: LoraAlpha
-    use_rslora: bool
-    use_dora: bool
-    lora_dropout: BelowOne
-    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
-    rank_pattern: dict[Text, Count]
-    alpha_pattern: dict[Text, Positive]
-    init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora"]
-
-    def __post_init__(self) -> None:
-        """Refuse what PEFT would ignore, and what its file could not say."""
-        if self.peft_type != "lora":
-            of_lora = {"use_rslora": self.use_rslora, "use_dora": self.use_dora, "lora_dropout": self.lora_dropout}
-            for name, value in of_lora.items():
-                if value:
-                    raise ValueError(f"{name}: given {value!r}: {self.peft_type} has none; only lora does")
-        if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
-            raise ValueError(f"init_lora_weights: given {self.init_lora_weights!r}: not together with use_dora")
-
-
-@dataclass(frozen=True, config=strict)
 class OptimizerConfig:
     """How the weights follow their gradients.
 
     Attributes:
         optimizer: "adamw_fused" and "adamw" are the same formula, computed in one pass or in several; "adamw_8bit" keeps its
             moments in 8 bits (package bitsandbytes); "prodigy" finds the learning rate itself (package prodigyopt;
-            Mishchenko & Defazio 2023, arXiv:2306.06101) and wants a learning_rate of 1.
+            Mishchenko & Defazio 2023, arXiv:2306.06101) and wants a learning_rate of 1. Or any other by its import path, such
+            as torch.optim.Adafactor or schedulefree.AdamWScheduleFree, which is given the learning rate and optimizer_args.
+        optimizer_args: what an optimizer that is named by its import path is given; the adam_ settings are not for it.
         max_train_steps: optimizer steps.
         learning_rate: the highest one, reached after the warm-up.
         lr_scheduler: its course afterwards, by diffusers' names.
@@ -105,7 +69,8 @@ class OptimizerConfig:
             as much as the one after it; null for the weights after the last step.
     """
 
-    optimizer: Literal["adamw_fused", "adamw", "adamw_8bit", "prodigy"]
+    optimizer: Optimizer
+    optimizer_args: dict[Text, Any]
     max_train_steps: Count
     learning_rate: Positive
     lr_scheduler: Literal[
@@ -132,6 +97,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse a warm-up that the schedule ignores or that never ends, and rules that nobody reads."""
+        if self.optimizer_args and self.optimizer in OPTIMIZER_BYTES:
+            raise ValueError(f"optimizer_args: {self.optimizer} has the adam_ settings; these are for an import path")
         if self.lr_scheduler in ("constant", "piecewise_constant") and self.lr_warmup_steps:
             raise ValueError(
                 f"lr_warmup_steps: the schedule {self.lr_scheduler} has none; take constant_with_warmup, or set this to 0"
@@ -189,7 +156,7 @@ class TrainingConfig(AdapterConfig, OptimizerConfig, LossConfig, NoiseConfig):
         """The checks of all parts."""
         for part in (AdapterConfig, OptimizerConfig, LossConfig, NoiseConfig):
             part.__post_init__(self)
-        if self.loraplus_lr_ratio is not None and (self.tuned != "lora" or self.peft_type != "lora"):
+        if self.loraplus_lr_ratio is not None and (self.tuned != "lora" or self.peft_type != "lora" or self.peft):
             raise ValueError("loraplus_lr_ratio: only with tuned=lora and peft_type=lora, which has the two factors")
         if self.train_text_encoder and self.tuned != "lora":
             raise ValueError("train_text_encoder: given True: only with tuned=lora")
@@ -216,9 +183,10 @@ class TrainingConfig(AdapterConfig, OptimizerConfig, LossConfig, NoiseConfig):
     def can_be_recorded(self) -> bool:
         """Whether a CUDA graph can hold a step.
 
-        Gradient checkpointing saves states of random generators, and PEFT's LoKr and LoHa wait for their scale.
+        Gradient checkpointing saves states of random generators, and PEFT's LoKr and LoHa wait for their scale; what other
+        adapters do is not known.
         """
-        return not self.gradient_checkpointing and (self.tuned != "lora" or self.peft_type == "lora")
+        return not self.gradient_checkpointing and (self.tuned != "lora" or (self.peft_type == "lora" and not self.peft))
 
     def measures_held_out(self, step: int) -> bool:
         """Whether the loss of held-out images is measured when so many optimizer steps are done."""

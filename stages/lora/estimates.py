@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.encoding.data_warnings import say_problems
+from stages.lora.adapter_config import OWN_SETTINGS, RANK
 from stages.lora.adapters import idle_patterns, trained_parameters
-from stages.lora.config import TrainingConfig
+from stages.lora.config import OPTIMIZER_BYTES, TrainingConfig
 from stages.lora.examples import Examples
 from stages.lora.run import Run
 from stages.lora.tuned_model import Tuned
@@ -22,8 +23,8 @@ from stages.pipeline.variants import kept_steps
 from stages.pipeline.wording import counted, sized
 
 WEIGHT_BYTES = 4
-OPTIMIZER_BYTES = {"adamw_fused": 8, "adamw": 8, "adamw_8bit": 2, "prodigy": 16}
-"""What an optimizer remembers of each trained weight."""
+UNKNOWN = 16
+"""What another optimizer remembers of each trained weight at most, as far as is known."""
 STEPS_BEFORE_ESTIMATE = 20
 PICTURE = (16, 24)
 """Most rows and columns that a mask is shown in."""
@@ -114,7 +115,7 @@ def check_disk(run: Run, model: nn.Module) -> None:
     kept = len(kept_steps(config.keep_every, config.max_train_steps))
     # What is kept lies beside the checkpoint until the end, and then in the result, too.
     average = 0 if config.ema_decay is None else WEIGHT_BYTES
-    in_checkpoint = WEIGHT_BYTES + OPTIMIZER_BYTES[config.optimizer] + average
+    in_checkpoint = WEIGHT_BYTES + OPTIMIZER_BYTES.get(config.optimizer, UNKNOWN) + average
     needed = trained * (checkpoints * in_checkpoint + (2 * kept + 1) * WEIGHT_BYTES)
     free = shutil.disk_usage(run.folder).free
     if needed > free:
@@ -132,6 +133,9 @@ def describe_adapter(tuned: Tuned, config: TrainingConfig, rank: int) -> str:
         return "full fine-tuning"
     if config.tuned == "embedding":
         return _describe_word(tuned)
+    if config.peft:
+        values = ", ".join(f"{name} {rank if value == RANK else value}" for name, value in config.peft.items())
+        return f"{config.kind} ({values}), on {' and '.join(tuned.parts)}"
     kind = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}[config.peft_type]
     kind = "DoRA" if config.use_dora else f"rs{kind}" if config.use_rslora else kind
     lora_alpha = rank if config.lora_alpha == "rank" else config.lora_alpha
@@ -150,6 +154,8 @@ def describe_loaders(tuned: Tuned, config: TrainingConfig) -> str:
         return (
             "diffusers' load_textual_inversion reads the file; A1111 and ComfyUI read it as a word that is called as the file"
         )
+    if config.tuned == "lora" and config.kind not in OWN_SETTINGS:
+        return f"PEFT (inject_adapter_in_model) and this pipeline read {config.kind}; diffusers, A1111 and ComfyUI do not"
     if config.tuned == "lora" and config.peft_type != "lora":
         kind = {"lokr": "LoKr", "loha": "LoHa"}[config.peft_type]
         return (

@@ -55,6 +55,7 @@ class TrainingState:
         recorded = recorder if recorder is not None and records(config, scale_gradients) else None
         self.optimizer = make_optimizer(model, config, capturable=recorded is not None)
         self.average = None if config.ema_decay is None else EMAModel(weights, decay=config.ema_decay, foreach=True)
+        self._train()
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
         self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=scale_gradients)
         self.step = 0
@@ -80,19 +81,28 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Generator[None, None, None]:
-        """Within, the weights are their averages over the steps, where these are kept."""
-        before = [parameter.detach().clone() for parameter in self.parameters.values()] if self.average is not None else []
+        """Within, the weights are their averages over the steps, where these are kept, by this or by the optimizer itself."""
+        averages = self.average is not None or hasattr(self.optimizer, "eval")
+        before = [parameter.detach().clone() for parameter in self.parameters.values()] if averages else []
         self.take_average()
         yield
+        self._train()
         with torch.no_grad():
-            for parameter, weight in zip(self.parameters.values(), before, strict=self.average is not None):
+            for parameter, weight in zip(self.parameters.values(), before, strict=averages):
                 parameter.copy_(weight)
 
     def take_average(self) -> None:
         """Make the weights their averages over the steps, where these are kept."""
+        if hasattr(self.optimizer, "eval"):  # of the package schedulefree, say
+            self.optimizer.eval()
         if self.average is not None:
             with torch.no_grad():
                 self.average.copy_to(self.parameters.values())
+
+    def _train(self) -> None:
+        """Tell an optimizer that averages by itself that what follows is training."""
+        if hasattr(self.optimizer, "train"):
+            self.optimizer.train()
 
     def _follow(self) -> Tensor:
         """Clip the gradients, follow them, and let go of them; their norm."""
@@ -145,6 +155,7 @@ class TrainingState:
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved["weights"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self._train()
         self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from stages.checkpoints.keys.blocks import block_names
 from stages.checkpoints.keys.key_maps import unet_specs
 from stages.lora.adapters import trained_parameters
-from stages.lora.config import OPTIMIZER_PACKAGES, OptimizerConfig, TextualInversionConfig
+from stages.lora.config import OPTIMIZER_BYTES, OPTIMIZER_PACKAGES, OptimizerConfig, TextualInversionConfig
 from stages.lora.text_encoder import VECTORS, UNetWithTextEncoder
 
 
@@ -29,9 +29,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, capturable: bool =
         capturable: make it one whose step a CUDA graph can hold (`records`).
 
     Raises:
-        ValueError: its package is not installed, or a block that the settings name is not there.
+        ValueError: its package is not installed, it refuses its arguments, or a block that the settings name is not there.
     """
     make = _optimizer_class(config.optimizer)
+    if config.optimizer not in OPTIMIZER_BYTES:
+        return _other_optimizer(make, _groups(model, config), config)
     shared: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -46,6 +48,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, capturable: bool =
         "prodigy": {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
     }
     return make(_groups(model, config), **shared, **own[config.optimizer])
+
+
+def _other_optimizer(make: Callable[..., Any], groups: list[Any], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """An optimizer that the settings name by its import path."""
+    try:
+        optimizer = make(groups, lr=config.learning_rate, **config.optimizer_args)
+    except (AssertionError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"optimizer_args: {config.optimizer} refuses {config.optimizer_args}: {said}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer: given {config.optimizer!r}: it is no torch.optim.Optimizer")
+    return optimizer
 
 
 def _groups(model: nn.Module, config: OptimizerConfig) -> list[Any]:
@@ -98,6 +112,13 @@ def _blocks(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The class of an optimizer; ValueError if its package is not there."""
+    if name not in OPTIMIZER_BYTES:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            package = module.partition(".")[0]
+            raise ValueError(f"optimizer: given {name!r}: {error}; is {package} installed, and is that its name?") from error
     if name not in OPTIMIZER_PACKAGES:
         return torch.optim.AdamW
     try:

@@ -108,7 +108,7 @@ class Run:
         and DoRA, and where the compiler has the layers as PEFT has them.
         """
         config = self.config
-        others = config.tuned == "full" or config.peft_type != "lora" or config.use_dora or config.compile
+        others = config.tuned == "full" or config.kind != "LORA" or config.use_dora or config.compile
         return self.dtype != torch.float32 and others
 
     def autocast(self) -> torch.autocast:

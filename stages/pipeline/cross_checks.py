@@ -235,15 +235,35 @@ def _optimizers(configs: Configs) -> Iterator[Finding]:
         package = OPTIMIZER_PACKAGES.get(config.optimizer)
         if ranks and package and importlib.util.find_spec(package) is None:
             yield _no(f"{stage}.optimizer: given {config.optimizer!r}: pip install {package}, or take adamw_fused")
+        if ranks and "." in config.optimizer and importlib.util.find_spec(config.optimizer.partition(".")[0]) is None:
+            package = config.optimizer.partition(".")[0]
+            yield _no(f"{stage}.optimizer: given {config.optimizer!r}: there is no module {package}: pip install its package")
         if ranks and config.optimizer == "prodigy" and config.learning_rate != 1:
             yield _note(f"{stage}.learning_rate: {config.learning_rate:g}: prodigy finds it itself and wants 1 here")
+
+
+def _adapters(configs: Configs) -> Iterator[Finding]:
+    """Adapters that only PEFT knows: whether it does, and what of a sweep makes no difference to them."""
+    for stage, config, setting, ranks in _trainings(configs):
+        if not ranks or not config.peft or config.tuned != "lora":
+            continue
+        from stages.lora.adapters import peft_config
+
+        try:
+            peft_config(ranks[0], config, config.target_modules)
+        except ValueError as error:
+            yield _no(f"{stage}.{error}")
+        if len(ranks) > 1 and not config.has_rank:
+            yield _no(f'{setting}: given {list(ranks)}: no setting of {stage}.peft is "rank", so one value is enough')
+        if others := [scale for scale in configs["sweep"].lora_scale if scale not in (0, 1)]:
+            yield _no(f"sweep.lora_scale: given {others[0]:g}: {config.kind} ({stage}.peft) has no strength but 1 and 0")
 
 
 def _ranks(configs: Configs) -> Iterator[Finding]:
     for stage, config, setting, of_sweep in _trainings(configs):
         if stage == "train_textual_inversion":
             setting, of_sweep = f"{stage}.rank", [config.rank]
-        if config.peft_type == "lora" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
+        if config.kind == "LORA" and config.tuned == "lora" and config.init_lora_weights == "orthogonal":
             for name, ranks in ((setting, of_sweep), (f"{stage}.rank_pattern", config.rank_pattern.values())):
                 if odd := [rank for rank in ranks if rank % 2]:
                     yield _no(f"{stage}.init_lora_weights: orthogonal takes even ranks, and {name} has {odd[0]}")
@@ -330,6 +350,7 @@ CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _originals,
     _idle_values,
     _optimizers,
+    _adapters,
     _ranks,
     _images,
     _layers,

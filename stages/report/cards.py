@@ -62,6 +62,7 @@ def render_card(comparison: Comparison, variant: Variant) -> str:
         whole=settings["tuned"] == "full",
         token=settings.get("placeholder_token"),
         with_lora=settings["tuned"] == "lora",
+        by_peft=settings["tuned"] == "lora" and _adapter(settings) != "lora",
         namer=comparison.namer,
         examples=examples(comparison, variant),
         levels=levels,
@@ -83,7 +84,7 @@ def _read(settings: Mapping[str, Any], prompt: str) -> str:
 def head(comparison: Comparison, variant: Variant) -> ModelCardData:
     """The head of a card, as model sites read it."""
     card, settings = comparison.config.card, comparison.training_of(variant)
-    kind = {"full": "full-finetune", "embedding": "textual-inversion"}.get(settings["tuned"]) or settings["peft_type"]
+    kind = {"full": "full-finetune", "embedding": "textual-inversion"}.get(settings["tuned"]) or _adapter(settings)
     merged = ["merge"] if {"theta0", "theta1"} <= set(comparison.results.sweep.bases) else []
     images: Any = [{"text": image["prompt"], "output": {"url": image["place"]}} for image in examples(comparison, variant)]
     return ModelCardData(
@@ -95,6 +96,11 @@ def head(comparison: Comparison, variant: Variant) -> ModelCardData:
         instance_prompt=settings.get("instance_prompt"),
         widget=images,
     )
+
+
+def _adapter(settings: Mapping[str, Any]) -> str:
+    """The kind of adapter, as tags have it."""
+    return str(settings["peft"].get("peft_type", settings["peft_type"])).lower()
 
 
 def _arm(comparison: Comparison, variant: Variant) -> Variant:

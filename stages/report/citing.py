@@ -89,10 +89,13 @@ def _tuned(settings: Mapping[str, Any], ranks: Iterable[int]) -> str:
         return "all weights of the UNet"
     if settings["tuned"] == "embedding":
         return f"a word of {_listed(ranks)} vectors, begun as “{settings['initializer']}” (textual inversion)"
-    adapter = "DoRA" if settings["use_dora"] else ADAPTERS[settings["peft_type"]]
-    alpha = "the rank" if settings["lora_alpha"] == "rank" else in_full(settings["lora_alpha"])
     also = " and of the text encoder" if settings["train_text_encoder"] else ""
     layers = _listed(settings["target_modules"])
+    if others := settings["peft"]:
+        values = _listed(f"{name} {_listed(ranks) if value == 'rank' else value}" for name, value in others.items())
+        return f"PEFT's adapter with {values} on the layers {layers} of the UNet{also}"
+    adapter = "DoRA" if settings["use_dora"] else ADAPTERS[settings["peft_type"]]
+    alpha = "the rank" if settings["lora_alpha"] == "rank" else in_full(settings["lora_alpha"])
     return f"{adapter} of rank {_listed(ranks)} (alpha: {alpha}) on the layers {layers} of the UNet{also}"
 
 
@@ -103,6 +106,9 @@ def _with_word(vectors: Sequence[int]) -> str:
 def _optimizer(settings: Mapping[str, Any]) -> str:
     if settings["optimizer"] == "prodigy":
         return "Prodigy"
+    if "." in settings["optimizer"]:
+        given = _listed(f"{name} {value}" for name, value in settings["optimizer_args"].items())
+        return settings["optimizer"] + (f" ({given})" if given else "")
     name = "8-bit AdamW" if settings["optimizer"] == "adamw_8bit" else "AdamW"
     betas = f"{in_full(settings['adam_beta1'])} and {in_full(settings['adam_beta2'])}"
     return f"{name} (β {betas}, weight decay {in_full(settings['adam_weight_decay'])})"

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from stages.lora.config import AdapterConfig, TrainingConfig
+from stages.lora.adapter_config import AdapterConfig
+from stages.lora.config import TrainingConfig
 from stages.lora.objective import LossConfig, NoiseConfig
 from stages.lora.run import Run
 from stages.pipeline.compose import group_values

@@ -5,15 +5,17 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from stages.lora.adapters import trained_parameters
 from stages.lora.batches import batch_at
+from stages.lora.losses import denoising_loss
 from stages.lora.optimizers import learning_rates, make_lr_scheduler, make_optimizer
 from stages.lora.run import TrainedPrompts
 from stages.lora.text_encoder import with_text_encoder
 from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
-from tests.lora.settings import training_config
+from tests.lora.settings import loss_config, training_config
 from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train
 
 
@@ -150,3 +152,83 @@ def test_what_is_shown_on_the_way_is_the_average(model, stream):
 def test_a_mean_that_is_not_kept_costs_nothing(model, stream):
     batches = partial(batch_at, [stream], DRAWS, 2)
     assert torch.equal(train(model, stream, batches=batches)[0], train(model, stream)[0])
+
+
+OTHERS = {
+    "torch.optim.Adafactor": {},
+    "torch.optim.SGD": {"momentum": 0.9, "nesterov": True},
+    "transformers.Adafactor": {"relative_step": False, "scale_parameter": False},
+    "schedulefree.AdamWScheduleFree": {"betas": [0.9, 0.99]},
+}
+
+
+@pytest.mark.parametrize("optimizer", OTHERS)
+def test_any_optimizer_trains_and_resumes_by_its_import_path(model, stream, tmp_path, optimizer):
+    pytest.importorskip(optimizer.partition(".")[0])
+    options = {"optimizer": optimizer, "optimizer_args": OTHERS[optimizer], "learning_rate": 1e-2, "lr_scheduler": "constant"}
+    whole, history = train(model, stream, **options)
+    assert history[0].loss != history[-1].loss
+
+    def until_power_cut(number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return batch_at([stream], DRAWS, 2, number)
+
+    kept = options | {"folder": tmp_path, "checkpointing_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train(model, stream, batches=until_power_cut, **kept)
+    assert torch.equal(train(model, stream, **kept)[0], whole)
+    looked, _ = train(model, stream, after_step=lambda step: None, keep_every=2, **options)
+    assert torch.equal(looked, whole), "what looks at the weights on the way changes nothing"
+
+
+def test_an_optimizer_that_averages_by_itself_ends_with_its_average(model, stream):
+    schedulefree = pytest.importorskip("schedulefree")
+    config = training_config(optimizer="schedulefree.AdamWScheduleFree", learning_rate=0.1, lr_scheduler="constant")
+    linear = torch.nn.Linear(2, 2)
+    optimizer = make_optimizer(linear, config)
+    assert isinstance(optimizer, schedulefree.AdamWScheduleFree)
+    found, _ = train(model, stream, optimizer="schedulefree.AdamWScheduleFree", learning_rate=1e-2, lr_scheduler="constant")
+    unet = make_unet(model)
+    parameters = list(trained_parameters(unet).values())
+    plain: torch.optim.Optimizer = schedulefree.AdamWScheduleFree(parameters, lr=1e-2)
+    plain.train()
+    loss_of = partial(denoising_loss, unet, noise_scheduler=DDPMScheduler(), config=loss_config())
+    unet.train()
+    for number in range(6):
+        loss_of(batch_at([stream], DRAWS, 2, number)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        plain.step()
+        plain.zero_grad()
+    plain.eval()
+    torch.testing.assert_close(found, torch.cat([weight.detach().flatten() for weight in parameters]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "torch.optim.Adam8"}, r"optimizer: given 'torch\.optim\.Adam8': .*; is torch installed"),
+        ({"optimizer": "nowhere.Lion"}, r"optimizer: given 'nowhere\.Lion': No module named 'nowhere'"),
+        ({"optimizer": "torch.optim.SGD", "optimizer_args": {"beta": 1}}, r"optimizer_args: torch\.optim\.SGD refuses .*beta"),
+        ({"optimizer": "torch.optim.SGD", "optimizer_args": {"momentum": -1}}, r"optimizer_args: .*momentum"),
+        ({"optimizer": "collections.Counter"}, r"it is no torch\.optim\.Optimizer|refuses"),
+    ],
+)
+def test_an_optimizer_that_is_none_or_refuses_is_one_line(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(torch.nn.Linear(1, 1), training_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"optimizer": "lion"},
+            "take one of adamw_fused, adamw, adamw_8bit, prodigy, or an import path",
+        ),
+        ({"optimizer_args": {"momentum": 0.9}}, "optimizer_args: adamw_fused has the adam_ settings"),
+    ],
+)
+def test_settings_of_optimizers_that_no_one_reads_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        training_config(**changes)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
+from stages.lora.adapter_config import AdapterConfig
 from stages.lora.adapters import add_adapter, trained_parameters
 from stages.lora.batches import Draws, Stream, batch_at
-from stages.lora.config import AdapterConfig
 from stages.lora.examples import Examples
 from stages.lora.fused import fuse_linear_layers
 from stages.lora.loop import fit

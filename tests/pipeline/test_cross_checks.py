@@ -120,6 +120,19 @@ REFUSED = [
         {"merge.rescale_betas_zero_snr": True, "generate.noise_scheduler": "heun_karras"},
         "generate.noise_scheduler: given 'heun_karras': it cannot begin in noise alone: take ddim",
     ),
+    (
+        {"train_text2img.peft": {"peft_type": "OFT", "oft_block_size": 4}, "sweep.rank": [2, 4]},
+        'sweep.rank: given [2, 4]: no setting of train_text2img.peft is "rank", so one value is enough',
+    ),
+    (
+        {"train_text2img.peft": {"peft_type": "OFT", "oft_block_size": "rank"}, "sweep.lora_scale": [0.5, 1.0]},
+        "sweep.lora_scale: given 0.5: OFT (train_text2img.peft) has no strength but 1 and 0",
+    ),
+    ({"train_dreambooth.peft": {"peft_type": "NOFT"}}, "train_dreambooth.peft: given NOFT: PEFT"),
+    (
+        {"train_text2img.optimizer": "lion_pytorch.Lion"},
+        "train_text2img.optimizer: given 'lion_pytorch.Lion': there is no module lion_pytorch",
+    ),
     ({"cells.rank": [4]}, "cells.rank: [4] is not sweep.rank, [8]"),
     ({"cells.seed": [1, 2]}, "cells.seed: [1, 2] is not sweep.seed, [0]"),
 ]

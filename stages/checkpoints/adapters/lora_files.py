@@ -131,6 +131,11 @@ def read_lora(path: Path) -> LoraFile:
     tensors = open_weights(path).tensors
     try:
         settings = read_settings(read_metadata(path)) if is_safetensors(path) else {}
+        if others := [component for component in PREFIXES if not _is_read_here(settings, component)]:
+            kind = settings[f"{others[0]}.peft_type"]
+            raise ValueError(
+                f"holds {kind}, which PEFT alone computes: only LoRA, LoHa and LoKr are fused or written for others"
+            )
         grouped = _group(tensors)
         for component in PREFIXES:
             places = {place for found in grouped.values() for place in found if place.component == component}
@@ -139,6 +144,24 @@ def read_lora(path: Path) -> LoraFile:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return LoraFile(path, modules, settings)
+
+
+def other_adapters(path: Path) -> dict[str, dict[str, Any]]:
+    """PEFT's settings, by component, of a file with adapters that are no LoRA, LoHa or LoKr; nothing of a file with these.
+
+    Raises:
+        ValueError: The settings cannot be read.
+    """
+    try:
+        settings = read_settings(read_metadata(path)) if is_safetensors(path) else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    others = [component for component in PREFIXES if not _is_read_here(settings, component)]
+    return {component: LoraFile(path, {}, settings).settings_of(component) for component in others}
+
+
+def _is_read_here(settings: Mapping[str, Any], component: str) -> bool:
+    return str(settings.get(f"{component}.peft_type", "LORA")).upper() in ("LORA", "LOHA", "LOKR")
 
 
 class _Place(NamedTuple):
