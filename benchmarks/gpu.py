@@ -285,7 +285,7 @@ def drawing(bench: Bench) -> None:
 
     dtype, seeds, prompts = torch.bfloat16, [0, 1, 2, 3], ["a portrait", "a landscape"]
     models = load_models(bench.model, bench.device, dtype, make_recorder(True, bench.device))
-    config = SamplingConfig("", "ddim", bench.inference_steps, 7.5, 8 * bench.side, 4, 0)
+    config = SamplingConfig("", "ddim", bench.inference_steps, 7.5, 8 * bench.side, 4, 0, "plain")
     ours = seconds_of(bench, lambda: list(draw(models, prompts, seeds, config)), 1)
     scheduler = DDIMScheduler.from_pretrained(bench.model, subfolder="scheduler")
     make: Any = StableDiffusionPipeline

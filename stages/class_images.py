@@ -37,7 +37,9 @@ class ClassImagesConfig(SamplingConfig):
     seed: Seed
 
     def __post_init__(self) -> None:
-        """Refuse a prompt that stands twice."""
+        """Refuse a prompt that stands twice, and what is not read in prompts."""
+        SamplingConfig.__post_init__(self)
+        self.check_prompts(class_prompts=self.class_prompts)
         refuse_twice(class_prompts=self.class_prompts)
 
 

@@ -2,13 +2,14 @@
 
 Reads a folder of cells (stage generate), or of images with manifest.csv (stage download). Writes one safetensors file: for each
 image its embedding by each encoder, for each prompt that of CLIP, with the sha256 of every image and of the encoders. All that
-is said of the images afterwards is computed from these, in seconds.
+is said of the images afterwards is computed from these, in seconds. A prompt in A1111's syntax is measured by its words.
 
 A stage of its own because another measure must cost neither images nor embeddings, and because the report needs no torch once
 these are written. An image that was embedded before, by the same encoders and the same code, is not embedded again.
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
@@ -40,12 +41,16 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
     """
     from stages.dataset.metadata import MANIFEST, read_manifest
     from stages.drawing.cells import read_cells
+    from stages.drawing.image_files import read_image_recipe
+    from stages.encoding.prompt_syntax import words_of
 
+    recipe: dict[str, Any] = {}
     if (images / MANIFEST).is_file():
         names, prompts = [row.file_name for row in read_manifest(images)], []
     else:
         cells = read_cells(images)
         names, prompts = [cell.file_name for cell in cells], list(dict.fromkeys(cell.prompt for cell in cells))
+        recipe = read_image_recipe(images / names[0])
 
     import torch
 
@@ -70,7 +75,8 @@ def stage(config: EmbedConfig, runtime: RuntimeConfig, images: Path, out: Path) 
             row = known.get((encoder, digest))
             rows[encoder].append(embed_image(model, images / name) if row is None else torch.from_numpy(row))
     width = rows["clip"][0].shape[0]
-    texts = embed_texts(clip, prompts) if prompts else torch.zeros(0, width)
+    said = [words_of(prompt) for prompt in prompts] if recipe.get("prompt_syntax") == "a1111" else prompts
+    texts = embed_texts(clip, said) if prompts else torch.zeros(0, width)
     by_encoder = {name: torch.stack(of_encoder).numpy() for name, of_encoder in rows.items()}
     write_embedded(Embedded(by_encoder, texts.numpy(), names, digests, prompts, encoders, made_by), out)
     keep_output("embed", out, made_by)

@@ -40,7 +40,9 @@ class GenerateConfig(SamplingConfig):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
-        """Refuse what would be drawn twice."""
+        """Refuse what would be drawn twice, and what is not read in prompts."""
+        SamplingConfig.__post_init__(self)
+        self.check_prompts(subject_prompts=self.subject_prompts, other_prompts=self.other_prompts)
         refuse_twice(subject_prompts=self.subject_prompts, other_prompts=self.other_prompts, seeds=self.seeds)
         both = next((prompt for prompt in self.subject_prompts if prompt in self.other_prompts), None)
         if both is not None:

@@ -41,6 +41,7 @@ SAMPLING = {
     "resolution": RESOLUTION,
     "batch_size": 2,
     "clip_skip": 0,
+    "prompt_syntax": "plain",
 }
 NO_MERGE = {"unet": None, "text_encoder": None}
 

@@ -120,6 +120,7 @@ SAMPLING = {
     "resolution": Row("resolution", 40),
     "batch_size": Row("batch_size", 1, "rounding"),
     "clip_skip": Row("clip_skip", 1),
+    "prompt_syntax": Row("prompt_syntax", "a1111", given={"negative_prompt": "(zebra:1.4)"}),
 }
 
 

@@ -40,7 +40,7 @@ def test_diffusers_draws_the_same_image_with_the_file(encoded):
 
     write_params(encoded, train_textual_inversion={"learning_rate": 0.5})
     run_stage("train_textual_inversion", **WORD, out="word")
-    config = SamplingConfig("", "ddim", 3, 4.0, 32, 1, 0)
+    config = SamplingConfig("", "ddim", 3, 4.0, 32, 1, 0, "plain")
     cpu = torch.device("cpu")
     models = sampling.load_word(sampling.load_models(encoded / "model", cpu), encoded / "word")
     (ours,) = sampling.draw(models, ["asuka, a portrait"], [7], config)

@@ -19,7 +19,17 @@ from stages.pipeline.outputs import atomic_file
 
 SETTINGS = tuple(SamplingConfig.__dataclass_fields__)
 WEIGHTS_DIGESTS = (*(f"{part}_sha256" for part in WEIGHTS), "lora_sha256", "embedding_sha256")
-NEEDED = ("prompt", "seed", "batch_seeds", "unet_sha256", "device", "threads", "dtype", *SETTINGS)
+NOT_NEW = tuple(name for name in SETTINGS if name != "prompt_syntax")
+NEEDED = (
+    "prompt",
+    "seed",
+    "batch_seeds",
+    "unet_sha256",
+    "device",
+    "threads",
+    "dtype",
+    *(name for name in SETTINGS if name != "prompt_syntax"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,7 +67,8 @@ def draw_again(
     from stages.pipeline.torch_runtime import prepare, runtime_of, weight_dtype
 
     runtime = runtime_of(recipe)
-    config = validate("recipe", SamplingConfig, {name: recipe[name] for name in SETTINGS})
+    settings = {name: recipe[name] for name in SETTINGS if name in recipe}
+    config = validate("recipe", SamplingConfig, {"prompt_syntax": "plain"} | settings)  # older images do not say it
     device = prepare(runtime)
     recorder = make_recorder(runtime.cuda_graphs, device)
     models = sampling.load_models(model, device, weight_dtype(runtime), recorder)

@@ -1,5 +1,6 @@
 """What drawing is told. Imports no torch."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from stages.drawing.noise_schedulers import check_noise_scheduler
+from stages.encoding.prompt_syntax import Syntax, check_prompt
 from stages.pipeline.config import ClipSkip, Count, NonNegative, Resolution, strict
 
 
@@ -22,6 +24,8 @@ class SamplingConfig:
         resolution: pixels of one side.
         batch_size: images at once, always of one prompt. Bytes depend on it.
         clip_skip: layers of the text encoder left out at its end; 0 uses all (A1111 calls that 1).
+        prompt_syntax: "plain" reads prompts as words; "a1111" as A1111's web UI does (`encoding.prompt_syntax`): weights,
+            BREAK, and more tokens than the text encoder takes at once.
     """
 
     negative_prompt: str
@@ -31,6 +35,20 @@ class SamplingConfig:
     resolution: Resolution
     batch_size: Count
     clip_skip: ClipSkip
+    prompt_syntax: Syntax
+
+    def __post_init__(self) -> None:
+        """Refuse what is not read in prompts."""
+        self.check_prompts(negative_prompt=[self.negative_prompt])
+
+    def check_prompts(self, **prompts: Iterable[str]) -> None:
+        """Refuse prompts that are not read whole; `prompts` are lists of them by the names of their settings."""
+        for setting, texts in prompts.items():
+            for text in texts:
+                try:
+                    check_prompt(text, self.prompt_syntax)
+                except ValueError as error:
+                    raise ValueError(f"{setting}: {error}") from error
 
 
 def sampling_of(config: SamplingConfig) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def draw_previews(
     """
     nothing: Any = None
     models = Models(unet, load_vae(model / "vae", unet.device), nothing, nothing, model)
-    config = SamplingConfig("", NOISE_SCHEDULER, INFERENCE_STEPS, guidance_scale, resolution, 1, 0)
+    config = SamplingConfig("", NOISE_SCHEDULER, INFERENCE_STEPS, guidance_scale, resolution, 1, 0, "plain")
     negative_prompt_embeds, *of_prompts = prompt_embeds[:, None]
     images = []
     for embeds in of_prompts:

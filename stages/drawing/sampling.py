@@ -36,6 +36,7 @@ from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
 from stages.drawing.recorded_unet import recorded
 from stages.encoding.data_warnings import too_long
 from stages.encoding.latents import images_together, vae_scale_factor
+from stages.encoding.prompt_syntax import Syntax
 from stages.encoding.prompts import embed_prompts, token_counts
 from stages.encoding.words import Learned, learned_file, read_learned
 from stages.pipeline.config import RuntimeConfig
@@ -215,14 +216,19 @@ def batch_of(seeds: Sequence[int], seed: int, batch_size: int) -> list[int]:
     return list(seeds[start : start + batch_size])
 
 
-def encode_prompt(models: Models, prompt: str, clip_skip: int = 0) -> Tensor:
+def encode_prompt(models: Models, prompt: str, clip_skip: int = 0, syntax: Syntax = "plain") -> Tensor:
     """Embed one prompt.
 
     Returns:
-        prompt_embeds: (1, 77, D), after the text encoder's final layer norm, on its device.
+        prompt_embeds: (1, 77, D), after the text encoder's final layer norm, on its device; with the syntax of A1111 it may be
+            several times as long.
     """
     if models.word is not None:
         prompt = in_place(prompt, models.word.replaces, models.word.token)
+    if syntax == "a1111":
+        from stages.encoding.weighted_prompts import embed_weighted
+
+        return embed_weighted(models.tokenizer, models.text_encoder, prompt, clip_skip).to(models.text_encoder.device)
     (tokens,) = token_counts(models.tokenizer, [prompt])
     for problem in too_long("prompt", {prompt: tokens}, models.tokenizer.model_max_length):
         logger.warning(problem)
@@ -248,7 +254,7 @@ def draw(models: Models, prompts: Sequence[str], seeds: Sequence[int], config: S
     Raises:
         ValueError: `clip_skip` leaves out as many layers as the text encoder has; raised before the first image.
     """
-    negative_prompt_embeds = encode_prompt(models, config.negative_prompt, config.clip_skip)
+    negative_prompt_embeds = encode_prompt(models, config.negative_prompt, config.clip_skip, config.prompt_syntax)
     return _draw(models, prompts, negative_prompt_embeds, seeds, config)
 
 
@@ -257,10 +263,16 @@ def _draw(
 ) -> Iterator[Image.Image]:
     with recorded(models.unet, models.recorder):
         for prompt in prompts:
-            prompt_embeds = encode_prompt(models, prompt, config.clip_skip)
+            prompt_embeds = encode_prompt(models, prompt, config.clip_skip, config.prompt_syntax)
+            negative_embeds = negative_prompt_embeds
+            if prompt_embeds.shape != negative_embeds.shape:
+                from stages.encoding.weighted_prompts import of_one_length
+
+                empty = encode_prompt(models, "", config.clip_skip, config.prompt_syntax)
+                prompt_embeds, negative_embeds = of_one_length(prompt_embeds, negative_embeds, empty)
             for start in range(0, len(seeds), config.batch_size):
                 batch = seeds[start : start + config.batch_size]
-                yield from sample(models, prompt_embeds, negative_prompt_embeds, batch, config)
+                yield from sample(models, prompt_embeds, negative_embeds, batch, config)
 
 
 def sample(

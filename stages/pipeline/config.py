@@ -206,6 +206,7 @@ class ExperimentConfig:
         subjects: of several subjects, what each is called, by the name of its image set.
         resolution: pixels of one side, of the training images and of the generated ones, where their stages say no other.
         clip_skip: layers of the text encoder left out at its end, where stages say no other.
+        prompt_syntax: of the prompts that are drawn, where stages say no other.
     """
 
     name: Text
@@ -213,6 +214,7 @@ class ExperimentConfig:
     subjects: dict[Text, Text]
     resolution: Resolution
     clip_skip: ClipSkip
+    prompt_syntax: Literal["plain", "a1111"]
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stages.dataset.config import held_out_problem
 from stages.dataset.folders import image_names
 from stages.dataset.own_captions import image_sets
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
+from stages.encoding.prompt_syntax import unread_markup
 from stages.lora.config import OPTIMIZER_PACKAGES
 from stages.measures.comparing import BY_KEY, applies
 from stages.pipeline.variants import kept_steps
@@ -106,6 +107,17 @@ def _trigger(configs: Configs) -> Iterator[Finding]:
         yield _note(f"train_dreambooth.instance_prompt: {prompt!r} does not name the trigger {trigger!r}")
     if not named_in(configs["caption"].prefix):
         yield _note(f"caption.prefix: {configs['caption'].prefix!r} does not name the trigger {trigger!r}; captions should")
+
+
+def _prompts(configs: Configs) -> Iterator[Finding]:
+    """What A1111 would not read as words, where it is read so."""
+    drawn = configs["generate"]
+    for setting in ("subject_prompts", "other_prompts") if drawn.prompt_syntax == "plain" else ():
+        for prompt in getattr(drawn, setting):
+            if markup := unread_markup(prompt):
+                yield _note(
+                    f"generate.{setting}: {prompt!r}: {markup} is read as words; prompt_syntax=a1111 reads it otherwise"
+                )
 
 
 def _zero_snr(configs: Configs) -> Iterator[Finding]:
@@ -343,6 +355,7 @@ CHECKS: tuple[Callable[[Configs], Iterator[Finding]], ...] = (
     _trigger,
     _subjects,
     _zero_snr,
+    _prompts,
     _instance_prompt,
     _word,
     _compared,

@@ -15,5 +15,6 @@ CONFIG = GenerateConfig(
     resolution=32,
     batch_size=2,
     clip_skip=0,
+    prompt_syntax="plain",
 )
 RUNTIME = RuntimeConfig(**CPU)

@@ -30,7 +30,9 @@ from stages.drawing.sampling import (
 from tests.drawing.tiny_models import save_tiny_checkpoint
 
 CPU = torch.device("cpu")
-SAMPLING = SamplingConfig("ugly", "ddim", num_inference_steps=4, guidance_scale=3.0, resolution=32, batch_size=2, clip_skip=0)
+SAMPLING = SamplingConfig(
+    "ugly", "ddim", num_inference_steps=4, guidance_scale=3.0, resolution=32, batch_size=2, clip_skip=0, prompt_syntax="plain"
+)
 SEEDS = [3, 4]
 SPACINGS = ("", "_karras", "_exponential")
 
@@ -260,3 +262,38 @@ def test_images_of_a_model_that_ends_in_noise_alone_begin_there(zero_snr, name):
     assert scheduler.timesteps[0] == 999
     drawn = next(draw(load_models(zero_snr, CPU), ["a"], [0], replace(SAMPLING, noise_scheduler=name)))
     assert drawn.size == (32, 32)
+
+
+A1111 = replace(SAMPLING, prompt_syntax="a1111")
+
+
+def test_prompts_without_weights_are_drawn_alike_in_both_syntaxes(models):
+    plain, read = (pixels(list(draw(models, ["a cat, hat"], SEEDS, config))) for config in (SAMPLING, A1111))
+    np.testing.assert_allclose(read, plain, atol=1)
+
+
+def test_weights_and_prompts_of_any_length_are_drawn_as_diffusers_draws_their_embeddings(models):
+    prompt = "(a cat:1.4), " + "hat, " * 40
+    found = pixels(list(draw(models, [prompt], SEEDS, A1111)))
+    embeds = encode_prompt(models, prompt, syntax="a1111")
+    short, empty = (encode_prompt(models, text, syntax="a1111") for text in ("ugly", ""))
+    assert embeds.shape[1] == 3 * 77
+    call: Any = make_pipeline(models)
+    expected = call(
+        prompt_embeds=embeds.expand(2, -1, -1),
+        negative_prompt_embeds=torch.cat([short, empty, empty], dim=1).expand(2, -1, -1),
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        height=32,
+        width=32,
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+    ).images
+    np.testing.assert_array_equal(found, pixels(expected))
+    assert not np.array_equal(found, pixels(list(draw(models, ["a cat, " + "hat, " * 40], SEEDS, A1111))))
+
+
+def test_a_prompt_that_names_a_file_is_refused_by_its_setting():
+    with pytest.raises(ValueError, match="negative_prompt: '<lora:x:1>': <lora:… names a file"):
+        replace(SAMPLING, negative_prompt="<lora:x:1>")
+    with pytest.raises(ValueError, match=r"negative_prompt: 'a AND b': prompts that are composed"):
+        replace(A1111, negative_prompt="a AND b")

@@ -164,6 +164,10 @@ SAID = [
         {"subjects": {"a": "asuka", "b": "rei"}, "download.source": BING, "caption.model": HUB},
         "generate.subject_prompts: none names 'rei' (subjects.b): nothing is drawn or said of it",
     ),
+    (
+        {"generate.subject_prompts": ["asuka, (glasses:1.3)", "asuka"]},
+        "generate.subject_prompts: 'asuka, (glasses:1.3)': (glasses:1.3) is read as words; prompt_syntax=a1111 reads",
+    ),
     ({"sweep.seed": [0, 7]}, "sweep.seed: of two trainings, intervals are very wide: take three or more, or one"),
 ]
 

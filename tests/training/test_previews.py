@@ -51,7 +51,7 @@ def test_last_previews_are_what_the_file_draws(encoded):
     run_stage("train_dreambooth", **options, out="drawn")
     models = load_models(encoded / "model", torch.device("cpu"))
     load_lora(models, encoded / "drawn")
-    sampling = SamplingConfig("", NOISE_SCHEDULER, INFERENCE_STEPS, 3.0, RESOLUTION, 1, 0)
+    sampling = SamplingConfig("", NOISE_SCHEDULER, INFERENCE_STEPS, 3.0, RESOLUTION, 1, 0, "plain")
     for index, image in enumerate(draw(models, ["a portrait", "asuka"], [SEED], sampling)):
         path = encoded / f"drawn/previews/p{index}-step000012.png"
         difference = np.abs(np.asarray(image, dtype=int) - np.asarray(Image.open(path), dtype=int))

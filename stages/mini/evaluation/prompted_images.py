@@ -29,6 +29,7 @@ SAMPLING = SamplingConfig(
     resolution=64,
     batch_size=16,
     clip_skip=0,
+    prompt_syntax="plain",
 )
 
 
