@@ -7,15 +7,20 @@ import pytest
 import torch
 from peft import PeftConfig, set_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from stages.checkpoints.adapters.lora_files import other_adapters, read_lora
 from stages.drawing.lora_loading import attach
+from stages.drawing.sampling import load_lora, load_models
+from stages.export import ExportConfig
+from stages.export import stage as export
 from stages.lora.adapters import add_adapter, trained_parameters, write_lora
 from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config
 from tests.lora.tiny_training import make_stream, train
 
+CPU = torch.device("cpu")
 KINDS: dict[str, dict[str, Any]] = {
     "OFT": {"oft_block_size": "rank", "r": 0},
     "BOFT": {"boft_block_size": "rank"},
@@ -137,3 +142,37 @@ def test_what_peft_refuses_is_said_in_its_words(model, peft, message):
     config, unet = adapter_config(peft=peft), load_unet(model)
     with pytest.raises(ValueError, match=message):
         add_adapter(unet, 4, config, config.target_modules, seed=0)
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    """What a training of OFT leaves."""
+    write_lora({"unet": trained(model, "OFT")}, tmp_path / "pytorch_lora_weights.safetensors")
+    return tmp_path
+
+
+def test_it_is_drawn_whole_or_not_at_all(model, folder):
+    whole, none = load_models(model, CPU), load_models(model, CPU)
+    load_lora(whole, folder)
+    load_lora(none, folder, 0.0)
+    assert torch.equal(prediction(none.unet), prediction(load_unet(model)))
+    unet = trained(model, "OFT")
+    assert torch.equal(prediction(whole.unet), prediction(unet))
+    with pytest.raises(ValueError, match="OFT has no strength: its scale is 1, or 0 for the model without it"):
+        load_lora(load_models(model, CPU), folder, 0.5)
+
+
+def test_it_is_exported_as_it_is_and_not_fused(model, folder, capsys):
+    config = ExportConfig(dtype="float32", lora_dtype="float16")
+    export(config, folder, folder / "out.safetensors")
+    assert (folder / "out.safetensors").read_bytes() == (folder / "pytorch_lora_weights.safetensors").read_bytes()
+    assert "OFT, which no other program reads: copied as it is, for PEFT" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_named(model, folder):
+    file = folder / "pytorch_lora_weights.safetensors"
+    tensors = load_file(file)
+    settings = {"lora_adapter_metadata": json.dumps({"unet.peft_type": "NOFT"})}
+    save_file(tensors, file, metadata=settings)
+    with pytest.raises(ValueError, match=r"pytorch_lora_weights\.safetensors: does not fit this model or this PEFT"):
+        attach({"unet": load_unet(model)}, file)
