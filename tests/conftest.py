@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+LONGEST = ("test_dag.py", "test_interruptions.py", "test_settings.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the DAG, which takes as long as all others: processes that share the tests then end together."""
-    items.sort(key=lambda item: item.path.name != "test_dag.py")
+    """Begin with the longest files: processes that share the tests then end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

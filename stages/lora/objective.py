@@ -56,7 +56,7 @@ class NoiseConfig:
     min_timestep: Annotated[int, Field(ge=0)]
     max_timestep: Annotated[int, Field(ge=1)] | None
     timestep_distribution: Literal["uniform", "logit_normal"]
-    logit_mean: float
+    logit_mean: Annotated[float, Field(ge=-10, le=10)]
     logit_std: Positive
     noise_offset: NonNegative
     multires_noise_iterations: Annotated[int, Field(ge=0, le=10)]
