@@ -18,7 +18,7 @@ from stages.lora.optimizers import make_lr_scheduler, make_optimizer
 from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import loss_config, make_run, training_config
-from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train
+from tests.lora.tiny_training import DRAWS, batches_until_power_cut, make_stream, make_unet, train
 
 HELD_OUT = ("1.png", "3.png")
 
@@ -46,17 +46,6 @@ def test_loss_falls(model, stream):
     options = {"max_train_steps": 60, "learning_rate": 1e-2, "lr_scheduler": "constant"}
     _, history = train(model, stream, batches=lambda number: fixed, **options)
     assert history[-1].loss < 0.9 * history[4].loss
-
-
-def batches_until_power_cut(stream, last):
-    """Batches of two samples, and a power cut where batch number `last` would be."""
-
-    def batches(number):
-        if number == last:
-            raise KeyboardInterrupt
-        return batch_at([stream], DRAWS, 2, number)
-
-    return batches
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])

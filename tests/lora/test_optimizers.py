@@ -16,7 +16,7 @@ from stages.lora.text_encoder import with_text_encoder
 from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.settings import loss_config, training_config
-from tests.lora.tiny_training import DRAWS, make_stream, make_unet, train
+from tests.lora.tiny_training import DRAWS, batches_until_power_cut, make_stream, make_unet, train
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +117,9 @@ def test_the_average_survives_an_interruption_to_the_bit_and_looks_change_nothin
     options = {"max_train_steps": 6, "ema_decay": 0.5}
     whole, _ = train(model, stream, **options)
 
-    def until_power_cut(number):
-        if number == 5:
-            raise KeyboardInterrupt
-        return batch_at([stream], DRAWS, 2, number)
-
     kept = options | {"folder": tmp_path, "checkpointing_steps": 2}
     with pytest.raises(KeyboardInterrupt):
-        train(model, stream, batches=until_power_cut, **kept)
+        train(model, stream, batches=batches_until_power_cut(stream, 5), **kept)
     assert torch.equal(train(model, stream, **kept)[0], whole)
     seen = []
     looked, _ = train(model, stream, after_step=seen.append, keep_every=2, **options)
@@ -169,14 +164,9 @@ def test_any_optimizer_trains_and_resumes_by_its_import_path(model, stream, tmp_
     whole, history = train(model, stream, **options)
     assert history[0].loss != history[-1].loss
 
-    def until_power_cut(number):
-        if number == 5:
-            raise KeyboardInterrupt
-        return batch_at([stream], DRAWS, 2, number)
-
     kept = options | {"folder": tmp_path, "checkpointing_steps": 2}
     with pytest.raises(KeyboardInterrupt):
-        train(model, stream, batches=until_power_cut, **kept)
+        train(model, stream, batches=batches_until_power_cut(stream, 5), **kept)
     assert torch.equal(train(model, stream, **kept)[0], whole)
     looked, _ = train(model, stream, after_step=lambda step: None, keep_every=2, **options)
     assert torch.equal(looked, whole), "what looks at the weights on the way changes nothing"

@@ -18,7 +18,7 @@ from stages.lora.adapters import add_adapter, trained_parameters, write_lora
 from stages.lora.tuned_model import load_unet
 from tests.drawing.tiny_models import WIDTH, save_tiny_checkpoint
 from tests.lora.settings import adapter_config
-from tests.lora.tiny_training import make_stream, train
+from tests.lora.tiny_training import batches_until_power_cut, make_stream, train
 
 CPU = torch.device("cpu")
 KINDS: dict[str, dict[str, Any]] = {
@@ -102,17 +102,9 @@ def test_such_an_adapter_trains_and_goes_on_after_an_interruption(model, tmp_pat
     weights, history = train(model, stream, **options)
     assert history[0].loss != history[-1].loss
 
-    def until_power_cut(number):
-        from stages.lora.batches import batch_at
-        from tests.lora.tiny_training import DRAWS
-
-        if number == 5:
-            raise KeyboardInterrupt
-        return batch_at([stream], DRAWS, 2, number)
-
     kept = options | {"folder": tmp_path, "checkpointing_steps": 2}
     with pytest.raises(KeyboardInterrupt):
-        train(model, stream, batches=until_power_cut, **kept)
+        train(model, stream, batches=batches_until_power_cut(stream, 5), **kept)
     assert torch.equal(train(model, stream, **kept)[0], weights)
 
 

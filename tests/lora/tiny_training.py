@@ -54,3 +54,14 @@ def train(model, stream, batches=None, held_out=(), after_step=None, **changes):
     batches = batches or partial(batch_at, [stream], DRAWS, config.train_batch_size)
     history = fit(run, unet, batches, loss_fn, held_out, after_step)
     return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(unet).values()]), history
+
+
+def batches_until_power_cut(stream, last):
+    """Batches of two samples, and a power cut where batch number `last` would be."""
+
+    def batches(number):
+        if number == last:
+            raise KeyboardInterrupt
+        return batch_at([stream], DRAWS, 2, number)
+
+    return batches
