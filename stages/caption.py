@@ -24,6 +24,7 @@ from stages.dataset.config import CaptionEditsConfig, CaptioningConfig
 from stages.pipeline.command import run
 from stages.pipeline.config import ModelSource, RuntimeConfig, strict
 from stages.pipeline.outputs import atomic_directory
+from stages.pipeline.wording import refuse_unknown_sets
 
 
 @dataclass(frozen=True, config=strict)
@@ -62,9 +63,7 @@ def stage(config: CaptionConfig, runtime: RuntimeConfig, images: Path, out: Path
         print(f"caption.own is ignore: captions that images came with are not used ({len(given)})", file=sys.stderr)
     written = _describe(config, runtime, images, asked) if asked else []
     sets = {row.file_name: row.image_set for row in rows}
-    if strangers := sorted(config.prefixes.keys() - set(sets.values())):
-        named = ", ".join(sorted(set(sets.values()) - {""})) or "none"
-        raise ValueError(f"caption.prefixes: names {strangers[0]!r}, which is no set of these images; there are: {named}")
+    refuse_unknown_sets("caption.prefixes", config.prefixes, sets.values())
     edited = edit_captions(written, config, [sets[name] for name in asked])
     captions = dict(zip(asked, edited, strict=True))
     captions |= {name: complete_caption(caption, config, sets[name]) for name, caption in own.items()}

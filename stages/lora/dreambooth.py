@@ -11,6 +11,7 @@ from stages.lora.batches import Stream
 from stages.lora.class_stream import ClassImages, ClassPrompts, class_streams
 from stages.lora.config import DreamboothConfig
 from stages.lora.examples import Examples, examples_of, split_held_out
+from stages.pipeline.wording import refuse_unknown_sets
 
 
 def instance_prompts(config: DreamboothConfig, instance: EncodedImages) -> list[str]:
@@ -20,9 +21,7 @@ def instance_prompts(config: DreamboothConfig, instance: EncodedImages) -> list[
         ValueError: an image has none, or a set is named that no image belongs to.
     """
     sets = instance.image_sets or [""] * len(instance.file_names)
-    if strangers := sorted(config.instance_prompts.keys() - set(sets)):
-        named = ", ".join(sorted(set(sets) - {""})) or "none"
-        raise ValueError(f"instance_prompts: names {strangers[0]!r}, which is no set of these images; there are: {named}")
+    refuse_unknown_sets("instance_prompts", config.instance_prompts, sets)
     prompts = [config.instance_prompts.get(each) or config.instance_prompt for each in sets]
     if None in prompts:
         name = sets[prompts.index(None)]

@@ -1,6 +1,7 @@
 """How numbers are said in messages, and what words stand in a text."""
 
 import re
+from collections.abc import Collection
 
 PROGRAM = "sd-merge-lora"
 """The name of this program."""
@@ -24,3 +25,14 @@ def sized(size: float) -> str:
 def has_phrase(text: str, phrase: str) -> bool:
     """Whether a text has a phrase in it, as whole words; letter case does not count."""
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, flags=re.IGNORECASE) is not None
+
+
+def refuse_unknown_sets(setting: str, named: Collection[str], there: Collection[str]) -> None:
+    """Refuse a setting that names an image set to which no image belongs.
+
+    Raises:
+        ValueError: it names one; the message says which there are.
+    """
+    if strangers := sorted(set(named) - set(there)):
+        sets = ", ".join(sorted(set(there) - {""})) or "none"
+        raise ValueError(f"{setting}: names {strangers[0]!r}, which is no set of these images; there are: {sets}")

@@ -16,7 +16,7 @@ from stages.measures.likeness import Values, mmd_test
 from stages.measures.measuring import DINO, METRICS, Dataset, Measured, dataset_of, measure
 from stages.measures.statistics import Interval
 from stages.pipeline.variants import DATASET, Variant
-from stages.pipeline.wording import has_phrase
+from stages.pipeline.wording import has_phrase, refuse_unknown_sets
 from stages.report.sweep import Sweep
 
 
@@ -156,8 +156,7 @@ def read_results(sweep: Sweep, images: Path, embeddings: Path, raw: Path, subjec
         if each.encoders != of_dataset.encoders:
             path = embeddings / f"{variant.name}.safetensors"
             raise ValueError(f"{path}: by other encoders than {embeddings / DATASET}.safetensors; run the stage embed again")
-    if strangers := sorted(subjects.keys() - {row.image_set for row in rows}):
-        raise ValueError(f"subjects: names {strangers[0]!r}, which is no image set of {raw}")
+    refuse_unknown_sets("subjects", subjects, {row.image_set for row in rows})
     of_subject = {row.file_name: row.image_set for row in rows if row.image_set in subjects}
     dataset = dataset_of(of_dataset, [row.file_name for row in rows if row.split == TEST], of_subject)
     prompts, seeds = dict.fromkeys(cell.prompt for cell in cells), len({cell.seed for cell in cells})
