@@ -83,9 +83,16 @@ def write_world(root: Path) -> int:
     return len(SWEEP.variants) * len(cells)
 
 
+def report_config() -> ReportConfig:
+    """The committed settings of the comparison."""
+    values = group_values("compare", ROOT / "conf") | {"title": "made up"}
+    values["card"]["base_models"] = []
+    return validate("compare", ReportConfig, values)
+
+
 def rescore(root: Path) -> None:
     """Read, measure, compare, write."""
-    config = validate("compare", ReportConfig, group_values("compare", ROOT / "conf") | {"title": "made up"})
+    config = report_config()
     results = read_results(SWEEP, root / "images", root / "embeddings", root / "raw", config.subjects)
     comparison = Comparison(results, TrainingImages([], [], 0), {}, {}, {}, {}, {}, config, root, root)
     write_cell_tables(comparison, root)

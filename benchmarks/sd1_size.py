@@ -42,16 +42,22 @@ def make_world(work: Path, resolution: int) -> None:
     write_encoded(EncodedCaptions(names, ["one", "two"], prompt_embeds, torch.zeros(77, width), 0), work / "captions")
 
 
-def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: bool) -> dict[str, Any]:
-    """Train; seconds of the steps and in all, peak memory in bytes, size of the LoRA."""
+def write_params(work: Path, options: argparse.Namespace, gradient_checkpointing: bool) -> None:
+    """Write params.yaml for the training: the committed settings, and what the benchmark sets."""
     from stages.pipeline.compose import group_values
 
     values = group_values("train_text2img", ROOT / "conf")
     values |= {"max_train_steps": options.steps, "train_batch_size": 1, "gradient_checkpointing": gradient_checkpointing}
-    runtime = {"device": "cpu", "threads": options.threads, "dtype": options.dtype}
+    switches = {"deterministic": True, "tf32": False, "cuda_graphs": True}
+    runtime = {"device": "cpu", "threads": options.threads, "dtype": options.dtype} | switches
     housekeeping = {"checkpointing_steps": 10**6, "logging_steps": 10}
     params = {"train_text2img": values, "runtime": runtime, "housekeeping": housekeeping}
     (work / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def measure(work: Path, options: argparse.Namespace, gradient_checkpointing: bool) -> dict[str, Any]:
+    """Train; seconds of the steps and in all, peak memory in bytes, size of the LoRA."""
+    write_params(work, options, gradient_checkpointing)
     words = [
         "--images",
         "images",

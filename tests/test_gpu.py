@@ -112,20 +112,24 @@ def test_recorded_drawing_gives_the_bytes_of_single_operations(dtype):
     assert (first == single).all()
 
 
-def make_streams(number: int = 1, embeds: bool = True) -> list[Stream]:
+def make_streams(number: int = 1, embeds: bool = True, masks: bool = False) -> list[Stream]:
     generator = torch.Generator().manual_seed(0)
     unet = load_models(MODEL, torch.device("cpu")).unet
     mean = torch.randn(6, 2, unet.config["in_channels"], 8, 8, generator=generator)
     prompts = torch.randn(6, 77, unet.config["cross_attention_dim"], generator=generator) if embeds else torch.arange(6)
-    examples = Examples(mean, torch.full_like(mean, 0.1), 1.0, prompts, prompts[0], tuple(f"{each}.png" for each in range(6)))
+    names = tuple(f"{each}.png" for each in range(6))
+    pixel_weights = torch.rand(6, 8, 8, generator=generator) if masks else None
+    examples = Examples(mean, torch.full_like(mean, 0.1), 1.0, prompts, prompts[0], names, pixel_weights=pixel_weights)
     return [Stream("instance", examples), Stream("class", examples, 0.5)][:number]
 
 
-def make_training(device: torch.device, dtype: torch.dtype = torch.float32, streams: int = 1, **changes: Any) -> Run:
+def make_training(
+    device: torch.device, dtype: torch.dtype = torch.float32, streams: int = 1, masks: bool = False, **changes: Any
+) -> Run:
     embeds = not changes.get("train_text_encoder")
     prompts = None if embeds else TrainedPrompts([f"a portrait, {number}" for number in range(6)], 0)
     settings = {"max_train_steps": 10, "train_batch_size": 3, "learning_rate": 1e-3} | changes
-    of_run = {"streams": make_streams(streams, embeds), "device": device, "dtype": dtype, "trained_prompts": prompts}
+    of_run = {"streams": make_streams(streams, embeds, masks), "device": device, "dtype": dtype, "trained_prompts": prompts}
     return make_run(MODEL, **of_run, **settings)
 
 
@@ -138,7 +142,7 @@ def train(run: Run, dies_at: int | None = None) -> tuple[torch.Tensor, list[floa
     def batches(number):
         if number == dies_at:
             raise KeyboardInterrupt
-        return batch_at(run.streams, DRAWS, run.config.train_batch_size, number)
+        return batch_at(run.streams, replace(DRAWS, config=run.config), run.config.train_batch_size, number)
 
     history = fit(run, tuned.model, batches, loss_fn)
     weights = torch.cat([weight.detach().flatten().cpu() for weight in trained_parameters(tuned.model).values()])
@@ -158,6 +162,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "all weights": {"tuned": "full", "learning_rate": 1e-4},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "an optimizer in several passes": {"optimizer": "adamw"},
+    "masks": {"masks": True, "streams": 2},
+    "pseudo-Huber": {"loss_type": "huber", "huber_schedule": "snr"},
+    "debiased estimation": {"debiased_estimation": True, "timestep_distribution": "logit_normal"},
+    "input perturbation": {"input_perturbation": 0.1, "multires_noise_iterations": 3},
+    "averaged weights": {"ema_decay": 0.9},
+    "rates of their own": {"loraplus_lr_ratio": 4.0, "block_lr": {"M00": 0.5, "IN01": 0.0}},
+    "OFT": {"peft": {"peft_type": "OFT", "r": 0, "oft_block_size": "rank"}},
+    "schedulefree": {"optimizer": "schedulefree.AdamWScheduleFree", "lr_scheduler": "constant"},
 }
 
 
@@ -176,7 +188,6 @@ def test_twice_and_recorded_or_not_a_training_gives_the_same_bytes(options, dtyp
     again, _ = train(make_training(GPU, dtype, **options))
     single, single_losses = train(make_training(GPU, dtype, cuda_graphs=False, **options))
     assert torch.equal(weights, again)
-    # A recorded learning rate is a number of 32 bits.
     torch.testing.assert_close(weights, single, rtol=1e-3, atol=1e-5)
     assert losses == pytest.approx(single_losses, rel=1e-3)
 

@@ -25,7 +25,7 @@ from stages.lora.recorded_step import RecordedGradients, RecordedUpdate
 from stages.lora.run import Run
 from stages.pipeline.interruption import Interrupted, Interruption, postponed
 from stages.pipeline.progress import say, track
-from stages.pipeline.recorded import Recorder, make_recorder
+from stages.pipeline.recorded import OneByOne, Recorder, make_recorder
 from stages.pipeline.seals import sealed_file
 
 LOSS_LIMIT = 1000.0
@@ -52,8 +52,10 @@ class TrainingState:
         self.parameters = trained_parameters(model)
         weights = list(self.parameters.values())
         self.max_grad_norm, self.recorder = config.max_grad_norm, recorder
-        recorded = recorder if recorder is not None and records(config, scale_gradients) else None
-        self.optimizer = make_optimizer(model, config, capturable=recorded is not None)
+        # On a GPU an update that is not recorded is rounded like one that is: in half precision, trainings drift apart else.
+        updates = OneByOne() if recorder is None and weights[0].device.type == "cuda" else recorder
+        updates = updates if records(config, scale_gradients) else None
+        self.optimizer = make_optimizer(model, config, capturable=updates is not None)
         self.average = None if config.ema_decay is None else EMAModel(weights, decay=config.ema_decay, foreach=True)
         self._train()
         self.lr_scheduler = make_lr_scheduler(self.optimizer, config)
@@ -63,8 +65,8 @@ class TrainingState:
         # Of the steps since the history's last row: learning rate, loss and norm, still on the device, so that no step waits.
         self.pending: list[tuple[float, Tensor, Tensor]] = []
         self._follow_gradients = self._follow
-        if recorded is not None:
-            self._follow_gradients = RecordedUpdate(self._follow, self.optimizer, recorded, weights[0].device)
+        if updates is not None:
+            self._follow_gradients = RecordedUpdate(self._follow, self.optimizer, updates, weights[0].device)
 
     def update(self, loss: Tensor) -> None:
         """Make an optimizer step with the gradients that `backward` has left.

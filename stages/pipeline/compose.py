@@ -32,10 +32,24 @@ def compose(out: Path, overrides: Sequence[str] = (), conf: Path = CONF) -> None
 
 
 def group_values(group: str, conf: Path = CONF) -> dict[str, Any]:
-    """The values of one group as its default.yaml composes alone, for programs that are no stage; `${…}` stays as it is."""
-    from omegaconf import OmegaConf
+    """The values of one group as its default.yaml composes alone, for programs that are no stage.
 
-    values: Any = OmegaConf.to_container(_composed(conf, f"{group}/default")[group], resolve=False)
+    `${…}` is what config.yaml says there; where a preset has to say it, it stays as it is.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    composed = _composed(conf, f"{group}/default")[group]
+    shared: Any = OmegaConf.load(conf / "config.yaml")
+    shared[group] = composed
+    values: dict[str, Any] = {}
+    for name in composed:
+        value: Any = OmegaConf.to_container(composed, resolve=False)
+        try:
+            found = shared[group][name]
+            values[name] = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        except OmegaConfBaseException:
+            values[name] = value[name]
     return values
 
 

@@ -5,7 +5,9 @@ them; a CUDA graph launches them at once (https://pytorch.org/blog/accelerating-
 read and write the same memory each time, must not wait for the device, and must depend on no number that Python holds.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -43,9 +45,39 @@ class CudaGraphs:
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
         """See `Recorder`; other threads may go on using the device."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        with no_garbage_collected(), capture:
             work()
         return graph.replay
+
+
+class OneByOne:
+    """Records nothing: work is done operation by operation each time, with the arithmetic that it has where it is recorded."""
+
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """See `Recorder`."""
+        work()
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """See `Recorder`."""
+
+        def launch() -> None:
+            work()
+
+        return launch
+
+
+@contextmanager
+def no_garbage_collected() -> Iterator[None]:
+    """Collect garbage before, and none within: a graph that is let go of ends a capture that is under way."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def record(recorder: Recorder, work: Callable[[], object]) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """Recorded steps against those that are made operation by operation, with a stand-in for CUDA graphs."""
 
+import gc
 from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
@@ -9,7 +10,7 @@ import torch
 
 from stages.lora import loop
 from stages.lora.batches import Stream, batch_at
-from stages.pipeline.recorded import make_recorder
+from stages.pipeline.recorded import OneByOne, make_recorder, no_garbage_collected
 from tests.drawing.tiny_models import save_tiny_checkpoint
 from tests.lora.tiny_training import DRAWS, make_stream, train
 from tests.recording import StandIn
@@ -65,6 +66,48 @@ def test_recorded_steps_do_what_steps_do(model, recorder, options):
         assert row.learning_rate == other.learning_rate
         assert row.loss == pytest.approx(other.loss, rel=1e-5)
         assert row.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+
+
+def test_an_update_has_the_arithmetic_of_a_recorded_one_where_nothing_is_recorded(model, recorder):
+    """To the bit, though a learning rate is then a number of 32 bits: so it is on a GPU."""
+    options = {"lr_scheduler": "cosine", "learning_rate": 0.01}
+    weights, history = train(model, make_stream(), **options)
+    with patch.object(loop, "make_recorder", lambda *_: OneByOne()):
+        again, rows = train(model, make_stream(), **options)
+    assert torch.equal(again, weights)
+    assert [row.loss for row in rows] == [row.loss for row in history]
+
+
+def test_no_garbage_is_collected_while_work_is_recorded():
+    """Of a CUDA graph, say, whose end would end the capture."""
+    ended = []
+
+    class Ends:
+        def __init__(self):
+            self.myself = self
+
+        def __del__(self):
+            ended.append(gc.isenabled())
+
+    Ends()
+    with no_garbage_collected():
+        assert ended == [True]
+        Ends()
+        [[] for _ in range(10_000)]
+        assert len(ended) == 1
+    assert gc.isenabled()
+    gc.collect()
+    assert len(ended) == 2
+
+
+def test_a_collector_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with pytest.raises(KeyboardInterrupt), no_garbage_collected():
+            raise KeyboardInterrupt
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_shape_is_recorded_once(model, recorder):
