@@ -4,6 +4,7 @@
 the experiment that params.yaml describes and trains its subject in every way of the plan: each with as many optimizer steps of
 as many images, at three learning rates, with five training seeds. Each training draws the experiment's prompts, and its images
 are embedded. Then the best learning rate of each way is chosen on half of the prompts and seeds, and reported on the others.
+With --rates 1 there is no choice, and all is reported.
 
 It says its plan first, and takes hours on a CPU. Ctrl-C, a scheduler's SIGTERM, or the end of --hours, leaves what was made
 in .study; the same command goes on from there. --report computes the tables from what there is, of every way that has two
@@ -94,11 +95,12 @@ def say_plan(study: Study) -> None:
     cells = study.cells()
     done = sum(map(study.is_done, cells))
     ways = counted(len(study.arms), "way")
-    say(f"{ways} of training × {len(RATES)} learning rates × {study.seeds} training seeds, {study.steps} steps each:")
+    rates = counted(len(study.tried), "learning rate")
+    say(f"{ways} of training × {rates} × {study.seeds} training seeds, {study.steps} steps each:")
     for arm in study.arms:
         rates = ", ".join(f"{rate:g}" for rate in study.rates(arm))
         there = sum(study.is_done(cell) for cell in cells if cell.arm == arm)
-        say(f"  {arm.name}: rank {study.rank(arm)}, learning rates {rates}; {there} of {len(RATES) * study.seeds} done")
+        say(f"  {arm.name}: rank {study.rank(arm)}, learning rates {rates}; {there} of {len(study.tried) * study.seeds} done")
     say(f"{len(cells)} in all, with the model itself; {done} are in {study.folder}, {len(cells) - done} to do")
 
 
@@ -124,6 +126,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each training (400)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"trainings of each arm and learning rate ({SEEDS})")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=RATES, help="learning rates, as multiples of the experiment's"
+    )
     parser.add_argument("--workers", type=int, default=2, help="trainings at once (2)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (1); another number gives other bytes")
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no training after so many")
@@ -135,7 +140,7 @@ def main() -> None:
         arms = chosen_arms(options.only)
         params = read_params()
         check_experiment(params)
-        study = Study(params, options.steps, options.seeds, options.threads, arms)
+        study = Study(params, options.steps, options.seeds, options.threads, arms, options.rates)
         if absent := next(missing_inputs(study), None):
             raise FileNotFoundError(f"{absent}: missing; make study runs the stages that make it")
         problems = []

@@ -21,10 +21,25 @@ FOLDER = Path(".study")
 RAW, IMAGES = Path("data/raw"), Path("data/encoded/images.safetensors")
 DATASET_EMBEDDINGS = Path(f"data/embeddings/{DATASET}.safetensors")
 RATES = (1, 3, 9)
-"""Learning rates, as multiples of the experiment's."""
+"""Learning rates that are tried unless told, as multiples of the experiment's."""
 FULL_RATE = 0.1
 """The share of them which full fine-tuning takes: the weights themselves go astray at an adapter's rates."""
 SEEDS = 5
+
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "min-SNR": {"snr_gamma": 5.0},
+    "debiased estimation": {"debiased_estimation": True},
+    "pseudo-Huber": {"loss_type": "huber", "huber_schedule": "snr"},
+    "logit-normal timesteps": {"timestep_distribution": "logit_normal"},
+    "pyramid noise": {"multires_noise_iterations": 6},
+    "input perturbation": {"input_perturbation": 0.1},
+    "averaged weights": {"ema_decay": 0.99},
+    "LoRA+": {"loraplus_lr_ratio": 16.0},
+    "AdamW schedule-free": {"optimizer": "schedulefree.AdamWScheduleFree", "lr_scheduler": "constant"},
+    "shuffled tags": {"shuffle_caption": True, "caption_tag_dropout": 0.1},
+    "OFT": {"peft": {"peft_type": "OFT", "r": 0, "oft_block_size": "rank"}},
+}
+"""Settings of a text2img LoRA that are held against the one without them."""
 
 Method = Literal["text2img", "dreambooth"]
 METHODS: Mapping[Method, str] = {"text2img": "text2img", "dreambooth": "DreamBooth"}
@@ -46,30 +61,39 @@ class Arm:
         adapter: what is trained, a key of `ADAPTERS`.
         regularised: whether it learns from class images too.
         text_encoder: whether the text encoder gets an adapter too.
+        change: of the settings, a key of `CHANGES`; "" for none.
     """
 
     method: Method
     adapter: str = "LoRA"
     regularised: bool = True
     text_encoder: bool = False
+    change: str = ""
+
+    @property
+    def trained(self) -> str:
+        """What is trained, and with which change of the settings."""
+        return ", ".join(filter(None, (self.adapter, self.change)))
 
     @property
     def name(self) -> str:
         """In tables and sentences."""
-        parts = (self.adapter, "text encoder" if self.text_encoder else "", "" if self.regularised else "no class images")
+        parts = (self.trained, "text encoder" if self.text_encoder else "", "" if self.regularised else "no class images")
         return f"{METHODS[self.method]} ({', '.join(filter(None, parts))})"
 
     @property
     def folder(self) -> str:
         """Of its trainings."""
-        ends = ("-text-encoder" if self.text_encoder else "", "" if self.regularised else "-no-class-images")
-        return f"{self.method}-{self.adapter.lower().replace(' ', '-')}{''.join(ends)}"
+        parts = (self.method, self.adapter, "text encoder" if self.text_encoder else "", self.change)
+        ends = ("" if self.regularised else "no class images",)
+        return "-".join(part.lower().replace(" ", "-").replace("+", "-plus") for part in (*parts, *ends) if part)
 
     def settings(self, section: Mapping[str, Any]) -> dict[str, Any]:
         """The section of its stage, changed to this."""
         own = {"train_text_encoder": self.text_encoder, **ADAPTERS[self.adapter]}
         weight = section["prior_loss_weight"] if self.regularised else 0
-        return {**section, "use_rslora": False, "lora_dropout": 0.0, **own, "prior_loss_weight": weight}
+        fixed = {"use_rslora": False, "lora_dropout": 0.0, **own, "prior_loss_weight": weight}
+        return {**section, **fixed, **CHANGES.get(self.change, {})}
 
 
 TEXT2IMG, DREAMBOOTH = Arm("text2img", text_encoder=True), Arm("dreambooth", text_encoder=True)
@@ -86,6 +110,7 @@ ARMS = (
         if adapter != "LoRA"
         for arm in (replace(TEXT2IMG, text_encoder=False), DREAMBOOTH)
     ),
+    *(replace(TEXT2IMG, text_encoder=False, change=change) for change in CHANGES),
 )
 """In the order of the plan: what is there early answers the first questions wholly."""
 CONTRASTS = (
@@ -94,7 +119,7 @@ CONTRASTS = (
     (TEXT2IMG, replace(TEXT2IMG, text_encoder=False)),
     (DREAMBOOTH, replace(DREAMBOOTH, regularised=False)),
     (replace(TEXT2IMG, text_encoder=False), replace(TEXT2IMG, text_encoder=False, regularised=False)),
-    *((arm, Arm(arm.method, text_encoder=arm.text_encoder)) for arm in ARMS if arm.adapter != "LoRA"),
+    *((arm, Arm(arm.method, text_encoder=arm.text_encoder)) for arm in ARMS if arm.adapter != "LoRA" or arm.change),
 )
 """What is compared, the first against the second; the first pair is the main question."""
 
@@ -123,6 +148,7 @@ class Study:
         seeds: how many trainings of each arm and learning rate.
         threads: of each process.
         arms: what is trained.
+        tried: learning rates, as multiples of the experiment's.
         root: the folder that `folder` is in.
     """
 
@@ -131,6 +157,7 @@ class Study:
     seeds: int
     threads: int
     arms: Sequence[Arm] = ARMS
+    tried: Sequence[float] = RATES
     root: Path = FOLDER
 
     @cached_property
@@ -151,7 +178,7 @@ class Study:
     def rates(self, arm: Arm) -> list[float]:
         """Its learning rates."""
         factor = self.params[f"train_{arm.method}"]["learning_rate"] * (FULL_RATE if arm.adapter == "all weights" else 1)
-        return [float(f"{factor * share:.2g}") for share in RATES]
+        return [float(f"{factor * share:.2g}") for share in self.tried]
 
     def cells(self) -> list[Cell]:
         """The plan, in its order."""

@@ -71,6 +71,8 @@ class Evidence:
         self.noise_seeds = len({cell.seed for cell in cells})
         self.even, self.odd = halves(self.noise_seeds)
         self.reported = ~chosen_on(self.asks)
+        if len(study.tried) == 1:  # nothing is chosen
+            self.odd, self.reported = np.ones_like(self.odd), np.ones_like(self.asks)
         rows = read_manifest(RAW)
         held_out = [row.file_name for row in rows if row.split == TEST]
         self.dataset: Dataset = dataset_of(read_embedded(DATASET_EMBEDDINGS), held_out)
@@ -88,8 +90,8 @@ class Evidence:
         """A metric of several trainings, (T, P), over all seeds of the noise or some."""
         return np.stack([self.measured(cell).by_prompt(metric, seeds) for cell in cells])
 
-    def half(self, cells: Sequence[Cell]) -> ArmValues:
-        """Each metric of several trainings on the half that is reported, (T, P / 2)."""
+    def reported_values(self, cells: Sequence[Cell]) -> ArmValues:
+        """Each metric of several trainings on what is reported, (T, P)."""
         return {metric: self.values(cells, metric, self.odd)[:, self.reported] for metric in METRICS}
 
     def whole(self, cells: Sequence[Cell]) -> ArmValues:
@@ -134,7 +136,7 @@ class Evidence:
             if one in self.found and other in self.found:
                 seeds = [seed for seed in self.found[one].seeds if seed in self.found[other].seeds]
                 pair = [[Cell(arm, self.found[arm].rate, seed) for seed in seeds] for arm in (one, other)]
-                declared.append(Declared((one.name, other.name), [self.half(cells) for cells in pair]))
+                declared.append(Declared((one.name, other.name), [self.reported_values(cells) for cells in pair]))
         seeds = int(self.odd.sum())
         return compare(declared, self.asks[self.reported], seeds, PRIMARY.key) if declared else []
 
@@ -173,14 +175,14 @@ def tables(study: Study) -> Iterator[str]:
     header = ["method", "trained", "text encoder", "class images", "learning rate", "weights", "trainings", *names]
     yield f"| {' | '.join(header)} |"
     yield "|" + "---|" * len(header)
-    base = evidence.half([Cell()])
+    base = evidence.reported_values([Cell()])
     levels = [number(estimate(each, base[each.metric], asks).mean) for each in measures]
     yield f"| none: the merge | | | | | | | {' | '.join(levels)} |"
     for arm, found in evidence.found.items():
-        values = evidence.half([Cell(arm, found.rate, seed) for seed in found.seeds])
+        values = evidence.reported_values([Cell(arm, found.rate, seed) for seed in found.seeds])
         levels = [interval(estimate(each, values[each.metric], asks)) for each in measures]
         yes = {True: "yes", False: "no"}
-        told = [METHODS[arm.method], arm.adapter, yes[arm.text_encoder], yes[arm.regularised]]
+        told = [METHODS[arm.method], arm.trained, yes[arm.text_encoder], yes[arm.regularised]]
         yield f"| {' | '.join([*told, f'{found.rate:g}', f'{found.weights:,}', str(len(found.seeds)), *levels])} |"
     yield ""
     yield from _sentences(evidence)
@@ -200,7 +202,8 @@ def _sentences(evidence: Evidence) -> Iterator[str]:
     for arm, found in evidence.found.items():
         if found.diverged:
             yield f"- {arm.name}: trainings diverged at the learning rate {', '.join(f'{rate:g}' for rate in found.diverged)}."
-    for end, further in ((min, "lower"), (max, "higher")):
+    several = len(study.tried) > 1
+    for end, further in ((min, "lower"), (max, "higher")) if several else ():
         if edge := [arm.name for arm, found in evidence.found.items() if found.rate == end(study.rates(arm))]:
             yield f"- A {further} learning rate than those tried may be better for {'; '.join(edge)}."
     files, apart, methods, as_methods = evidence.by_chance()
@@ -208,9 +211,12 @@ def _sentences(evidence: Evidence) -> Iterator[str]:
         f"- By chance alone: of {files} pairs of trainings that differ in their seed, {apart} are told apart as files; of "
         f"{methods} pairs of two trainings against two, {as_methods} as methods."
     )
+    rates = f"one of {len(study.tried)} learning rates" if several else "one learning rate"
+    chosen = (
+        "The best was chosen by the specificity on half of the prompts and seeds; what stands here comes from the other half. "
+    )
     yield (
-        f"- Each training has {study.steps} optimizer steps at one of three learning rates. The best was chosen by the "
-        "specificity on half of the prompts and seeds; what stands here comes from the other half. The units are trainings; "
+        f"- Each training has {study.steps} optimizer steps at {rates}. {chosen if several else ''}The units are trainings; "
         "verdicts are corrected together (Holm)."
     )
     rest = [arm for arm in study.arms if arm not in evidence.found]

@@ -41,7 +41,7 @@ def params(tmp_path):
 def test_every_way_of_the_plan_can_be_trained_and_has_a_place_of_its_own(study, params, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     planned = study.Study(params, 400, 5, 1, root=tmp_path)
-    assert len({cell.name for cell in planned.cells()}) == len(planned.cells()) == 1 + 14 * 3 * 5
+    assert len({cell.name for cell in planned.cells()}) == len(planned.cells()) == 1 + 25 * 3 * 5
     assert {arm for pair in study.CONTRASTS for arm in pair} == set(study.ARMS)
     for arm in study.ARMS:
         settings = arm.settings(params[f"train_{arm.method}"])
@@ -160,6 +160,18 @@ def test_a_learning_rate_that_diverged_once_is_not_chosen(study, planned):
     assert "trainings diverged at the learning rate 0.027" in said
 
 
+def test_at_one_learning_rate_nothing_is_chosen_and_all_is_reported(study, planned):
+    planned = replace(planned, tried=[1])
+    write_arm(planned, study, planned.arms[0], {0.003: 0.2})
+    evidence = importlib.import_module("study_tables").Evidence(planned)
+    values = evidence.reported_values([study.Cell(planned.arms[0], 0.003, 0)])
+    assert {each.shape for each in values.values()} == {(1, 2 * PROMPTS)}
+    said = tables(planned)
+    assert "400 optimizer steps at one learning rate. The units are trainings" in said
+    assert "chosen" not in said
+    assert "learning rate than those tried" not in said
+
+
 def test_ways_that_are_alike_are_told_apart_by_chance_alone(study, planned):
     for arm in planned.arms:
         write_arm(planned, study, arm, {0.003: 0.5, 0.009: 0.5, 0.027: 0.5})
@@ -189,19 +201,21 @@ def test_a_study_of_tiny_models_goes_on_where_it_was(study, params, tmp_path, mo
             "1",
             "--seeds",
             "2",
+            "--rates",
+            "1",
             *more,
         ]
         done = subprocess.run(words, env=environment(), capture_output=True, text=True)
         assert not done.returncode, done.stderr[-3000:]
         return done.stdout
 
-    assert "7 in all, with the model itself; 0 are in" in run("--plan")
+    assert "3 in all, with the model itself; 0 are in" in run("--plan")
     assert "nothing to report yet" in run("--hours", "0")
     assert "0 are in" in run("--plan")
     assert "| DreamBooth | LoRA | no | yes | " in run()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".study").rglob("*.safetensors")}
-    assert len(before) == 7 + 6
-    assert "7 are in" in run()
+    assert len(before) == 3 + 2
+    assert "3 are in" in run()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / ".study").rglob("*.safetensors")}
 
 
