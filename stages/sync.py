@@ -19,10 +19,10 @@ from types import ModuleType
 from typing import Any
 
 import stages
+from stages.pipeline.checks.cross_checks import look
 from stages.pipeline.command import config_schemas, run
 from stages.pipeline.composed_config import CellsConfig, InputsConfig
 from stages.pipeline.config import MANDATORY, ExperimentConfig, ParamsError, read_params, validate
-from stages.pipeline.cross_checks import look
 from stages.pipeline.fingerprints import fingerprint, pattern_order, read_pins
 from stages.pipeline.lockfile import LOCK, cache_folder, cached, content_md5, gone_stages, locked_outs
 from stages.pipeline.outputs import atomic_directory, remove

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.pipeline.checks.cross_checks import look
 from stages.pipeline.compose import compose
-from stages.pipeline.cross_checks import look
 from stages.sync import check_together, describe, validate_all
 
 ROOT = Path(__file__).parents[2]

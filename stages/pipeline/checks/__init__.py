@@ -1,0 +1,1 @@
+"""What the settings of several stages say together, by what it is about."""
