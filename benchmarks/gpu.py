@@ -33,7 +33,8 @@ from sd1 import write_model  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from stages.drawing.config import SamplingConfig  # noqa: E402
-from stages.drawing.sampling import draw, load_models  # noqa: E402
+from stages.drawing.loaded_models import load_models  # noqa: E402
+from stages.drawing.sampling import draw  # noqa: E402
 from stages.lora.adapters import add_adapter, trained_parameters  # noqa: E402
 from stages.lora.batches import Batch, Draws, Stream, batch_at  # noqa: E402
 from stages.lora.config import TrainingConfig  # noqa: E402

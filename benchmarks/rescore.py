@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -85,7 +86,7 @@ def write_world(root: Path) -> int:
 
 def report_config() -> ReportConfig:
     """The committed settings of the comparison."""
-    values = group_values("compare", ROOT / "conf") | {"title": "made up"}
+    values: dict[str, Any] = group_values("compare", ROOT / "conf") | {"title": "made up"}
     values["card"]["base_models"] = []
     return validate("compare", ReportConfig, values)
 

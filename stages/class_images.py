@@ -61,7 +61,8 @@ def stage(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, out: P
 
 def _draw(config: ClassImagesConfig, runtime: RuntimeConfig, model: Path, folder: Path) -> None:
     from stages.drawing.image_files import write_image
-    from stages.drawing.sampling import batch_of, describe, draw, load_models
+    from stages.drawing.loaded_models import describe, load_models
+    from stages.drawing.sampling import batch_of, draw
     from stages.pipeline.progress import track
     from stages.pipeline.recorded import make_recorder
     from stages.pipeline.torch_runtime import prepare, weight_dtype

@@ -69,7 +69,7 @@ def stage(
         lora_scale: the factor on what the LoRA adds; 0 is the model without it.
         embedding: a word that was taught, its file or the directory of its training; left out for none.
     """
-    from stages.drawing import cells, sampling
+    from stages.drawing import cells, loaded_models, sampling
     from stages.drawing.image_files import write_image
     from stages.drawing.taken_over import read_drawn, write_drawn
     from stages.encoding.words import learned_file
@@ -83,7 +83,7 @@ def stage(
     settings = {**sampling_of(config), "runtime": runtime, "device": device_name(device), "lora_scale": lora_scale}
     if lora is None and embedding is not None and (embedding / LORA_FILE).is_file():
         lora = embedding
-    settings |= {"model": model.name, "lora": lora and sampling.lora_name(lora)}
+    settings |= {"model": model.name, "lora": lora and loaded_models.lora_name(lora)}
     taught = [] if embedding is None else [learned_file(embedding)]
     made_by = stage_digest("generate", settings, [model, *([] if lora is None else [lora_file(lora)]), *taught])
     known = read_drawn(last_output("generate", out, made_by), made_by)
@@ -92,15 +92,15 @@ def stage(
     recipe, images = {}, iter(())
     if new:
         recorder = make_recorder(runtime.cuda_graphs, device)
-        models = sampling.load_models(model, device, weight_dtype(runtime), recorder)
+        models = loaded_models.load_models(model, device, weight_dtype(runtime), recorder)
         if lora is not None:
-            sampling.load_lora(models, lora, lora_scale)
-        recipe = sampling.describe(models, config, runtime)
+            loaded_models.load_lora(models, lora, lora_scale)
+        recipe = loaded_models.describe(models, config, runtime)
         if embedding is not None:
-            models = sampling.load_word(models, embedding)
-            recipe |= sampling.describe_word(embedding)
+            models = loaded_models.load_word(models, embedding)
+            recipe |= loaded_models.describe_word(embedding)
         if lora is not None:
-            recipe |= sampling.describe_lora(lora, lora_scale)
+            recipe |= loaded_models.describe_lora(lora, lora_scale)
         images = track(sampling.draw(models, new, config.seeds, config), "images", total=len(new) * len(config.seeds))
     with atomic_directory(out) as folder:
         for cell in drawn:

@@ -128,13 +128,13 @@ def test_pictures_are_taken_over_when_dvc_has_deleted_them(tmp_path, drawn, monk
 
 @pytest.mark.stage
 def test_where_all_is_taken_over_no_model_is_loaded(tmp_path, monkeypatch):
-    from stages.drawing import sampling
+    from stages.drawing import loaded_models
     from tests.drawing.tiny_models import save_tiny_checkpoint
 
     model = save_tiny_checkpoint(tmp_path / "model")
     stage(CONFIG, RUNTIME, model, tmp_path / "out")
     before = pictures_of(tmp_path / "out")
-    monkeypatch.setattr(sampling, "load_models", None)
+    monkeypatch.setattr(loaded_models, "load_models", None)
     stage(CONFIG, RUNTIME, model, tmp_path / "out")
     assert pictures_of(tmp_path / "out") == before
 

@@ -16,7 +16,8 @@ from diffusers import DDPMScheduler
 from stages.dataset.captioner import generate_captions, load_blip
 from stages.dataset.config import CaptioningConfig
 from stages.drawing.embeddings import embed_image, embed_texts, load_clip, load_dino
-from stages.drawing.sampling import draw, load_models
+from stages.drawing.loaded_models import load_models
+from stages.drawing.sampling import draw
 from stages.encoding.latents import encode_images, load_vae
 from stages.encoding.prompts import embed_prompts, load_text_encoder
 from stages.lora import processes

@@ -26,7 +26,8 @@ def test_dreambooth_with_and_without_class_images(encoded, capsys):
 def test_either_training_with_its_text_encoder(encoded, stage):
     import torch
 
-    from stages.drawing.sampling import encode_prompt, load_lora, load_models
+    from stages.drawing.loaded_models import load_lora, load_models
+    from stages.drawing.sampling import encode_prompt
 
     settings: dict[str, Any] = {stage: {"train_text_encoder": True, "max_train_steps": 40}}
     write_params(encoded, class_images={"num_class_images": 3}, **settings)

@@ -80,7 +80,7 @@ def test_full_disk_is_seen_before_training(encoded, capsys, monkeypatch):
 def test_full_fine_tuning_writes_a_model_that_draws(encoded, capsys):
     import torch
 
-    from stages.drawing.sampling import load_lora, load_models
+    from stages.drawing.loaded_models import load_lora, load_models
 
     write_params(encoded, train_text2img={"tuned": "full", "learning_rate": 1e-4})
     run_stage("train_text2img", **TEXT2IMG, out="full")

@@ -62,7 +62,7 @@ def draw_again(
     Raises:
         ValueError: the weights are not those that drew it, or the recipe needs another device.
     """
-    from stages.drawing import sampling
+    from stages.drawing import loaded_models, sampling
     from stages.pipeline.recorded import make_recorder
     from stages.pipeline.torch_runtime import prepare, runtime_of, weight_dtype
 
@@ -71,17 +71,17 @@ def draw_again(
     config = validate("recipe", SamplingConfig, {"prompt_syntax": "plain"} | settings)  # older images do not say it
     device = prepare(runtime)
     recorder = make_recorder(runtime.cuda_graphs, device)
-    models = sampling.load_models(model, device, weight_dtype(runtime), recorder)
-    found = sampling.describe(models, config, runtime)
+    models = loaded_models.load_models(model, device, weight_dtype(runtime), recorder)
+    found = loaded_models.describe(models, config, runtime)
     if lora is not None:
-        found |= sampling.describe_lora(lora, recipe.get("lora_scale", 1.0))
+        found |= loaded_models.describe_lora(lora, recipe.get("lora_scale", 1.0))
     if embedding is not None:
-        found |= sampling.describe_word(embedding)
+        found |= loaded_models.describe_word(embedding)
     _check_weights(image, recipe, found, {"lora": lora, "embedding": embedding, "model": model})
     if embedding is not None:
-        models = sampling.load_word(models, embedding)
+        models = loaded_models.load_word(models, embedding)
     if lora is not None:
-        sampling.load_lora(models, lora, recipe["lora_scale"])
+        loaded_models.load_lora(models, lora, recipe["lora_scale"])
     seeds = recipe["batch_seeds"]
     drawn = list(sampling.draw(models, [recipe["prompt"]], seeds, config))
     with atomic_file(out) as part:

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from stages.drawing.config import SamplingConfig
-from stages.drawing.sampling import Models, decode_latents, denoise
+from stages.drawing.loaded_models import Models
+from stages.drawing.sampling import decode_latents, denoise
 from stages.encoding.latents import load_vae
 
 NOISE_SCHEDULER, INFERENCE_STEPS, SEED = "dpmsolver++", 12, 0

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from stages.checkpoints.adapters.lora_files import kohya_name
 from stages.checkpoints.file_names import LORA_METADATA_KEY
+from stages.drawing.loaded_models import load_lora, load_models
 from stages.drawing.lora_loading import attach
-from stages.drawing.sampling import load_lora, load_models
 from tests.checkpoints.adapters.foreign_loras import (
     CONVOLUTION,
     FILES,

@@ -16,17 +16,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from stages.drawing.config import SamplingConfig
+from stages.drawing.loaded_models import Models, load_lora, load_models
 from stages.drawing.noise_schedulers import NOISE_SCHEDULERS
-from stages.drawing.sampling import (
-    Models,
-    draw,
-    encode_prompt,
-    generators,
-    initial_latents,
-    load_lora,
-    load_models,
-    make_noise_scheduler,
-)
+from stages.drawing.sampling import draw, encode_prompt, generators, initial_latents, make_noise_scheduler
 from tests.drawing.tiny_models import save_tiny_checkpoint
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from stages.checkpoints.adapters.lora_files import read_lora
 from stages.checkpoints.file_names import LORA_FILE
+from stages.drawing.loaded_models import load_lora, load_models
 from stages.drawing.lora_loading import attach
-from stages.drawing.sampling import load_lora, load_models
 from stages.encoding.prompts import load_text_encoder
 from stages.lora.adapters import add_adapter, idle_patterns, trained_parameters, write_lora
 from stages.lora.text_encoder import TARGET_MODULES

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stages.checkpoints.adapters.lora_files import other_adapters, read_lora
+from stages.drawing.loaded_models import load_lora, load_models
 from stages.drawing.lora_loading import attach
-from stages.drawing.sampling import load_lora, load_models
 from stages.export import ExportConfig
 from stages.export import stage as export
 from stages.lora.adapters import add_adapter, trained_parameters, write_lora

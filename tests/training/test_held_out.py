@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from stages.checkpoints.file_names import LORA_FILE
-from stages.drawing.sampling import load_lora, load_models
+from stages.drawing.loaded_models import load_lora, load_models
 from stages.encoding.encoded_files import read_encoded_captions, read_encoded_images, write_encoded
 from stages.encoding.prompts import embed_prompts, load_text_encoder
 from stages.lora.batches import Draws, held_out_batches

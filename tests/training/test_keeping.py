@@ -68,7 +68,7 @@ def test_keeping_changes_no_byte_of_the_result(encoded, kind):
 
 
 def test_a_kept_model_draws(encoded):
-    from stages.drawing.sampling import load_models
+    from stages.drawing.loaded_models import load_models
 
     train(encoded, "all weights", "drawn", **KEPT)
     moved, last, before = (

@@ -8,7 +8,7 @@ from stages.checkpoints.file_names import LORA_FILE
 from stages.checkpoints.merging.fusing import fuse
 from stages.checkpoints.model import Model
 from stages.checkpoints.prediction import Prediction
-from stages.drawing.sampling import load_lora, load_models
+from stages.drawing.loaded_models import load_lora, load_models
 from stages.export import ExportConfig
 from stages.export import stage as export
 from tests.training.running import TEXT2IMG, run_stage, write_params

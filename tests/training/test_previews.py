@@ -38,8 +38,9 @@ def test_last_previews_are_what_the_file_draws(encoded):
 
     from stages.drawing.config import SamplingConfig
     from stages.drawing.image_files import read_image_recipe
+    from stages.drawing.loaded_models import load_lora, load_models
     from stages.drawing.preview_images import INFERENCE_STEPS, NOISE_SCHEDULER, SEED
-    from stages.drawing.sampling import draw, load_lora, load_models
+    from stages.drawing.sampling import draw
 
     write_params(
         encoded,

@@ -16,7 +16,8 @@ from stages.checkpoints.merging.config import WEIGHTED_SUM
 from stages.checkpoints.merging.models import merge_models
 from stages.checkpoints.model import read_model, write_model
 from stages.drawing.config import SamplingConfig
-from stages.drawing.sampling import Models, encode_prompt, load_models, sample
+from stages.drawing.loaded_models import Models, load_models
+from stages.drawing.sampling import encode_prompt, sample
 from stages.mini.drawings.caption_attributes import words_of
 from stages.mini.drawings.portraits import CHANCES, STYLES, caption
 from stages.pipeline.progress import track
