@@ -9,7 +9,7 @@ from pydantic import DirectoryPath, Field, FilePath
 from pydantic.dataclasses import dataclass
 
 from stages.dataset.file_paths import names_not_utf8, say
-from stages.pipeline.config import Commit, Count, Repo, Text, strict
+from stages.pipeline.config import Commit, Count, Repo, Table, Text, strict
 
 Seconds = Annotated[int, Field(ge=1, le=600)]
 
@@ -168,7 +168,7 @@ class CaptionEditsConfig:
     """
 
     prefix: Text | None
-    prefixes: dict[Text, Text]
+    prefixes: Table[Text, Text]
     drop_phrases: tuple[Text, ...]
     drop_common_phrases: Annotated[float, Field(gt=0, le=1)] | None
     suffix: Text | None

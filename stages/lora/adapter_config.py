@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from stages.pipeline.config import Count, Positive, Text, strict
+from stages.pipeline.config import Count, Positive, Table, Text, strict
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 OWN_SETTINGS = ("LORA", "LOKR", "LOHA")
@@ -42,7 +42,7 @@ class AdapterConfig:
             directions of each weight and double the rank of the file; "orthogonal" takes an even rank. LoKr and LoHa have
             first weights of their own.
         peft: another kind of adapter that PEFT has, in place of all these but target_modules: its peft_type, such as OFT, BOFT
-            or FOURIERFT, and PEFT's settings for it, of which "rank" is that of the sweep; {} for none.
+            or FOURIERFT, and PEFT's settings for it, of which "rank" is that of the sweep; null for none.
     """
 
     peft_type: Literal["lora", "lokr", "loha"]
@@ -51,10 +51,10 @@ class AdapterConfig:
     use_dora: bool
     lora_dropout: BelowOne
     target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
-    rank_pattern: dict[Text, Count]
-    alpha_pattern: dict[Text, Positive]
+    rank_pattern: Table[Text, Count]
+    alpha_pattern: Table[Text, Positive]
     init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora"]
-    peft: dict[Text, Any]
+    peft: Table[Text, Any]
 
     def __post_init__(self) -> None:
         """Refuse what PEFT would ignore, and what its file could not say."""

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from stages.lora.adapter_config import AdapterConfig, BelowOne
 from stages.lora.objective import LossConfig, NoiseConfig
-from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Text, strict
+from stages.pipeline.config import ClipSkip, Count, Fraction, NonNegative, Positive, Table, Text, strict
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """What an optimizer needs besides torch."""
@@ -70,7 +70,7 @@ class OptimizerConfig:
     """
 
     optimizer: Optimizer
-    optimizer_args: dict[Text, Any]
+    optimizer_args: Table[Text, Any]
     max_train_steps: Count
     learning_rate: Positive
     lr_scheduler: Literal[
@@ -92,7 +92,7 @@ class OptimizerConfig:
     adam_epsilon: Positive
     max_grad_norm: Positive | None
     loraplus_lr_ratio: Positive | None
-    block_lr: dict[Block, NonNegative]
+    block_lr: Table[Block, NonNegative]
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
 
     def __post_init__(self) -> None:
@@ -235,7 +235,7 @@ class DreamboothConfig(TrainingConfig):
     """
 
     instance_prompt: Text | None
-    instance_prompts: dict[Text, Text]
+    instance_prompts: Table[Text, Text]
     class_prompt: Text | None
     clip_skip: ClipSkip
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -30,6 +31,8 @@ YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 strict = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
@@ -48,6 +51,8 @@ Count = Annotated[int, Field(ge=1)]
 """A whole number of at least 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
+Table = Annotated[dict[K, V], BeforeValidator(lambda value: {} if value is None else value)]
+"""Values by names; null for none, in whose place Hydra takes `setting={name: value}`, which it does not add to {}."""
 Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 """Pixels of one side; a multiple of 8, the reduction of Stable Diffusion's VAE."""
 ClipSkip = Annotated[int, Field(ge=0, le=31)]
@@ -211,7 +216,7 @@ class ExperimentConfig:
 
     name: Text
     trigger: Text | None
-    subjects: dict[Text, Text]
+    subjects: Table[Text, Text]
     resolution: Resolution
     clip_skip: ClipSkip
     prompt_syntax: Literal["plain", "a1111"]

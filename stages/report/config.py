@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, FilePath
 from pydantic.dataclasses import dataclass
 
 from stages.measures.comparing import BY_KEY
-from stages.pipeline.config import Count, Repo, Text, strict
+from stages.pipeline.config import Count, Repo, Table, Text, strict
 from stages.pipeline.variants import Kind
 
 Index = Annotated[int, Field(ge=0)]
@@ -94,7 +94,7 @@ class ReportConfig(GridStyle):
 
     title: Text
     names: Names
-    subjects: dict[Text, Text]
+    subjects: Table[Text, Text]
     primary: Annotated[str, AfterValidator(_is_measure)]
     contrasts: Annotated[tuple[tuple[Kind, Kind], ...], Field(min_length=1)]
     images_per_cell: Count

@@ -25,10 +25,7 @@ def _committed(group: str) -> dict[str, Any]:
 
 
 def conf_values(group: str, **changes: Any) -> dict[str, Any]:
-    values = copy.deepcopy(_committed(group))
-    shared: dict[str, Any] = {"${subjects}": {}, "${prompt_syntax}": "plain"}
-    derived = {name: shared[value] for name, value in values.items() if isinstance(value, str) and value in shared}
-    return values | derived | changes
+    return copy.deepcopy(_committed(group)) | changes
 
 
 def training_config(**changes: Any) -> TrainingConfig:

@@ -65,6 +65,25 @@ def test_an_unknown_preset_is_answered_with_the_known_ones(repository, capsys):
     assert said.startswith("compose: error: experiment: given 'nope': there is asuka, eight_bit, mini, mini_8bit, smoke;")
 
 
+def test_a_mapping_is_given_whole_without_a_plus_sign(repository):
+    given = {
+        "train_text2img.peft": {"peft_type": "OFT", "r": 0, "oft_block_size": "rank"},
+        "train_text2img.block_lr": {"M00": 0.5},
+        "train_dreambooth.rank_pattern": {"attn2.to_k": 8},
+        "train_dreambooth.optimizer_args": {"momentum": 0.9},
+        "subjects": {"asuka": "asuka", "rei": "rei"},
+    }
+    main(
+        [f"{setting}={yaml.safe_dump(value, default_flow_style=True, width=1000).strip()}" for setting, value in given.items()]
+    )
+    for setting, value in given.items():
+        section, _, name = setting.rpartition(".")
+        assert (params()[section] if section else params())[name] == value
+    assert params()["compare"]["subjects"] == given["subjects"]
+    main([])
+    assert validate_all(params())[""].subjects == validate_all(params())["train_text2img"].block_lr == {}
+
+
 def test_the_environment_does_not_get_into_params(repository, monkeypatch, capsys):
     monkeypatch.setenv("SECRET", "very secret")
     for override in ("compare.title=${oc.env:SECRET}", "compare.title=${oc.env:SECRET,x}"):
