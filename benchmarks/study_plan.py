@@ -37,6 +37,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "LoRA+": {"loraplus_lr_ratio": 16.0},
     "AdamW schedule-free": {"optimizer": "schedulefree.AdamWScheduleFree", "lr_scheduler": "constant"},
     "shuffled tags": {"shuffle_caption": True, "caption_tag_dropout": 0.1},
+    "EVA": {"init_lora_weights": "eva"},
+    "CorDA": {"init_lora_weights": "corda"},
     "OFT": {"peft": {"peft_type": "OFT", "r": 0, "oft_block_size": "rank"}},
 }
 """Settings of a text2img LoRA that are held against the one without them."""

@@ -86,12 +86,13 @@ def repository(tmp_path_factory) -> Repository:
 
 
 @pytest.fixture
-def baseline(repository) -> Iterator[Repository]:
-    """The repository as it was, before and after the test: on the way back what does not persist comes from the cache."""
-    yield repository
-    repository.git("checkout", "-q", "--", "conf", "stages", "params.yaml")
-    assert repository.repro() <= PERSISTS
-    assert repository.repro() == set()
+def baseline(repository, tmp_path) -> Iterator[Repository]:
+    """A copy of the repository with the same cache, for a test to change."""
+    clone = Repository(tmp_path / "copy")
+    shutil.copytree(repository.root, clone.root, ignore=lambda folder, _: ["cache"] if folder.endswith("/.dvc") else [])
+    (clone.root / ".dvc/config.local").write_text(f"[cache]\n    dir = {repository.root / '.dvc/cache'}\n")
+    yield clone
+    shutil.rmtree(clone.root)
 
 
 def drawn(*variants: str) -> set[str]:
@@ -122,6 +123,16 @@ def test_comment_in_conf_and_a_preset_that_is_not_composed_run_nothing(baseline)
     with (baseline.root / "conf/config.yaml").open("a") as file:
         file.write("# a comment\n")
     baseline.edit("conf/experiment/asuka.yaml", "min_size: 256", "min_size: 512")
+    assert baseline.repro() == set()
+
+
+def test_what_was_made_before_comes_from_the_cache(baseline):
+    baseline.compose("export.dtype=float32", "export.lora_dtype=float16")
+    assert baseline.repro() == {"export@model-a0.7", f"export@{TEXT2IMG}", f"export@{DREAMBOOTH}"}
+    baseline.edit("stages/report/templates/page.html.jinja", "<main>", "<main><!-- another -->")
+    assert baseline.repro() == {"compare"}
+    baseline.git("checkout", "-q", "--", "conf", "stages", "params.yaml")
+    assert baseline.repro() <= PERSISTS
     assert baseline.repro() == set()
 
 
@@ -195,14 +206,11 @@ def test_text2img_learning_rate(baseline):
 
 def test_a_config_beside_a_single_file_is_read_again_when_it_is_edited(baseline):
     neighbour = baseline.root / "data/mini/toon.yaml"
-    try:
-        neighbour.write_text("model: {params: {parameterization: eps}}\n")
-        baseline.compose()
-        assert baseline.repro() == {"base@theta0"}
-        neighbour.write_text("model: {params: {parameterization: eps}}  # as before\n")
-        assert baseline.repro() == {"base@theta0"}
-    finally:
-        neighbour.unlink()
+    neighbour.write_text("model: {params: {parameterization: eps}}\n")
+    baseline.compose()
+    assert baseline.repro() == {"base@theta0"}
+    neighbour.write_text("model: {params: {parameterization: eps}}  # as before\n")
+    assert baseline.repro() == {"base@theta0"}
 
 
 def test_a_prompt_in_place_of_another_is_drawn_by_every_variant_and_the_others_are_taken_over(baseline):

@@ -35,17 +35,17 @@ def test_diffusers_draws_the_same_image_with_the_file(encoded):
     import numpy as np
     from diffusers import DDIMScheduler
 
-    from stages.drawing import sampling
+    from stages.drawing import loaded_models, sampling
     from stages.drawing.config import SamplingConfig
 
     write_params(encoded, train_textual_inversion={"learning_rate": 0.5})
     run_stage("train_textual_inversion", **WORD, out="word")
     config = SamplingConfig("", "ddim", 3, 4.0, 32, 1, 0, "plain")
     cpu = torch.device("cpu")
-    models = sampling.load_word(sampling.load_models(encoded / "model", cpu), encoded / "word")
+    models = loaded_models.load_word(loaded_models.load_models(encoded / "model", cpu), encoded / "word")
     (ours,) = sampling.draw(models, ["asuka, a portrait"], [7], config)
-    (without,) = sampling.draw(sampling.load_models(encoded / "model", cpu), ["asuka, a portrait"], [7], config)
-    plain = sampling.load_models(encoded / "model", cpu)
+    (without,) = sampling.draw(loaded_models.load_models(encoded / "model", cpu), ["asuka, a portrait"], [7], config)
+    plain = loaded_models.load_models(encoded / "model", cpu)
     parts: dict[str, Any] = {part: getattr(plain, part) for part in ("unet", "vae", "text_encoder", "tokenizer")}
     scheduler = DDIMScheduler.from_config(sampling.make_noise_scheduler(encoded / "model", "ddim").config)
     loaded = pipeline_of(**parts, scheduler=scheduler)

@@ -12,6 +12,10 @@ OWN_SETTINGS = ("LORA", "LOKR", "LOHA")
 """Kinds of adapters that have settings of their own, by PEFT's names."""
 RANK = "rank"
 """What stands for the rank of the sweep among the settings of another kind of adapter."""
+ON_CHANGED_WEIGHTS = ("pissa", "olora", "corda")
+"""First weights of a LoRA that are taken off the model's own."""
+BY_DATA = ("eva", "corda")
+"""First weights of a LoRA that depend on the data."""
 
 
 def _number_or_rank(value: Any) -> Any:
@@ -39,8 +43,9 @@ class AdapterConfig:
         alpha_pattern: other alphas, likewise; with lora_alpha "rank" they come before the ranks of rank_pattern.
         init_lora_weights: first weights of a LoRA; the adapter begins as nothing added whichever is chosen. "pissa"
             (Meng et al. 2024, arXiv:2404.02948) and "olora" (Büyükakyüz 2024, arXiv:2406.01775) begin with the main
-            directions of each weight and double the rank of the file; "orthogonal" takes an even rank. LoKr and LoHa have
-            first weights of their own.
+            directions of each weight and double the rank of the file; "orthogonal" takes an even rank. "eva" and "corda" look
+            at the data before the first step (`stages.lora.data_init`), "corda" as "pissa" does. LoKr and LoHa have first
+            weights of their own.
         peft: another kind of adapter that PEFT has, in place of all these but target_modules: its peft_type, such as OFT, BOFT
             or FOURIERFT, and PEFT's settings for it, of which "rank" is that of the sweep; null for none.
     """
@@ -53,7 +58,7 @@ class AdapterConfig:
     target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
     rank_pattern: Table[Text, Count]
     alpha_pattern: Table[Text, Positive]
-    init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora"]
+    init_lora_weights: Literal["gaussian", "kaiming", "orthogonal", "pissa", "olora", "eva", "corda"]
     peft: Table[Text, Any]
 
     def __post_init__(self) -> None:
@@ -65,7 +70,7 @@ class AdapterConfig:
             for name, value in of_lora.items():
                 if value:
                     raise ValueError(f"{name}: given {value!r}: {self.peft_type} has none; only lora does")
-        if self.use_dora and self.init_lora_weights in ("pissa", "olora"):
+        if self.use_dora and self.init_lora_weights in ON_CHANGED_WEIGHTS:
             raise ValueError(f"init_lora_weights: given {self.init_lora_weights!r}: not together with use_dora")
 
     def _check_peft(self) -> None:
@@ -81,6 +86,11 @@ class AdapterConfig:
     def kind(self) -> str:
         """What kind of adapter it is, by PEFT's name for it."""
         return str(self.peft.get("peft_type", self.peft_type)).upper()
+
+    @property
+    def begins_with_data(self) -> bool:
+        """Whether the first weights depend on the data."""
+        return self.kind == "LORA" and self.init_lora_weights in BY_DATA
 
     @property
     def has_rank(self) -> bool:

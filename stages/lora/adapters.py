@@ -15,25 +15,32 @@ from torch import Tensor, nn
 
 from stages.checkpoints.adapters.lora_patterns import first_pattern
 from stages.checkpoints.file_names import LORA_METADATA_KEY
-from stages.lora.adapter_config import RANK, AdapterConfig
+from stages.lora.adapter_config import BY_DATA, ON_CHANGED_WEIGHTS, RANK, AdapterConfig
+from stages.lora.data_init import Passes, look, settings_of, take
 
 
 def add_adapter(
-    model: nn.Module, rank: int, config: AdapterConfig, target_modules: Sequence[str], seed: int
+    model: nn.Module,
+    rank: int,
+    config: AdapterConfig,
+    target_modules: Sequence[str],
+    seed: int,
+    passes: Passes | None = None,
 ) -> dict[str, Tensor]:
     """Add an adapter that at first changes nothing; its weights are then the only ones that require a gradient.
 
     Args:
-        model: a UNet or a text encoder, on the CPU in float32, so that the first weights are the same for every device and
-            dtype.
+        model: a UNet or a text encoder, in float32, and on the CPU, so that the first weights are the same for every device and
+            dtype; where they come from the data, on the device of `passes`.
         rank: of each adapter matrix, where `config.rank_pattern` names no other.
         config: the kind of adapter.
         target_modules: layers that get an adapter, by the end of their names.
         seed: of the first weights.
+        passes: of the data through the model, where first weights come from it (EVA, CorDA).
 
     Returns:
-        The first weights by name, if PEFT took what they add off the model's own weights (PiSSA, OLoRA): `write_lora` needs
-        them. Otherwise nothing.
+        The first weights by name, if PEFT took what they add off the model's own weights (PiSSA, OLoRA, CorDA): `write_lora`
+        needs them. Otherwise nothing.
 
     Raises:
         ValueError: a target names no layer of this model, or the adapter is not for such layers.
@@ -46,13 +53,16 @@ def add_adapter(
             )
     torch.manual_seed(seed)
     added: Any = model
+    adapter: Any = peft_config(rank, config, target_modules)
+    first_factors = look(model, adapter, passes) if passes is not None and config.begins_with_data else {}
     try:
-        added.add_adapter(peft_config(rank, config, target_modules))
+        added.add_adapter(adapter)
     except (RuntimeError, TypeError, ValueError) as error:
         settings = f"peft: PEFT refuses {dict(config.peft)} on these layers" if config.peft else ""
         said = settings or "target_modules, init_lora_weights: PEFT refuses them together"
         raise ValueError(f"{said}: {' '.join(str(error).split())}") from error
-    if config.peft or config.peft_type != "lora" or config.init_lora_weights not in ("pissa", "olora"):
+    take(model, first_factors)
+    if config.kind != "LORA" or config.init_lora_weights not in ON_CHANGED_WEIGHTS:
         return {}
     return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
@@ -84,6 +94,7 @@ def peft_config(rank: int, config: AdapterConfig, target_modules: Sequence[str])
         use_dora=config.use_dora,
         lora_dropout=config.lora_dropout,
         init_lora_weights=first_weights,
+        **settings_of(config.init_lora_weights),
         **shared,
     )
 
@@ -164,6 +175,8 @@ def write_lora(
 def _settings_of(model: Any) -> dict[str, Any]:
     """The settings of a model's only adapter, with the ranks and alphas that its layers have in place of patterns."""
     values = model.peft_config["default"].to_dict()
+    if values.get("init_lora_weights") in BY_DATA:  # who loads the file has no data
+        values |= {"init_lora_weights": True, "eva_config": None, "corda_config": None}
     if not values.get("rank_pattern") and not values.get("alpha_pattern"):
         return values
     alpha = "lora_alpha" if "lora_alpha" in values else "alpha"

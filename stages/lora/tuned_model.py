@@ -18,8 +18,10 @@ from stages.checkpoints.file_names import EMBEDDING_FILE, LORA_FILE, UNET_FILE, 
 from stages.checkpoints.files.tensors import sha256
 from stages.encoding.words import Learned, NewWord, write_learned
 from stages.lora.adapters import add_adapter, write_lora
+from stages.lora.data_init import Passes, make_passes
 from stages.lora.examples import Examples
 from stages.lora.fused import fuse_linear_layers
+from stages.lora.processes import process_number
 from stages.lora.run import Run
 from stages.lora.text_encoder import TARGET_MODULES, with_text_encoder
 
@@ -79,17 +81,26 @@ def _with_trained_weights(run: Run) -> Tuned:
     if config.tuned == "embedding" and prompts is not None:
         whole = with_text_encoder(unet, run.model, prompts)
         return Tuned(whole, {"unet": unet}, {}, whole.vectors)
-    first_weights = {"unet": add_adapter(unet, run.rank, config, config.target_modules, run.seed)}
-    if prompts is None:
+    both = None if prompts is None else with_text_encoder(unet, run.model, prompts)
+    passes = _passes(run, unet if both is None else both)
+    first_weights = {"unet": add_adapter(unet, run.rank, config, config.target_modules, run.seed, passes)}
+    if both is None:
         return Tuned(unet, {"unet": unet}, first_weights)
-    both = with_text_encoder(unet, run.model, prompts)
     if not config.train_text_encoder:
         return Tuned(both, {"unet": unet}, first_weights, both.vectors)
     plain = replace(config, rank_pattern={}, alpha_pattern={})  # they name layers of the UNet
-    first_weights["text_encoder"] = add_adapter(both.text_encoder, run.rank, plain, TARGET_MODULES, run.seed)
+    first_weights["text_encoder"] = add_adapter(both.text_encoder, run.rank, plain, TARGET_MODULES, run.seed, passes)
     if both.vectors is not None:
         both.vectors.requires_grad_(True)  # an adapter makes all else that there is not require one
     return Tuned(both, {"unet": unet, "text_encoder": both.text_encoder}, first_weights, both.vectors)
+
+
+def _passes(run: Run, model: nn.Module) -> Passes | None:
+    """The data through a model, which is moved to where it computes, if first weights come from there."""
+    if not run.config.begins_with_data:
+        return None
+    model.to(run.device)
+    return make_passes(run, model, load_noise_scheduler(run.model), process_number() == 0)
 
 
 def move(model: nn.Module, device: torch.device) -> None:

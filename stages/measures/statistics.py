@@ -106,9 +106,15 @@ def student_p(t: float, degrees: float) -> float:
 @lru_cache(maxsize=4096)
 def student_quantile(inside: float, degrees: float) -> float:
     """The t between whose negative and itself Student's distribution lies with the probability `inside`."""
-    outside, farthest = 1 - inside, math.tan(math.pi * inside / 2)  # of one degree of freedom, the farthest of all
+    scale = 2 * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi * degrees)
+
+    def slope(t: float) -> float:
+        return -scale * float(1 + t * t / degrees) ** (-(degrees + 1) / 2)
+
+    # The normal distribution's is less, and the chance beyond t is convex: from there Newton's method never goes too far.
+    nearest = math.sqrt(2) * float(erfinv(inside))
     return float(
-        findroot(lambda t: student_p(t, degrees) - outside, (0, 1.01 * farthest), solver="anderson", maxsteps=100, verify=False)
+        findroot(lambda t: student_p(t, degrees) - (1 - inside), nearest, solver="newton", df=slope, maxsteps=100, verify=False)
     )
 
 

@@ -41,7 +41,7 @@ def params(tmp_path):
 def test_every_way_of_the_plan_can_be_trained_and_has_a_place_of_its_own(study, params, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     planned = study.Study(params, 400, 5, 1, root=tmp_path)
-    assert len({cell.name for cell in planned.cells()}) == len(planned.cells()) == 1 + 25 * 3 * 5
+    assert len({cell.name for cell in planned.cells()}) == len(planned.cells()) == 1 + 27 * 3 * 5
     assert {arm for pair in study.CONTRASTS for arm in pair} == set(study.ARMS)
     for arm in study.ARMS:
         settings = arm.settings(params[f"train_{arm.method}"])
