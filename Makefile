@@ -33,7 +33,7 @@ test: venv ## Lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-gpu: venv ## The tests that need a CUDA GPU
 	$(BIN)/pytest -m gpu

@@ -80,7 +80,7 @@ class Rounds:
         self.passes.forward(batch)
 
 
-def make_passes(run: Run, model: nn.Module, noise_scheduler: Any, speaks: bool) -> Passes:
+def make_passes(run: Run, model: Any, noise_scheduler: Any, speaks: bool) -> Passes:
     """Passes of a run's instance images through its model, on the run's device, where the model must be."""
     draws = Draws(run.seed, noise_scheduler.config["num_train_timesteps"], run.config.random_flip, run.config)
 
