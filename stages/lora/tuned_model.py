@@ -59,8 +59,6 @@ def prepare_model(run: Run) -> Tuned:
     """
     tuned = _with_trained_weights(run)
     unet: Any = tuned.parts["unet"]
-    for stream in run.streams:
-        check_examples(unet, stream.examples)
     cast_frozen(tuned.model, run.dtype)
     move(tuned.model, run.device)
     if run.config.gradient_checkpointing:
@@ -75,6 +73,8 @@ def prepare_model(run: Run) -> Tuned:
 def _with_trained_weights(run: Run) -> Tuned:
     config, prompts = run.config, run.trained_prompts
     unet = load_unet(run.model)
+    for stream in run.streams:
+        check_examples(unet, stream.examples)
     if config.tuned == "full":
         unet.requires_grad_(True)
         return Tuned(unet, {"unet": unet}, {})

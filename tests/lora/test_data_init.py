@@ -146,6 +146,14 @@ def test_eva_ends_where_its_directions_do_not_settle(model):
         prepare_model(run_of(model, "eva", rank=512, train_batch_size=1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_of_another_model_are_refused_before_they_are_looked_at(model, kind):
+    stream = make_stream()
+    narrow = replace(stream, examples=replace(stream.examples, prompt_embeds=stream.examples.prompt_embeds[..., :4]))
+    with pytest.raises(ValueError, match="the prompts are embedded in 4 numbers"):
+        prepare_model(run_of(model, kind, streams=[narrow]))
+
+
 def test_corda_is_refused_on_convolutions(model):
     with pytest.raises(ValueError, match="target_modules, init_lora_weights: PEFT refuses them together"):
         prepare_model(run_of(model, "corda", target_modules=["conv1"]))
