@@ -138,7 +138,8 @@ class Evidence:
                 pair = [[Cell(arm, self.found[arm].rate, seed) for seed in seeds] for arm in (one, other)]
                 declared.append(Declared((one.name, other.name), [self.reported_values(cells) for cells in pair]))
         seeds = int(self.odd.sum())
-        return compare(declared, self.asks[self.reported], seeds, PRIMARY.key) if declared else []
+        primary = PRIMARY.key if all(arm in self.found for arm in CONTRASTS[0]) else ""
+        return compare(declared, self.asks[self.reported], seeds, primary) if declared else []
 
     def by_chance(self) -> tuple[int, int, int, int]:
         """How many pairs differ in the training seed alone, and how many of them are told apart: of files, then of methods.

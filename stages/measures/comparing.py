@@ -143,7 +143,7 @@ def compare(declared: Sequence[Declared], asks: NDArray[np.bool_], seeds: int, p
         declared: the differences that are looked at; the first is the main one.
         asks: (P,), whether a prompt asks for what the LoRAs learnt.
         seeds: of the noise, for each prompt.
-        primary: the key of the measure that matters most.
+        primary: the key of the measure that matters most; "" where no question is the main one, and all share alike.
     """
     made: list[tuple[Measure, Declared, Interval]] = []
     for each in declared:

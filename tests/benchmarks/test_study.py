@@ -172,6 +172,18 @@ def test_at_one_learning_rate_nothing_is_chosen_and_all_is_reported(study, plann
     assert "learning rate than those tried" not in said
 
 
+def test_without_the_ways_of_the_main_question_there_is_none(study, planned):
+    changed, plain = replace(study.TEXT2IMG, text_encoder=False, change="min-SNR"), replace(study.TEXT2IMG, text_encoder=False)
+    planned = replace(planned, tried=[1], arms=[plain, changed])
+    for arm, named in ((plain, 0.2), (changed, 0.9)):
+        write_arm(planned, study, arm, {0.003: named})
+    said = tables(planned)
+    assert "main question" not in said
+    assert (
+        "- text2img (LoRA, min-SNR) against text2img (LoRA): better by the likeness gained by naming the subject: +0." in said
+    )
+
+
 def test_ways_that_are_alike_are_told_apart_by_chance_alone(study, planned):
     for arm in planned.arms:
         write_arm(planned, study, arm, {0.003: 0.5, 0.009: 0.5, 0.027: 0.5})
