@@ -127,7 +127,7 @@ def test_comment_in_conf_and_a_preset_that_is_not_composed_run_nothing(baseline)
 
 
 def test_what_was_made_before_comes_from_the_cache(baseline):
-    baseline.compose("export.dtype=float32", "export.lora_dtype=float16")
+    baseline.edit("stages/export.py", "def stage(", "BEFORE = 1\n\n\ndef stage(")
     assert baseline.repro() == {"export@model-a0.7", f"export@{TEXT2IMG}", f"export@{DREAMBOOTH}"}
     baseline.edit("stages/report/templates/page.html.jinja", "<main>", "<main><!-- another -->")
     assert baseline.repro() == {"compare"}

@@ -100,7 +100,7 @@ def head(comparison: Comparison, variant: Variant) -> ModelCardData:
 
 def _adapter(settings: Mapping[str, Any]) -> str:
     """The kind of adapter, as tags have it."""
-    return str(settings["peft"].get("peft_type", settings["peft_type"])).lower()
+    return str((settings["peft"] or settings)["peft_type"]).lower()
 
 
 def _arm(comparison: Comparison, variant: Variant) -> Variant:

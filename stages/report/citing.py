@@ -79,7 +79,7 @@ def _objective(settings: Mapping[str, Any]) -> Iterator[str]:
             yield words.format_map(numbers)
     if settings["min_timestep"] or settings["max_timestep"]:
         yield f"at timesteps from {settings['min_timestep']} to before {settings['max_timestep'] or 'the end'}"
-    rates = [f"{block} at {in_full(factor)} times the rate" for block, factor in settings["block_lr"].items()]
+    rates = [f"{block} at {in_full(factor)} times the rate" for block, factor in (settings["block_lr"] or {}).items()]
     if rates:
         yield f"with {_listed(rates)}"
 
@@ -107,7 +107,7 @@ def _optimizer(settings: Mapping[str, Any]) -> str:
     if settings["optimizer"] == "prodigy":
         return "Prodigy"
     if "." in settings["optimizer"]:
-        given = _listed(f"{name} {value}" for name, value in settings["optimizer_args"].items())
+        given = _listed(f"{name} {value}" for name, value in (settings["optimizer_args"] or {}).items())
         return settings["optimizer"] + (f" ({given})" if given else "")
     name = "8-bit AdamW" if settings["optimizer"] == "adamw_8bit" else "AdamW"
     betas = f"{in_full(settings['adam_beta1'])} and {in_full(settings['adam_beta2'])}"
