@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-LONGEST = ("test_dag.py", "test_interruptions.py", "test_settings.py")
+LONGEST = ("test_dag.py", "test_interruptions.py", "test_trainings_of_the_dag.py", "test_settings.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
