@@ -103,6 +103,11 @@ def student_p(t: float, degrees: float) -> float:
     return float(betainc(degrees / 2, 0.5, 0, degrees / (degrees + t * t), regularized=True))
 
 
+def normal_quantile(inside: float) -> float:
+    """The z between whose negative and itself the normal distribution lies with the probability `inside`."""
+    return math.sqrt(2) * float(erfinv(inside))
+
+
 @lru_cache(maxsize=4096)
 def student_quantile(inside: float, degrees: float) -> float:
     """The t between whose negative and itself Student's distribution lies with the probability `inside`."""
@@ -112,7 +117,7 @@ def student_quantile(inside: float, degrees: float) -> float:
         return -scale * float(1 + t * t / degrees) ** (-(degrees + 1) / 2)
 
     # The normal distribution's is less, and the chance beyond t is convex: from there Newton's method never goes too far.
-    nearest = math.sqrt(2) * float(erfinv(inside))
+    nearest = normal_quantile(inside)
     return float(
         findroot(lambda t: student_p(t, degrees) - (1 - inside), nearest, solver="newton", df=slope, maxsteps=100, verify=False)
     )
@@ -168,7 +173,7 @@ def area_under_curve(positives: ArrayLike, negatives: ArrayLike) -> Interval:
     one, other = np.asarray(positives, dtype=float)[:, None], np.asarray(negatives, dtype=float)[None, :]
     found = float((one > other).mean() + (one == other).mean() / 2)
     positive_count, negative_count = one.size, other.size
-    reach = math.sqrt(2) * float(erfinv(CONFIDENCE))
+    reach = normal_quantile(CONFIDENCE)
 
     def beyond(area: float) -> float:
         mean = (positive_count + negative_count) / 2 - 1

@@ -8,6 +8,7 @@ python -m stages.pipeline.compose train_text2img.learning_rate=5e-4 'sweep.alpha
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,13 @@ def group_values(group: str, conf: Path = CONF) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     composed = _composed(conf, f"{group}/default")[group]
+    values: Any = OmegaConf.to_container(composed, resolve=False)
     shared: Any = OmegaConf.load(conf / "config.yaml")
     shared[group] = composed
-    values: dict[str, Any] = {}
     for name in composed:
-        value: Any = OmegaConf.to_container(composed, resolve=False)
-        try:
+        with suppress(OmegaConfBaseException):
             found = shared[group][name]
             values[name] = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
-        except OmegaConfBaseException:
-            values[name] = value[name]
     return values
 
 
